@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * replay.h - the worker's side of a session: takes call records from the ring, replays them on a driver
+ * behind one vtable (real libcuda or the software GPU), answers. One replay thread per session.
+ *
+ * Everything in the segment is hostile. The loop copies a header out before it looks at it; handlers get
+ * the copy. `payload` points into the ring: read each byte of it once, into locals, before checking.
+ */
+#ifndef VGPU_REPLAY_H
+#define VGPU_REPLAY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../../shim/libcuda/cuda_types.h"
+#include "../../transport/_generated_calls.h"
+#include "../../transport/wire.h"
+#include "_generated_driver.h"
+
+struct replay_table; /* handles of one kind */
+struct replay_pending; /* fences and event waits not yet done */
+
+struct vgpu_replay {
+    struct vgpu_driver driver; /* every field callable; what is missing refuses */
+    int device;                /* CUdevice on this host */
+    void *context;             /* the session's primary context (retained while warm) */
+    uint8_t *segment;          /* mapped at page->worker_address */
+    uint64_t segment_size;
+    struct vgpu_session_page *page;
+    struct vgpu_grant_page *grant;
+    uint64_t ring_offset, ring_size, slots_offset, fences_offset, arena_offset, arena_size; /* trusted copies */
+    uint32_t slot_count, fence_count;
+    uint64_t arena_registered; /* bytes from the arena's start the driver knows */
+    int lifeline;              /* socket to the guest */
+    struct replay_table *tables[VGPU_KIND_COUNT];
+    struct replay_pending *pending;
+    uint64_t current_context;  /* wire handle the replay thread's driver context stands for */
+    void *helper_stream;       /* non-blocking; joins streams for context fences */
+    bool gpu_fences;           /* the device writes fence words itself */
+    uint64_t memory_used;      /* bytes counted against grant->memory_limit_bytes */
+};
+
+#define REPLAY_PARAMETERS                                                                                  \
+    struct vgpu_replay *replay, const struct vgpu_call *call, const void *payload, struct vgpu_result *result, uint8_t *reply
+#define REPLAY_UNUSED (void)replay, (void)call, (void)payload, (void)result, (void)reply
+/* A handler replays one call. Its status goes into the result (reply) or becomes the session's deferred error
+ * (async). `reply` has VGPU_SLOT_PAYLOAD_LIMIT private bytes; set result->payload_length to what is used. */
+typedef CUresult replay_handler(REPLAY_PARAMETERS);
+struct replay_entry { const char *name; replay_handler *handler; };
+extern const struct replay_entry replay_entries[VGPU_CALL_COUNT];
+
+/* ---- handles (handles.c) ---- */
+bool replay_lookup(struct vgpu_replay *replay, unsigned kind, uint64_t handle, void **real); /* false: forged or stale */
+bool replay_bind(struct vgpu_replay *replay, unsigned kind, uint64_t guest_chosen, void *real); /* false: taken or invalid */
+uint64_t replay_intern(struct vgpu_replay *replay, unsigned kind, void *real); /* worker-chosen handle, the same for the same pointer */
+void replay_unbind(struct vgpu_replay *replay, unsigned kind, uint64_t handle);
+void replay_unbind_real(struct vgpu_replay *replay, unsigned kind, void *real);
+bool replay_stream(struct vgpu_replay *replay, uint64_t id, void **real); /* 0 = the legacy stream */
+/* A function argument may be a CUfunction or a CUkernel; the driver takes either as CUfunction in launches. */
+bool replay_function(struct vgpu_replay *replay, uint64_t handle, void **real, bool *is_kernel);
+void replay_each(struct vgpu_replay *replay, unsigned kind, void (*visit)(struct vgpu_replay *, uint64_t handle, void *real, void *user), void *user);
+/* Streams remember whether work was submitted since the last context fence. */
+void replay_stream_dirty(struct vgpu_replay *replay, uint64_t stream_id);
+
+/* ---- arena and fences ---- */
+/* Address of [offset, offset+size) of the segment if it lies wholly in the arena, else NULL. The worker's host
+ * address equals the device address of registered arena memory. */
+void *replay_arena(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
+bool replay_arena_is_registered(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
+/* Make fence word `index` become `value` once all work submitted to `stream` so far is done. Index 0 is "no fence". */
+CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, uint64_t value);
+CUresult replay_fence_event(struct vgpu_replay *replay, void *event, uint32_t index, uint64_t value);
+/* Store the fence word now (work was synchronous). */
+void replay_fence_now(struct vgpu_replay *replay, uint32_t index, uint64_t value);
+/* Called when the driver returned an error that poisons the context (700-class): becomes the session's sticky error. */
+void replay_fault(struct vgpu_replay *replay, CUresult error);
+bool replay_is_sticky(CUresult error);
+/* Quota: false means CUDA_ERROR_OUT_OF_MEMORY without asking the driver. */
+bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes);
+void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes);
+/* Host functions: returns when the guest has run it (called on the driver's callback thread). */
+void replay_host_function(struct vgpu_replay *replay, uint32_t kind, uint64_t function, uint64_t user, uint64_t stream, uint32_t status);
+
+#endif

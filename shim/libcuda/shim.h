@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * shim.h - what every file of libcuda.so.1 may use: the session, how a call is submitted, how a thread
+ * waits, handles, contexts and the allocation table. One session per process; one ring, one total order.
+ */
+#ifndef VGPU_SHIM_H
+#define VGPU_SHIM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../../transport/_generated_calls.h"
+#include "../../transport/wire.h"
+#include "cuda_types.h"
+
+/* ---- session (session.c) ---- */
+
+struct shim_session {
+    uint8_t *base; /* the segment as mapped here */
+    const struct vgpu_device_page *device;
+    struct vgpu_session_page *page;
+    uint8_t *ring;
+    uint64_t ring_mask;
+    struct vgpu_slot *slots;
+    uint64_t *fences;
+    uint8_t *arena; /* guest address of arena byte 0 */
+    uint64_t arena_offset, arena_size, worker_address;
+    int lifeline;   /* socket to the worker: doorbell, and its end is the other's death */
+    bool identical; /* the segment lies at worker_address here: host pointer == device pointer */
+};
+extern struct shim_session shim;
+
+/* cuInit's work: find a mediator, attach, map. Idempotent and thread-safe. CUDA_ERROR_NO_DEVICE without one. */
+CUresult shim_initialise(void);
+/* Is the library initialised, alive, and free of a sticky error? Every entry that needs the device begins so. */
+CUresult shim_enter(void);
+/* The same, and the calling thread has a current context (else CUDA_ERROR_INVALID_CONTEXT), which the ring is
+ * told of if the last record ran under another one. */
+CUresult shim_enter_context(void);
+/* Answer of a refused function: counts it by name, returns CUDA_ERROR_NOT_SUPPORTED. */
+CUresult shim_refuse(unsigned call_id);
+bool shim_is_torn_down(void);
+void shim_log(const char *format, ...) __attribute__((format(printf, 1, 2))); /* only when VGPU_LOG is set */
+
+/* ---- submission (ring.c). All of them are safe from any thread; order of return is order of replay. ---- */
+
+/* One record, nobody waits. payload (length <= VGPU_INLINE_LIMIT) is copied before the call returns.
+ * Blocks only while the ring is full or the host says BUSY. */
+CUresult shim_async(unsigned call, const uint64_t argument[8], const void *payload, uint32_t length);
+/* The same with two payload parts, for callers that would otherwise have to join them first. */
+CUresult shim_async2(unsigned call, const uint64_t argument[8], const void *a, uint32_t a_length, const void *b, uint32_t b_length);
+/* One round trip. Up to 4 values come back in value (may be NULL); reply payload, cut to `capacity`, in reply,
+ * its true length in *reply_length (may be NULL). Returns the driver's status, or the sticky error if the
+ * session dies while waiting. */
+CUresult shim_reply(unsigned call, const uint64_t argument[8], const void *payload, uint32_t length, uint64_t value[4],
+                    void *reply, uint32_t capacity, uint32_t *reply_length);
+
+/* A fence is a word in the segment the GPU (or the worker) stores a value into. */
+struct shim_fence { uint32_t index; uint64_t value; };
+CUresult shim_fence_new(struct shim_fence *fence);      /* reserves a word */
+bool shim_fence_done(const struct shim_fence *fence);
+CUresult shim_fence_wait(const struct shim_fence *fence); /* spins, then sleeps; wakes on a dead or faulted session */
+void shim_fence_free(const struct shim_fence *fence);     /* only once done, or the session is dead */
+/* The first error an asynchronous call left behind, once: reported by the next synchronizing call. */
+CUresult shim_take_deferred(CUresult status);
+
+/* ---- per-thread state (thread.c) ---- */
+
+#define SHIM_CONTEXT_DEPTH 64
+struct shim_thread {
+    uint64_t context[SHIM_CONTEXT_DEPTH]; /* handles; [depth-1] is current */
+    unsigned depth;
+    bool default_is_per_thread;  /* inside a ptsz/ptds entry */
+    uint64_t per_thread_stream;  /* real stream behind CU_STREAM_PER_THREAD, made on first use */
+    uint64_t per_thread_context; /* the context it belongs to */
+    unsigned capture_mode;       /* cuThreadExchangeStreamCaptureMode */
+};
+struct shim_thread *shim_thread(void);
+static inline void shim_restore_default(bool *saved) { shim_thread()->default_is_per_thread = *saved; }
+#define SHIM_PER_THREAD_STREAM                                                                   \
+    bool saved_default __attribute__((cleanup(shim_restore_default))) = shim_thread()->default_is_per_thread; \
+    shim_thread()->default_is_per_thread = true
+/* Stream argument -> wire id. 0 and CU_STREAM_LEGACY give 0 (or the thread's own stream inside a ptsz entry),
+ * CU_STREAM_PER_THREAD the thread's own stream. Unknown or destroyed: CUDA_ERROR_INVALID_HANDLE. */
+CUresult shim_stream(CUstream stream, uint64_t *id);
+/* For entries without a stream parameter (cuMemcpyHtoD, cuMemsetD8, ...): the default stream they run on. */
+CUresult shim_default_stream(uint64_t *id);
+uint64_t shim_current_context_id(void); /* 0: none */
+
+/* ---- handles (handle.c) ---- */
+
+/* A guest-side object behind a handle. `data` belongs to the subject file that created it. */
+struct shim_object { uint64_t handle; uint64_t context; void *data; uint32_t flags; int32_t priority; };
+uint64_t shim_handle_new(unsigned kind, void *data, struct shim_object **object); /* 0 when out of handles */
+bool shim_handle_adopt(uint64_t host_chosen, void *data);  /* records a worker-chosen handle as valid */
+void shim_handle_free(uint64_t handle);
+bool shim_handle_valid(unsigned kind, uint64_t handle);
+struct shim_object *shim_object(unsigned kind, uint64_t handle); /* NULL when not valid; lock-free */
+void shim_handle_each(unsigned kind, void (*visit)(struct shim_object *, void *), void *user);
+
+/* ---- allocation table (memory_map.c): what a pointer is, answered in the guest ---- */
+
+enum shim_range_kind { SHIM_RANGE_DEVICE = 1, SHIM_RANGE_PINNED, SHIM_RANGE_REGISTERED, SHIM_RANGE_RESERVED, SHIM_RANGE_MANAGED, SHIM_RANGE_POOL };
+struct shim_range {
+    uint64_t base, size;         /* as the application sees it */
+    uint64_t device_address;     /* of base; differs from base only for pinned memory without identity */
+    uint64_t context, id;        /* id: CU_POINTER_ATTRIBUTE_BUFFER_ID */
+    uint32_t kind, flags;
+    uint64_t owner;              /* pool or allocation handle, 0 none */
+};
+bool shim_range_find(uint64_t address, struct shim_range *out); /* copy, so no lifetime question */
+void shim_range_add(const struct shim_range *range);
+bool shim_range_remove(uint64_t base, struct shim_range *out);  /* by exact base */
+
+/* ---- arena (arena.c): shared memory for pinned allocations and staging ---- */
+
+/* Bytes from the registered arena. offset is from the segment's start (what the wire carries). NULL when full. */
+void *shim_arena_allocate(size_t size, size_t alignment, uint64_t *offset);
+void shim_arena_free(void *pointer);
+bool shim_arena_offset(const void *pointer, size_t size, uint64_t *offset); /* is [pointer, +size) inside the arena? */
+/* Give back once `fence` is done (staging of asynchronous copies); takes over the fence. */
+void shim_arena_free_after(void *pointer, const struct shim_fence *fence);
+
+/* ---- contexts and capture, told by their subjects ---- */
+
+CUresult shim_launch_blocking(void); /* CUDA_LAUNCH_BLOCKING: synchronise after a launch; CUDA_SUCCESS at once otherwise */
+extern _Atomic uint32_t shim_captures_active; /* streams of this process that are capturing */
+bool shim_stream_is_capturing(uint64_t stream_id); /* exact while captures_active > 0 */
+/* cuDevicePrimaryCtxReset, cuCtxDestroy: drop everything that belonged to the context (subjects register hooks). */
+void shim_on_context_end(void (*hook)(uint64_t context));
+
+extern const char *const shim_call_names[VGPU_CALL_COUNT];
+
+#endif

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * wire.h - everything two processes agree on: the layout of a session's shared segment, the call
+ * record, the result, and the grant page. docs/wire.md is the prose; transport/_wire.py is the same
+ * in Python and tests/transport holds golden vectors read by both.
+ *
+ * All numbers are little endian. Cache lines are 64 bytes; a field group that one side writes starts
+ * on a line of its own. The guest can change every byte of the segment at any moment: whoever reads
+ * a guest-written field copies it once into a local and checks the copy.
+ */
+#ifndef VGPU_WIRE_H
+#define VGPU_WIRE_H
+
+#include <stdint.h>
+
+#define VGPU_SEGMENT_MAGIC 0x31555047565f5356ull /* "VS_VGPU1" */
+#define VGPU_LAYOUT_VERSION 1u
+
+/* ---- call records (submission ring) --------------------------------------------------------- */
+
+#define VGPU_RECORD_ALIGNMENT 16u
+#define VGPU_CALL_ARGUMENTS 8
+
+/* Call header, 80 bytes. A record is a header, payload_length bytes, and padding to 16. */
+struct vgpu_call {
+    uint16_t call;           /* enum vgpu_call_id */
+    uint16_t flags;          /* VGPU_CALL_* */
+    uint32_t payload_length; /* bytes that follow the header, before padding */
+    uint32_t sequence;       /* counts records, wraps */
+    uint16_t slot;           /* completion slot, valid with VGPU_CALL_REPLY */
+    uint16_t reserved;       /* zero */
+    uint64_t argument[VGPU_CALL_ARGUMENTS];
+};
+_Static_assert(sizeof(struct vgpu_call) == 80, "call header is 80 bytes");
+
+#define VGPU_CALL_REPLY 0x0001u /* the guest waits for a result in `slot` */
+
+#define VGPU_CALL_PAD 0 /* call id 0: skip to the ring's end; payload_length covers the rest */
+
+/* Largest payload a record may carry inline; larger data goes through the arena. */
+#define VGPU_INLINE_LIMIT 65536u
+
+/* Result, 40 bytes, at the head of a completion slot. `sequence` is stored last, with release. */
+struct vgpu_result {
+    uint32_t sequence;
+    uint16_t status;         /* CUresult */
+    uint16_t payload_length; /* bytes of reply payload in the slot */
+    uint64_t value[4];
+};
+_Static_assert(sizeof(struct vgpu_result) == 40, "result is 40 bytes");
+
+#define VGPU_SLOT_SIZE 4096u
+#define VGPU_SLOT_PAYLOAD_OFFSET 64u
+#define VGPU_SLOT_PAYLOAD_LIMIT (VGPU_SLOT_SIZE - VGPU_SLOT_PAYLOAD_OFFSET)
+struct vgpu_slot {
+    struct vgpu_result result;
+    uint8_t padding[VGPU_SLOT_PAYLOAD_OFFSET - sizeof(struct vgpu_result)];
+    uint8_t payload[VGPU_SLOT_PAYLOAD_LIMIT];
+};
+_Static_assert(sizeof(struct vgpu_slot) == VGPU_SLOT_SIZE, "slot size");
+
+/* ---- device page (written by the host, read by the guest) ------------------------------------ */
+
+#define VGPU_DEVICE_ATTRIBUTES 160 /* index = CUdevice_attribute */
+#define VGPU_TOPOLOGY_MAX 256
+
+struct vgpu_device_page {
+    uint64_t magic;
+    uint32_t layout_version;
+    uint32_t driver_version; /* as cuDriverGetVersion, e.g. 13000 */
+    char name[256];
+    uint8_t uuid[16];
+    int32_t pci_domain, pci_bus, pci_device, pci_function;
+    uint64_t total_memory_bytes; /* this VM's quota, or the card's memory */
+    uint32_t device_flags;       /* VGPU_DEVICE_* */
+    uint32_t topology_count;     /* entries used below; TPC -> GPC map for the private topology table */
+    uint8_t gpc_of_tpc[VGPU_TOPOLOGY_MAX];
+    uint8_t index_in_gpc[VGPU_TOPOLOGY_MAX];
+    int32_t stream_priority_least, stream_priority_greatest;
+    uint64_t vmm_granularity_minimum, vmm_granularity_recommended;
+    char driver_version_text[80]; /* "580.159.04" */
+    uint8_t attribute_valid[VGPU_DEVICE_ATTRIBUTES];
+    int32_t attribute[VGPU_DEVICE_ATTRIBUTES];
+    /* Live telemetry. Seqlock: odd while the host writes. */
+    uint32_t telemetry_sequence __attribute__((aligned(64)));
+    uint32_t temperature_celsius, gpu_utilization_percent, memory_utilization_percent;
+    uint32_t power_milliwatts, sm_clock_mhz, memory_clock_mhz, process_count;
+    uint64_t memory_used_bytes; /* by this VM */
+};
+#define VGPU_DEVICE_SOFTWARE 0x1u    /* the software GPU */
+#define VGPU_DEVICE_GPU_FENCES 0x2u  /* the device writes fence words itself */
+#define VGPU_DEVICE_PAGE_SIZE 16384u
+_Static_assert(sizeof(struct vgpu_device_page) <= VGPU_DEVICE_PAGE_SIZE, "device page");
+
+/* ---- session page ---------------------------------------------------------------------------- */
+
+enum vgpu_session_state {
+    VGPU_SESSION_EMPTY = 0,
+    VGPU_SESSION_READY = 1,
+    VGPU_SESSION_CLOSED = 2, /* the guest said goodbye */
+    VGPU_SESSION_DEAD = 3,   /* the host ended it; session_error says why */
+};
+
+#define VGPU_CALLBACK_ENTRIES 64
+struct vgpu_callback {
+    uint32_t state;    /* enum vgpu_callback_state; futex word */
+    uint32_t kind;     /* 0 host function, 1 stream callback */
+    uint64_t function; /* guest address */
+    uint64_t user;     /* guest address */
+    uint64_t stream;   /* guest handle, stream callbacks */
+    uint32_t status;   /* CUresult handed to a stream callback */
+    uint32_t reserved[7];
+};
+_Static_assert(sizeof(struct vgpu_callback) == 64, "callback entry is a line");
+enum vgpu_callback_state { VGPU_CALLBACK_FREE = 0, VGPU_CALLBACK_POSTED = 1, VGPU_CALLBACK_RUNNING = 2, VGPU_CALLBACK_DONE = 3 };
+
+#define VGPU_REFUSED_NAMES 1024
+
+struct vgpu_session_page {
+    /* Immutable after the session is ready; written by the host. Offsets are from the segment's start. */
+    uint64_t magic;
+    uint32_t layout_version;
+    uint32_t flags;
+    uint64_t session_id;
+    uint64_t segment_size;
+    uint64_t ring_offset, ring_size; /* size is a power of two */
+    uint64_t slots_offset;
+    uint32_t slot_count, fence_count;
+    uint64_t fences_offset; /* u64 words */
+    uint64_t arena_offset, arena_size;
+    uint64_t arena_registered; /* bytes from the arena's start registered before the guest attached */
+    uint64_t worker_address;   /* where the worker has mapped the segment: device address of segment byte 0 */
+
+    /* Guest-written. */
+    uint64_t tail __attribute__((aligned(64))); /* bytes ever produced; release store */
+    uint64_t heartbeat __attribute__((aligned(64)));
+    uint32_t guest_pid, guest_waiters; /* waiters: threads sleeping on `wake`, so the worker must wake */
+
+    /* Worker-written. */
+    uint64_t head __attribute__((aligned(64))); /* bytes ever consumed; release store */
+    uint32_t doorbell_wanted __attribute__((aligned(64)));
+    uint32_t state __attribute__((aligned(64)));   /* enum vgpu_session_state; futex-woken through `wake` */
+    uint32_t sticky_error;   /* CUresult that every later call returns, 0 none */
+    uint32_t deferred_error; /* first error of an async call not yet reported; the guest takes it with exchange */
+    uint32_t busy;           /* 1 while the worker holds no lease */
+    uint64_t busy_retry_ns;  /* hint: try again after so many ns */
+    uint32_t wake;           /* futex word, incremented when something a waiter may want has happened */
+    uint32_t device_lost;    /* 1: no host behind this session any more */
+
+    /* Host functions: the worker posts, the guest's callback thread runs them. */
+    uint32_t callback_wake __attribute__((aligned(64))); /* futex word for the guest's callback thread */
+    struct vgpu_callback callback[VGPU_CALLBACK_ENTRIES] __attribute__((aligned(64)));
+
+    /* Guest-written counters, for metrics only, never trusted. */
+    uint64_t local_calls __attribute__((aligned(64)));
+    uint64_t async_calls, fence_calls, reply_calls, refused_calls;
+    uint32_t refused[VGPU_REFUSED_NAMES]; /* by index into the generated name table */
+};
+#define VGPU_SESSION_PAGE_SIZE 32768u
+_Static_assert(sizeof(struct vgpu_session_page) <= VGPU_SESSION_PAGE_SIZE, "session page");
+
+/* Order inside a local segment: device page, session page, ring, slots, fences, arena. */
+#define VGPU_DEFAULT_RING_SIZE (4u << 20)
+#define VGPU_DEFAULT_SLOT_COUNT 256u
+#define VGPU_DEFAULT_FENCE_COUNT 8192u
+
+/* ---- grant page (mediator <-> worker, never mapped by a guest) ---------------------------------- */
+
+#define VGPU_GRANT_MAGIC 0x544e415247555047ull
+struct vgpu_grant_page {
+    uint64_t magic;
+    uint64_t session_id;
+    /* Mediator-written. */
+    uint64_t epoch __attribute__((aligned(64))); /* bumped by each grant or revocation; release store, last */
+    uint64_t deadline_ns;   /* CLOCK_MONOTONIC; 0 = open-ended */
+    int64_t credits;        /* records this lease may consume; negative = unlimited */
+    uint32_t granted;       /* 1: a lease is held */
+    uint32_t preempt;       /* 1: stop at the next record and report */
+    uint64_t memory_limit_bytes;
+    uint64_t retry_hint_ns;
+    /* Worker-written. */
+    uint64_t seen_epoch __attribute__((aligned(64)));
+    uint32_t demand;        /* 1: records wait and no lease is held */
+    uint32_t current_call;  /* call id being replayed, 0 none */
+    uint64_t records;       /* records consumed */
+    uint64_t current_since_ns; /* when the replay loop last took a record that may block */
+    uint64_t async_records, reply_records, fence_records, doorbells, replay_errors, protocol_errors;
+    uint64_t launches, bytes_to_device, bytes_from_device;
+    uint64_t gpu_ns;        /* time this session had work on the device */
+    uint64_t fences_issued, fences_done;
+    uint64_t oldest_fence_ns; /* CLOCK_MONOTONIC when the oldest unfinished fence was issued, 0 none */
+    uint64_t memory_used_bytes, memory_peak_bytes;
+    uint32_t last_error, worker_pid;
+};
+#define VGPU_GRANT_PAGE_SIZE 4096u
+_Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");
+
+/* ---- handles ------------------------------------------------------------------------------------ */
+
+/*
+ * What an application holds as CUstream, CUevent, ... is not a pointer: bits 42..46 kind, 28..41
+ * generation, 4..27 index, 0..3 zero. It fits 47 bits, so it looks like a user-space pointer, and it
+ * never equals the special stream handles 0, 1, 2. Indexes below VGPU_HANDLE_HOST_BASE are chosen by
+ * the guest, the others by the worker.
+ */
+enum vgpu_handle_kind {
+    VGPU_KIND_NONE = 0, VGPU_KIND_CONTEXT, VGPU_KIND_STREAM, VGPU_KIND_EVENT, VGPU_KIND_MODULE, VGPU_KIND_FUNCTION,
+    VGPU_KIND_LIBRARY, VGPU_KIND_KERNEL, VGPU_KIND_GRAPH, VGPU_KIND_NODE, VGPU_KIND_EXEC, VGPU_KIND_POOL,
+    VGPU_KIND_LINK, VGPU_KIND_MEMORY, VGPU_KIND_ARRAY, VGPU_KIND_MIPMAP, VGPU_KIND_USEROBJECT,
+    VGPU_KIND_COUNT
+};
+#define VGPU_HANDLE_INDEX_BITS 24
+#define VGPU_HANDLE_GENERATION_BITS 14
+#define VGPU_HANDLE_HOST_BASE (1u << 23)
+static inline uint64_t vgpu_handle(unsigned kind, unsigned generation, unsigned index)
+{
+    return (uint64_t)kind << 42 | (uint64_t)(generation & 0x3fff) << 28 | (uint64_t)(index & 0xffffff) << 4;
+}
+static inline unsigned vgpu_handle_kind(uint64_t h) { return (unsigned)(h >> 42); }
+static inline unsigned vgpu_handle_generation(uint64_t h) { return (unsigned)(h >> 28) & 0x3fff; }
+static inline unsigned vgpu_handle_index(uint64_t h) { return (unsigned)(h >> 4) & 0xffffff; }
+
+#endif
