@@ -128,7 +128,7 @@ def entry_body(row: Row) -> list[str]:
             inner = p.type[4:]
             kind = c_type(inner, opaque=False)
             through = "(uintptr_t)" if inner.startswith("h.") and inner != "h.memory" else ""
-            outs.append(f"        *{p.name} = ({kind}){through}value[{len(outs)}];")
+            outs.append(f"        *{p.name} = ({kind}){through}wire_value[{len(outs)}];")
         elif p.type.startswith("in."):
             checks.append(f"    if ({p.name} == NULL) return CUDA_ERROR_INVALID_VALUE;")
             payload.append((p.name, int(p.type[3:])))
@@ -151,17 +151,17 @@ def entry_body(row: Row) -> list[str]:
     lines = ["    CUresult status = " + ("shim_enter();" if has_device else "shim_enter_context();")]
     lines.append("    if (status != CUDA_SUCCESS) return status;")
     lines += checks
-    lines.append(f"    const uint64_t argument[8] = {{{', '.join(arguments) or '0'}}};")
+    lines.append(f"    const uint64_t wire_argument[8] = {{{', '.join(arguments) or '0'}}};")
     data, size = "NULL", "0"
     if payload:
         if len(payload) > 1:
             raise SystemExit(f"{row.symbol}: one in.N parameter at most")
         data, size = payload[0][0], str(payload[0][1])
     if row.kind == "async":
-        lines.append(f"    return shim_async(VGPU_CALL_{row.symbol}, argument, {data}, {size});")
+        lines.append(f"    return shim_async(VGPU_CALL_{row.symbol}, wire_argument, {data}, {size});")
     else:
-        lines.append("    uint64_t value[4] = {0};")
-        lines.append(f"    status = shim_reply(VGPU_CALL_{row.symbol}, argument, {data}, {size}, value, NULL, 0, NULL);")
+        lines.append("    uint64_t wire_value[4] = {0};")
+        lines.append(f"    status = shim_reply(VGPU_CALL_{row.symbol}, wire_argument, {data}, {size}, wire_value, NULL, 0, NULL);")
         if outs:
             lines.append("    if (status == CUDA_SUCCESS) {")
             lines += outs

@@ -52,11 +52,11 @@ CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, unsigned
     if (status != CUDA_SUCCESS) return status;
     if (maxWidthInElements == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
-    const uint64_t argument[8] = {(uint64_t)format, (uint64_t)numChannels};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceGetTexture1DLinearMaxWidth, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)format, (uint64_t)numChannels};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceGetTexture1DLinearMaxWidth, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *maxWidthInElements = (size_t)value[0];
+        *maxWidthInElements = (size_t)wire_value[0];
     }
     return status;
 }
@@ -72,11 +72,11 @@ CUresult cuDeviceGetMemPool(CUmemoryPool *pool, int dev)
     if (status != CUDA_SUCCESS) return status;
     if (pool == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
-    const uint64_t argument[8] = {0};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceGetMemPool, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {0};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceGetMemPool, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *pool = (CUmemoryPool)(uintptr_t)value[0];
+        *pool = (CUmemoryPool)(uintptr_t)wire_value[0];
     }
     return status;
 }
@@ -86,9 +86,9 @@ CUresult cuDeviceSetMemPool(int dev, CUmemoryPool pool)
     if (status != CUDA_SUCCESS) return status;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
     if (!shim_handle_valid(VGPU_KIND_POOL, (uint64_t)pool)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)pool};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceSetMemPool, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)pool};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceSetMemPool, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 CUresult cuDeviceGraphMemTrim(int device)
@@ -96,9 +96,9 @@ CUresult cuDeviceGraphMemTrim(int device)
     CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
-    const uint64_t argument[8] = {0};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceGraphMemTrim, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {0};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceGraphMemTrim, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 CUresult cuDeviceGetGraphMemAttribute(int device, unsigned int attr, unsigned long long *value)
@@ -107,11 +107,11 @@ CUresult cuDeviceGetGraphMemAttribute(int device, unsigned int attr, unsigned lo
     if (status != CUDA_SUCCESS) return status;
     if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
     if (value == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)attr};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceGetGraphMemAttribute, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)attr};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceGetGraphMemAttribute, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *value = (unsigned long long)value[0];
+        *value = (unsigned long long)wire_value[0];
     }
     return status;
 }
@@ -121,9 +121,9 @@ CUresult cuDeviceSetGraphMemAttribute(int device, unsigned int attr, const void 
     if (status != CUDA_SUCCESS) return status;
     if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
     if (value == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)attr};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuDeviceSetGraphMemAttribute, argument, value, 8, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)attr};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuDeviceSetGraphMemAttribute, wire_argument, value, 8, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuDevicePrimaryCtxRetain(void *pctx, int dev)
@@ -178,9 +178,9 @@ CUresult cuCtxSetFlags(unsigned int flags)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {(uint64_t)flags};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuCtxSetFlags, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)flags};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuCtxSetFlags, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuCtxGetId(CUcontext ctx, unsigned long long *ctxId)
@@ -200,11 +200,11 @@ CUresult cuCtxGetCacheConfig(unsigned int *pconfig)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (pconfig == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {0};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuCtxGetCacheConfig, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {0};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuCtxGetCacheConfig, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *pconfig = (unsigned int)value[0];
+        *pconfig = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -212,19 +212,19 @@ CUresult cuCtxSetCacheConfig(unsigned int config)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {(uint64_t)config};
-    return shim_async(VGPU_CALL_cuCtxSetCacheConfig, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {(uint64_t)config};
+    return shim_async(VGPU_CALL_cuCtxSetCacheConfig, wire_argument, NULL, 0);
 }
 CUresult cuCtxGetSharedMemConfig(unsigned int *pConfig)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (pConfig == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {0};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuCtxGetSharedMemConfig, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {0};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuCtxGetSharedMemConfig, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *pConfig = (unsigned int)value[0];
+        *pConfig = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -232,8 +232,8 @@ CUresult cuCtxSetSharedMemConfig(unsigned int config)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {(uint64_t)config};
-    return shim_async(VGPU_CALL_cuCtxSetSharedMemConfig, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {(uint64_t)config};
+    return shim_async(VGPU_CALL_cuCtxSetSharedMemConfig, wire_argument, NULL, 0);
 }
 __attribute__((weak)) CUresult cuCtxGetStreamPriorityRange(void *leastPriority, void *greatestPriority)
 { (void)leastPriority; (void)greatestPriority; return shim_refuse(VGPU_CALL_cuCtxGetStreamPriorityRange); }
@@ -241,8 +241,8 @@ CUresult cuCtxResetPersistingL2Cache(void)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {0};
-    return shim_async(VGPU_CALL_cuCtxResetPersistingL2Cache, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {0};
+    return shim_async(VGPU_CALL_cuCtxResetPersistingL2Cache, wire_argument, NULL, 0);
 }
 __attribute__((weak)) CUresult cuCtxGetExecAffinity(void *pExecAffinity, unsigned int type)
 { (void)pExecAffinity; (void)type; return shim_refuse(VGPU_CALL_cuCtxGetExecAffinity); }
@@ -256,9 +256,9 @@ CUresult cuFlushGPUDirectRDMAWrites(unsigned int target, unsigned int scope)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {(uint64_t)target, (uint64_t)scope};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuFlushGPUDirectRDMAWrites, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)target, (uint64_t)scope};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuFlushGPUDirectRDMAWrites, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuModuleLoad(void *module, const char *fname)
@@ -281,11 +281,11 @@ CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod)
     if (status != CUDA_SUCCESS) return status;
     if (count == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_handle_valid(VGPU_KIND_MODULE, (uint64_t)mod)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)mod};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuModuleGetFunctionCount, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)mod};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuModuleGetFunctionCount, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *count = (unsigned int)value[0];
+        *count = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -317,11 +317,11 @@ CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib)
     if (status != CUDA_SUCCESS) return status;
     if (count == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_handle_valid(VGPU_KIND_LIBRARY, (uint64_t)lib)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)lib};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuLibraryGetKernelCount, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)lib};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuLibraryGetKernelCount, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *count = (unsigned int)value[0];
+        *count = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -347,8 +347,8 @@ CUresult cuKernelSetCacheConfig(CUkernel kernel, unsigned int config, int dev)
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_KERNEL, (uint64_t)kernel)) return CUDA_ERROR_INVALID_HANDLE;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
-    const uint64_t argument[8] = {(uint64_t)kernel, (uint64_t)config};
-    return shim_async(VGPU_CALL_cuKernelSetCacheConfig, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {(uint64_t)kernel, (uint64_t)config};
+    return shim_async(VGPU_CALL_cuKernelSetCacheConfig, wire_argument, NULL, 0);
 }
 __attribute__((weak)) CUresult cuKernelGetName(void *name, CUkernel hfunc)
 { (void)name; (void)hfunc; return shim_refuse(VGPU_CALL_cuKernelGetName); }
@@ -374,11 +374,11 @@ CUresult cuFuncIsLoaded(unsigned int *state, CUfunction function)
     if (status != CUDA_SUCCESS) return status;
     if (state == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_handle_valid(VGPU_KIND_FUNCTION, (uint64_t)function)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)function};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuFuncIsLoaded, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)function};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuFuncIsLoaded, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *state = (unsigned int)value[0];
+        *state = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -387,9 +387,9 @@ CUresult cuFuncLoad(CUfunction function)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_FUNCTION, (uint64_t)function)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)function};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuFuncLoad, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)function};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuFuncLoad, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *numBlocks, CUfunction func, int blockSize, size_t dynamicSMemSize)
@@ -721,8 +721,8 @@ CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_POOL, (uint64_t)pool)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)pool, (uint64_t)minBytesToKeep};
-    return shim_async(VGPU_CALL_cuMemPoolTrimTo, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {(uint64_t)pool, (uint64_t)minBytesToKeep};
+    return shim_async(VGPU_CALL_cuMemPoolTrimTo, wire_argument, NULL, 0);
 }
 __attribute__((weak)) CUresult cuMemPoolSetAttribute(CUmemoryPool pool, unsigned int attr, void *value)
 { (void)pool; (void)attr; (void)value; return shim_refuse(VGPU_CALL_cuMemPoolSetAttribute); }
@@ -820,8 +820,8 @@ CUresult cuStreamCopyAttributes(CUstream dst, CUstream src)
     if ((status = shim_stream(dst, &id_dst)) != CUDA_SUCCESS) return status;
     uint64_t id_src;
     if ((status = shim_stream(src, &id_src)) != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {id_dst, id_src};
-    return shim_async(VGPU_CALL_cuStreamCopyAttributes, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {id_dst, id_src};
+    return shim_async(VGPU_CALL_cuStreamCopyAttributes, wire_argument, NULL, 0);
 }
 CUresult cuStreamCopyAttributes_ptsz(CUstream dst, CUstream src)
 {
@@ -848,8 +848,8 @@ CUresult cuStreamWaitValue32_v2(CUstream stream, unsigned long long addr, unsign
     if (status != CUDA_SUCCESS) return status;
     uint64_t id_stream;
     if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWaitValue32_v2, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
+    return shim_async(VGPU_CALL_cuStreamWaitValue32_v2, wire_argument, NULL, 0);
 }
 CUresult cuStreamWaitValue32_v2_ptsz(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
 {
@@ -862,8 +862,8 @@ CUresult cuStreamWaitValue64_v2(CUstream stream, unsigned long long addr, unsign
     if (status != CUDA_SUCCESS) return status;
     uint64_t id_stream;
     if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWaitValue64_v2, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
+    return shim_async(VGPU_CALL_cuStreamWaitValue64_v2, wire_argument, NULL, 0);
 }
 CUresult cuStreamWaitValue64_v2_ptsz(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
 {
@@ -876,8 +876,8 @@ CUresult cuStreamWriteValue32_v2(CUstream stream, unsigned long long addr, unsig
     if (status != CUDA_SUCCESS) return status;
     uint64_t id_stream;
     if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWriteValue32_v2, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
+    return shim_async(VGPU_CALL_cuStreamWriteValue32_v2, wire_argument, NULL, 0);
 }
 CUresult cuStreamWriteValue32_v2_ptsz(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
 {
@@ -890,8 +890,8 @@ CUresult cuStreamWriteValue64_v2(CUstream stream, unsigned long long addr, unsig
     if (status != CUDA_SUCCESS) return status;
     uint64_t id_stream;
     if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWriteValue64_v2, argument, NULL, 0);
+    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
+    return shim_async(VGPU_CALL_cuStreamWriteValue64_v2, wire_argument, NULL, 0);
 }
 CUresult cuStreamWriteValue64_v2_ptsz(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
 {
@@ -1013,11 +1013,11 @@ CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph)
     if (status != CUDA_SUCCESS) return status;
     if (phGraphClone == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_handle_valid(VGPU_KIND_GRAPH, (uint64_t)originalGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)originalGraph};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphClone, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)originalGraph};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphClone, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *phGraphClone = (CUgraph)(uintptr_t)value[0];
+        *phGraphClone = (CUgraph)(uintptr_t)wire_value[0];
     }
     return status;
 }
@@ -1035,11 +1035,11 @@ CUresult cuGraphNodeGetType(CUgraphNode hNode, unsigned int *type)
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
     if (type == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)hNode};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphNodeGetType, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hNode};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphNodeGetType, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *type = (unsigned int)value[0];
+        *type = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -1054,11 +1054,11 @@ CUresult cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, 
     if (phNode == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hOriginalNode)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_GRAPH, (uint64_t)hClonedGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)hOriginalNode, (uint64_t)hClonedGraph};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphNodeFindInClone, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hOriginalNode, (uint64_t)hClonedGraph};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphNodeFindInClone, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *phNode = (CUgraphNode)(uintptr_t)value[0];
+        *phNode = (CUgraphNode)(uintptr_t)wire_value[0];
     }
     return status;
 }
@@ -1067,9 +1067,9 @@ CUresult cuGraphDestroyNode(CUgraphNode hNode)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)hNode};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphDestroyNode, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hNode};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphDestroyNode, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuGraphAddDependencies_v2(CUgraph hGraph, const void *from, const void *to, const void *edgeData, size_t numDependencies)
@@ -1094,9 +1094,9 @@ CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src)
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)dst)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)src)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)dst, (uint64_t)src};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphKernelNodeCopyAttributes, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)dst, (uint64_t)src};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphKernelNodeCopyAttributes, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 __attribute__((weak)) CUresult cuGraphAddMemcpyNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *copyParams, CUcontext ctx)
@@ -1121,11 +1121,11 @@ CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph)
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
     if (phGraph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)hNode};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphChildGraphNodeGetGraph, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hNode};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphChildGraphNodeGetGraph, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *phGraph = (CUgraph)(uintptr_t)value[0];
+        *phGraph = (CUgraph)(uintptr_t)wire_value[0];
     }
     return status;
 }
@@ -1136,9 +1136,9 @@ CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode 
     if (!shim_handle_valid(VGPU_KIND_EXEC, (uint64_t)hGraphExec)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_GRAPH, (uint64_t)childGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode, (uint64_t)childGraph};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphExecChildGraphNodeSetParams, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode, (uint64_t)childGraph};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphExecChildGraphNodeSetParams, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 CUresult cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled)
@@ -1147,9 +1147,9 @@ CUresult cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsign
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_EXEC, (uint64_t)hGraphExec)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode, (uint64_t)isEnabled};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphNodeSetEnabled, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode, (uint64_t)isEnabled};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphNodeSetEnabled, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     return status;
 }
 CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int *isEnabled)
@@ -1159,11 +1159,11 @@ CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsign
     if (!shim_handle_valid(VGPU_KIND_EXEC, (uint64_t)hGraphExec)) return CUDA_ERROR_INVALID_HANDLE;
     if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
     if (isEnabled == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphNodeGetEnabled, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hGraphExec, (uint64_t)hNode};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphNodeGetEnabled, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *isEnabled = (unsigned int)value[0];
+        *isEnabled = (unsigned int)wire_value[0];
     }
     return status;
 }
@@ -1186,11 +1186,11 @@ CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, unsigned long long *flags)
     if (status != CUDA_SUCCESS) return status;
     if (!shim_handle_valid(VGPU_KIND_EXEC, (uint64_t)hGraphExec)) return CUDA_ERROR_INVALID_HANDLE;
     if (flags == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {(uint64_t)hGraphExec};
-    uint64_t value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphExecGetFlags, argument, NULL, 0, value, NULL, 0, NULL);
+    const uint64_t wire_argument[8] = {(uint64_t)hGraphExec};
+    uint64_t wire_value[4] = {0};
+    status = shim_reply(VGPU_CALL_cuGraphExecGetFlags, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *flags = (unsigned long long)value[0];
+        *flags = (unsigned long long)wire_value[0];
     }
     return status;
 }
