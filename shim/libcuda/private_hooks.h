@@ -16,35 +16,11 @@
 #ifndef VGPU_SHIM_PRIVATE_HOOKS_H
 #define VGPU_SHIM_PRIVATE_HOOKS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#if __has_include("cuda_types.h")
 #include "cuda_types.h"
-#else
-/* Enough of cuda.h to compile this half alone.  Typedefs may be repeated in C11; the struct is guarded by the #if. */
-typedef int CUresult;
-typedef int CUdevice;
-typedef struct CUctx_st *CUcontext;
-typedef struct CUmod_st *CUmodule;
-typedef struct CUfunc_st *CUfunction;
-typedef struct CUstream_st *CUstream;
-typedef struct CUuuid_st {
-    char bytes[16];
-} CUuuid;
-enum {
-    CUDA_SUCCESS = 0,
-    CUDA_ERROR_INVALID_VALUE = 1,
-    CUDA_ERROR_OUT_OF_MEMORY = 2,
-    CUDA_ERROR_NOT_INITIALIZED = 3,
-    CUDA_ERROR_DEINITIALIZED = 4,
-    CUDA_ERROR_INVALID_DEVICE = 101,
-    CUDA_ERROR_INVALID_CONTEXT = 201,
-    CUDA_ERROR_INVALID_HANDLE = 400,
-    CUDA_ERROR_NOT_FOUND = 500,
-    CUDA_ERROR_NOT_SUPPORTED = 801,
-};
-#endif
 
 #define VGPU_HIDDEN __attribute__((visibility("hidden")))
 
@@ -84,8 +60,8 @@ VGPU_HIDDEN int shim_topology(const uint8_t **gpc_of_tpc, const uint8_t **index_
 /* Something was asked for that this product does not serve.  The string is static or never freed: it may be kept. */
 VGPU_HIDDEN void shim_count_refused(const char *what);
 
-/* Non-zero once the library has been torn down at process exit; calls then answer CUDA_ERROR_DEINITIALIZED. */
-VGPU_HIDDEN int shim_is_torn_down(void);
+/* True once the library has been torn down at process exit; calls then answer CUDA_ERROR_DEINITIALIZED. */
+VGPU_HIDDEN bool shim_is_torn_down(void);
 
 /* ---- given to the shim core ------------------------------------------------------------------------------------ */
 
