@@ -95,7 +95,14 @@ def table_hash(table: Table) -> int:
 def calls_python(table: Table) -> str:
     names = call_names(table)
     kinds = {w.name: w.kind for w in table.wire} | {r.symbol: r.kind for r in table.rows}
-    lines = [f'"""{BANNER}"""', "# SPDX-License-Identifier: Apache-2.0", "# fmt: off", "", "from enum import IntEnum", ""]
+    lines = [
+        f'"""{BANNER}"""',
+        "# SPDX-License-Identifier: Apache-2.0",
+        "# fmt: off",
+        "",
+        "from enum import IntEnum",
+        "",
+    ]
     lines += ["", "class CallId(IntEnum):", '    """Call ids as they stand in a call header."""', ""]
     lines += [f"    {n} = {i}" for i, n in enumerate(names)]
     lines += ["", "", "CALL_KINDS: dict[CallId, str] = {"]
@@ -105,7 +112,11 @@ def calls_python(table: Table) -> str:
 
 
 def prototypes(table: Table) -> str:
-    lines = [f"/* {BANNER} */", "/* SPDX-License-Identifier: Apache-2.0 */", "#ifndef VGPU_GENERATED_PROTOTYPES_H"]
+    lines = [
+        f"/* {BANNER} */",
+        "/* SPDX-License-Identifier: Apache-2.0 */",
+        "#ifndef VGPU_GENERATED_PROTOTYPES_H",
+    ]
     lines += ["#define VGPU_GENERATED_PROTOTYPES_H", "", '#include "cuda_types.h"', ""]
     for symbol, row, _ in exported(table):
         if row.kind == "refused":
@@ -136,11 +147,15 @@ def entry_body(row: Row) -> list[str]:
             checks.append(f"    if ({p.name} != 0) return CUDA_ERROR_INVALID_DEVICE;")
         elif p.type == "h.stream":
             checks.append(f"    uint64_t id_{p.name};")
-            checks.append(f"    if ((status = shim_stream({p.name}, &id_{p.name})) != CUDA_SUCCESS) return status;")
+            checks.append(
+                f"    if ((status = shim_stream({p.name}, &id_{p.name})) != CUDA_SUCCESS) return status;"
+            )
             arguments.append(f"id_{p.name}")
         elif p.type.startswith("h."):
             kind = p.type[2:].upper()
-            checks.append(f"    if (!shim_handle_valid(VGPU_KIND_{kind}, (uint64_t){p.name})) return CUDA_ERROR_INVALID_HANDLE;")
+            checks.append(
+                f"    if (!shim_handle_valid(VGPU_KIND_{kind}, (uint64_t){p.name})) return CUDA_ERROR_INVALID_HANDLE;"
+            )
             arguments.append(f"(uint64_t){p.name}")
         elif p.type in SCALAR_IN:
             arguments.append(f"(uint64_t){p.name}")
@@ -161,7 +176,9 @@ def entry_body(row: Row) -> list[str]:
         lines.append(f"    return shim_async(VGPU_CALL_{row.symbol}, wire_argument, {data}, {size});")
     else:
         lines.append("    uint64_t wire_value[4] = {0};")
-        lines.append(f"    status = shim_reply(VGPU_CALL_{row.symbol}, wire_argument, {data}, {size}, wire_value, NULL, 0, NULL);")
+        lines.append(
+            f"    status = shim_reply(VGPU_CALL_{row.symbol}, wire_argument, {data}, {size}, wire_value, NULL, 0, NULL);"
+        )
         if outs:
             lines.append("    if (status == CUDA_SUCCESS) {")
             lines += outs
@@ -231,10 +248,23 @@ def driver_struct(table: Table) -> list[str]:
 
 def driver_header(table: Table) -> str:
     rows = vtable_rows(table)
-    lines = [f"/* {BANNER} */", "/* SPDX-License-Identifier: Apache-2.0 */", "#ifndef VGPU_GENERATED_DRIVER_H"]
-    lines += ["#define VGPU_GENERATED_DRIVER_H", "", "#include <stddef.h>", "", "/* The driver behind one vtable. */"]
+    lines = [
+        f"/* {BANNER} */",
+        "/* SPDX-License-Identifier: Apache-2.0 */",
+        "#ifndef VGPU_GENERATED_DRIVER_H",
+    ]
+    lines += [
+        "#define VGPU_GENERATED_DRIVER_H",
+        "",
+        "#include <stddef.h>",
+        "",
+        "/* The driver behind one vtable. */",
+    ]
     lines += driver_struct(table)
-    lines += [f"#define VGPU_DRIVER_FUNCTIONS {len(rows)}", "extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];"]
+    lines += [
+        f"#define VGPU_DRIVER_FUNCTIONS {len(rows)}",
+        "extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];",
+    ]
     lines += ["/* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */"]
     lines += ["extern const struct vgpu_driver vgpu_driver_refusing;", "", "#endif", ""]
     return "\n".join(lines)
@@ -252,7 +282,9 @@ def dispatch(table: Table) -> str:
     lines += ["};", ""]
     for row in rows:
         unused = "".join(f" (void){p.name};" for p in row.parameters)
-        lines.append(f"static int refuse_{row.symbol}({signature(row, opaque=True)}) {{{unused} return 801; }}")
+        lines.append(
+            f"static int refuse_{row.symbol}({signature(row, opaque=True)}) {{{unused} return 801; }}"
+        )
     lines.append("const struct vgpu_driver vgpu_driver_refusing = {")
     lines += [f"    .{r.symbol} = refuse_{r.symbol}," for r in rows]
     lines += ["};", ""]
@@ -288,7 +320,9 @@ def handler(row: Row) -> list[str]:
             kind = p.type[6:].upper()
             lines.append(f"    void *real_{p.name} = NULL;")
             call.append(f"&real_{p.name}")
-            after.append(f"        result->value[{outs}] = replay_intern(replay, VGPU_KIND_{kind}, real_{p.name});")
+            after.append(
+                f"        result->value[{outs}] = replay_intern(replay, VGPU_KIND_{kind}, real_{p.name});"
+            )
             outs += 1
         elif p.type.startswith("out."):
             lines.append(f"    {c_type(p.type[4:], opaque=True)} {p.name} = 0;")
@@ -304,7 +338,9 @@ def handler(row: Row) -> list[str]:
             offset += size
         elif p.type == "h.stream":
             lines.append(f"    void *{p.name};")
-            lines.append(f"    if (!replay_stream(replay, call->argument[{index}], &{p.name})) return CUDA_ERROR_INVALID_HANDLE;")
+            lines.append(
+                f"    if (!replay_stream(replay, call->argument[{index}], &{p.name})) return CUDA_ERROR_INVALID_HANDLE;"
+            )
             call.append(p.name)
             index += 1
         elif p.type.startswith("h."):
@@ -331,8 +367,12 @@ def coverage(table: Table) -> str:
     for _, row, _ in exported(table):
         counts[row.kind] = counts.get(row.kind, 0) + 1
     lines = ["# Coverage of the CUDA Driver API", "", f"<!-- {BANNER} -->", ""]
-    lines.append("Every symbol that `libcuda.so.1` exports, the version `cuGetProcAddress` knows it from, and how a call")
-    lines.append("is carried: *local* (answered in the guest), *async* (one record, nobody waits), *fence* (waits for a fence")
+    lines.append(
+        "Every symbol that `libcuda.so.1` exports, the version `cuGetProcAddress` knows it from, and how a call"
+    )
+    lines.append(
+        "is carried: *local* (answered in the guest), *async* (one record, nobody waits), *fence* (waits for a fence"
+    )
     lines.append("word), *reply* (one round trip), *refused* (`CUDA_ERROR_NOT_SUPPORTED`, counted by name).")
     lines += ["", "| kind | symbols |", "|---|---|"]
     lines += [f"| {k} | {counts.get(k, 0)} |" for k in ("local", "async", "fence", "reply", "refused")]

@@ -112,7 +112,7 @@ def parse(text: str) -> Table:
             if suffix not in ("ptsz", "ptds") or not twin_since.isdigit():
                 raise TableError(f"line {number}: bad twin {twin_text!r}")
             twin = (suffix, int(twin_since))
-        shim, host = (rest + ["-", "-"])[:2] if kind != "refused" else ("-", "-")
+        shim, host = [*rest, "-", "-"][:2] if kind != "refused" else ("-", "-")
         if shim not in ("gen", "hand", "-") or host not in ("gen", "vt", "-"):
             raise TableError(f"line {number}: shim must be gen or hand, host gen, vt or -")
         parameters = tuple(_parameter(p, number) for p in rest[2:])
