@@ -268,7 +268,7 @@ def _built(
 
     def build(where: Path) -> None:
         (where / "program.cu").write_text(text)
-        inclusion = [] if include is None else ["-I", include]
+        inclusion: list[str | Path] = [] if include is None else ["-I", include]
         _nvcc([*command, *inclusion, "-o", where / output_name, where / "program.cu"], scratch=where)
 
     return _directory_for(kind, recipe, build) / output_name
