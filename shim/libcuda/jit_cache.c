@@ -9,7 +9,7 @@
 
 #include "jit_cache_files.h"
 
-enum { BUCKETS = 1024, KEY_MAGIC = 0x4a4b4559 };
+enum { BUCKETS = 1024, KEY_MAGIC = 0x4a4b4559, KIND_CUBIN = 1, KIND_PTX = 2 };
 
 /* Memory is dearer than disk: a long-lived process keeps its most recent kernels and reads others from files. */
 #define LARGEST_MEMORY ((uint64_t)256 << 20)
@@ -37,6 +37,13 @@ static struct entry *buckets[BUCKETS];
 static struct entry *newest, *oldest;
 static struct entry *lent_entries;
 static struct vgpu_jit_cache_statistics statistics;
+
+/* The thread's last kind 2 key and the digest of its input; see vgpu_jit_cache_open. */
+static _Thread_local struct {
+    bool known;
+    uint8_t input[VGPU_SHA256_SIZE];
+    uint8_t key[VGPU_SHA256_SIZE];
+} last_ptx;
 
 static struct entry *make_entry(const uint8_t digest[VGPU_SHA256_SIZE], size_t size)
 {
@@ -170,14 +177,28 @@ CUresult vgpu_jit_cache_open(void **key, int kind, const void *input, size_t siz
         return CUDA_ERROR_OUT_OF_MEMORY;
     opened->magic = KEY_MAGIC;
     struct vgpu_sha256 hash;
+    uint8_t input_digest[VGPU_SHA256_SIZE];
     vgpu_sha256_start(&hash);
+    if (size > 0)
+        vgpu_sha256_add(&hash, input, size);
+    vgpu_sha256_finish(&hash, input_digest);
+
     int32_t numbers[2] = {kind, sm};
+    vgpu_sha256_start(&hash);
     add_field(&hash, numbers, sizeof numbers);
-    add_field(&hash, input, size);
+    add_field(&hash, input_digest, sizeof input_digest);
     add_text(&hash, options);
     add_text(&hash, host);
     add_text(&hash, build_stamp);
+    bool follows =
+        kind == KIND_CUBIN && last_ptx.known && memcmp(last_ptx.input, input_digest, sizeof input_digest) == 0;
+    add_field(&hash, follows ? last_ptx.key : NULL, sizeof last_ptx.key);
     vgpu_sha256_finish(&hash, opened->digest);
+    if (kind == KIND_PTX) {
+        last_ptx.known = true;
+        memcpy(last_ptx.input, input_digest, sizeof last_ptx.input);
+        memcpy(last_ptx.key, opened->digest, sizeof last_ptx.key);
+    }
     *key = opened;
     return CUDA_SUCCESS;
 }
@@ -283,13 +304,10 @@ CUresult vgpu_jit_cache_store(void *key, int zero, const void *data, size_t size
     return CUDA_SUCCESS;
 }
 
-CUresult vgpu_jit_cache_release(const void *first, const void *second, const void *third, const void *fourth)
+CUresult vgpu_jit_cache_release(const void *data)
 {
-    const void *candidates[] = {first, second, third, fourth};
-    bool released = false;
     pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < sizeof candidates / sizeof *candidates && !released; i++)
-        released = take_back(candidates[i]);
+    bool released = take_back(data);
     pthread_mutex_unlock(&lock);
     return released ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

@@ -14,7 +14,11 @@
 #include "private_hooks.h"
 
 /* Opens a key over everything that decides what the compiler writes; strings may be NULL.  CUDA_ERROR_NOT_INITIALIZED when
- * the cache is disabled. */
+ * the cache is disabled.
+ *
+ * NVRTC opens two keys for a compilation, on one thread: kind 2 (NVVM IR to PTX) and then kind 1 (the same IR to a cubin).
+ * The options of the second lack what only the first step takes, such as -prec-div, so by itself it would find the cubin of
+ * another compilation.  A kind 1 key therefore takes in the thread's last kind 2 key, when that was for the same input. */
 VGPU_HIDDEN CUresult vgpu_jit_cache_open(void **key, int kind, const void *input, size_t size, const char *options,
                                          const char *host, const char *build_stamp, int sm);
 VGPU_HIDDEN CUresult vgpu_jit_cache_close(void *key);
@@ -25,10 +29,8 @@ VGPU_HIDDEN CUresult vgpu_jit_cache_find(void *key, int zero, void **data, uint3
 /* Keeps a copy.  May write a file; what the disk refuses is kept in memory alone. */
 VGPU_HIDDEN CUresult vgpu_jit_cache_store(void *key, int zero, const void *data, size_t size);
 
-/* Releases data of a hit.  Which argument carries it is not documented, so each is compared with the data handed out; none
- * is followed. */
-VGPU_HIDDEN CUresult vgpu_jit_cache_release(const void *first, const void *second, const void *third,
-                                            const void *fourth);
+/* Releases the data of one hit; CUDA_ERROR_INVALID_VALUE for what was not handed out. */
+VGPU_HIDDEN CUresult vgpu_jit_cache_release(const void *data);
 
 struct vgpu_jit_cache_statistics {
     uint64_t memory_hits;
