@@ -69,16 +69,24 @@ def known_targets(folder: Path) -> list[str]:
     return [name for name in TARGETS if name in names]
 
 
-def publish(product: Path, destination: Path) -> None:
-    """Put a copy of ``product`` at ``destination`` unless the same file is there already."""
+def publish(product: Path, destination: Path) -> bool:
+    """Put a copy of ``product`` at ``destination``; False if the same file was there already."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.exists():
         old, new = destination.stat(), product.stat()
         if (old.st_size, old.st_mtime_ns) == (new.st_size, new.st_mtime_ns):
-            return
+            return False
     unfinished = destination.with_name(f".{destination.name}.{os.getpid()}")
     shutil.copy2(product, unfinished)
     unfinished.replace(destination)
+    return True
+
+
+def imports(target: str) -> bool:
+    """Whether the extension loads; the linker lets an extension through with functions that nobody defined."""
+    module = f"vgpu.{TARGETS[target]}.{target}"
+    source = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import {module}"
+    return subprocess.run([sys.executable, "-P", "-c", source], check=False).returncode == 0
 
 
 def link(name: str, target: str, folder: Path) -> None:
@@ -109,10 +117,15 @@ def build(folder: Path, output: Path, wanted: list[str], *, in_place: bool) -> i
             continue
         product = folder / ("libcuda.so.1" if target == "libcuda" else f"{target}.abi3.so")
         folders = [output, ROOT / TARGETS[target]] if in_place else [output]
-        for place in folders:
-            publish(product, place / product.name)
-            if target == "libcuda":
+        changed = [publish(product, place / product.name) for place in folders]
+        if target == "libcuda":
+            for place in folders:
                 link("libcuda.so", "libcuda.so.1", place)
+        elif in_place and any(changed) and not imports(target):
+            for place in folders:  # or the next run would find nothing to do and call it good
+                (place / product.name).unlink()
+            print(f"build_native: {target} was built but does not load", file=sys.stderr)
+            failed += 1
     return failed
 
 
@@ -145,6 +158,7 @@ def main() -> int:
             [tool("ninja"), "-C", str(folder), "build.ninja"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what is wrong, the targets will say again
             check=False,
         )
         known = known_targets(folder)
