@@ -33,588 +33,593 @@ class CallId(IntEnum):
     wireHostFunction = 22
     wireGoodbye = 23
     wireRefused = 24
-    cuGetErrorString = 25
-    cuGetErrorName = 26
-    cuInit = 27
-    cuDriverGetVersion = 28
-    cuGetProcAddress = 29
-    cuGetProcAddress_v2 = 30
-    cuGetExportTable = 31
-    cuDeviceGet = 32
-    cuDeviceGetCount = 33
-    cuDeviceGetName = 34
-    cuDeviceGetUuid = 35
-    cuDeviceGetUuid_v2 = 36
-    cuDeviceGetLuid = 37
-    cuDeviceTotalMem_v2 = 38
-    cuDeviceGetAttribute = 39
-    cuDeviceGetProperties = 40
-    cuDeviceComputeCapability = 41
-    cuDeviceGetByPCIBusId = 42
-    cuDeviceGetPCIBusId = 43
-    cuDeviceCanAccessPeer = 44
-    cuDeviceGetP2PAttribute = 45
-    cuDeviceGetTexture1DLinearMaxWidth = 46
-    cuDeviceGetExecAffinitySupport = 47
-    cuDeviceGetHostAtomicCapabilities = 48
-    cuDeviceGetDefaultMemPool = 49
-    cuDeviceGetMemPool = 50
-    cuDeviceSetMemPool = 51
-    cuDeviceGraphMemTrim = 52
-    cuDeviceGetGraphMemAttribute = 53
-    cuDeviceSetGraphMemAttribute = 54
-    cuDevicePrimaryCtxRetain = 55
-    cuDevicePrimaryCtxRelease = 56
-    cuDevicePrimaryCtxRelease_v2 = 57
-    cuDevicePrimaryCtxSetFlags = 58
-    cuDevicePrimaryCtxSetFlags_v2 = 59
-    cuDevicePrimaryCtxGetState = 60
-    cuDevicePrimaryCtxReset = 61
-    cuDevicePrimaryCtxReset_v2 = 62
-    cuCtxCreate_v2 = 63
-    cuCtxCreate_v3 = 64
-    cuCtxCreate_v4 = 65
-    cuCtxDestroy_v2 = 66
-    cuCtxDestroy = 67
-    cuCtxPushCurrent_v2 = 68
-    cuCtxPushCurrent = 69
-    cuCtxPopCurrent_v2 = 70
-    cuCtxPopCurrent = 71
-    cuCtxSetCurrent = 72
-    cuCtxGetCurrent = 73
-    cuCtxAttach = 74
-    cuCtxDetach = 75
-    cuCtxGetDevice = 76
-    cuCtxGetDevice_v2 = 77
-    cuCtxGetFlags = 78
-    cuCtxSetFlags = 79
-    cuCtxGetId = 80
-    cuCtxGetApiVersion = 81
-    cuCtxSynchronize = 82
-    cuCtxSynchronize_v2 = 83
-    cuCtxSetLimit = 84
-    cuCtxGetLimit = 85
-    cuCtxGetCacheConfig = 86
-    cuCtxSetCacheConfig = 87
-    cuCtxGetSharedMemConfig = 88
-    cuCtxSetSharedMemConfig = 89
-    cuCtxGetStreamPriorityRange = 90
-    cuCtxResetPersistingL2Cache = 91
-    cuCtxGetExecAffinity = 92
-    cuCtxEnablePeerAccess = 93
-    cuCtxDisablePeerAccess = 94
-    cuThreadExchangeStreamCaptureMode = 95
-    cuFlushGPUDirectRDMAWrites = 96
-    cuModuleLoad = 97
-    cuModuleLoadData = 98
-    cuModuleLoadDataEx = 99
-    cuModuleLoadFatBinary = 100
-    cuModuleUnload = 101
-    cuModuleGetLoadingMode = 102
-    cuModuleGetFunction = 103
-    cuModuleGetFunctionCount = 104
-    cuModuleEnumerateFunctions = 105
-    cuModuleGetGlobal_v2 = 106
-    cuLinkCreate_v2 = 107
-    cuLinkAddData_v2 = 108
-    cuLinkAddFile_v2 = 109
-    cuLinkComplete = 110
-    cuLinkDestroy = 111
-    cuLibraryLoadData = 112
-    cuLibraryLoadFromFile = 113
-    cuLibraryUnload = 114
-    cuLibraryGetKernel = 115
-    cuLibraryGetKernelCount = 116
-    cuLibraryEnumerateKernels = 117
-    cuLibraryGetModule = 118
-    cuLibraryGetGlobal = 119
-    cuLibraryGetManaged = 120
-    cuKernelGetFunction = 121
-    cuKernelGetLibrary = 122
-    cuKernelGetAttribute = 123
-    cuKernelSetAttribute = 124
-    cuKernelSetCacheConfig = 125
-    cuKernelGetName = 126
-    cuKernelGetParamInfo = 127
-    cuFuncGetAttribute = 128
-    cuFuncSetAttribute = 129
-    cuFuncSetCacheConfig = 130
-    cuFuncSetSharedMemConfig = 131
-    cuFuncGetModule = 132
-    cuFuncGetName = 133
-    cuFuncGetParamInfo = 134
-    cuFuncIsLoaded = 135
-    cuFuncLoad = 136
-    cuOccupancyMaxActiveBlocksPerMultiprocessor = 137
-    cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags = 138
-    cuOccupancyMaxPotentialBlockSize = 139
-    cuOccupancyMaxPotentialBlockSizeWithFlags = 140
-    cuOccupancyAvailableDynamicSMemPerBlock = 141
-    cuOccupancyMaxPotentialClusterSize = 142
-    cuOccupancyMaxActiveClusters = 143
-    cuLaunchKernel = 144
-    cuLaunchKernelEx = 145
-    cuLaunchCooperativeKernel = 146
-    cuLaunchHostFunc = 147
-    cuMemGetInfo_v2 = 148
-    cuMemAlloc_v2 = 149
-    cuMemAllocPitch_v2 = 150
-    cuMemFree_v2 = 151
-    cuMemGetAddressRange_v2 = 152
-    cuMemAllocHost_v2 = 153
-    cuMemFreeHost = 154
-    cuMemHostAlloc = 155
-    cuMemHostGetDevicePointer_v2 = 156
-    cuMemHostGetFlags = 157
-    cuMemHostRegister_v2 = 158
-    cuMemHostUnregister = 159
-    cuMemAllocManaged = 160
-    cuPointerGetAttribute = 161
-    cuPointerGetAttributes = 162
-    cuPointerSetAttribute = 163
-    cuMemcpy = 164
-    cuMemcpyPeer = 165
-    cuMemcpyHtoD_v2 = 166
-    cuMemcpyDtoH_v2 = 167
-    cuMemcpyDtoD_v2 = 168
-    cuMemcpy2D_v2 = 169
-    cuMemcpy2DUnaligned_v2 = 170
-    cuMemcpy3D_v2 = 171
-    cuMemcpy3DPeer = 172
-    cuMemcpyAsync = 173
-    cuMemcpyPeerAsync = 174
-    cuMemcpyHtoDAsync_v2 = 175
-    cuMemcpyDtoHAsync_v2 = 176
-    cuMemcpyDtoDAsync_v2 = 177
-    cuMemcpy2DAsync_v2 = 178
-    cuMemcpy3DAsync_v2 = 179
-    cuMemcpy3DPeerAsync = 180
-    cuMemsetD8_v2 = 181
-    cuMemsetD16_v2 = 182
-    cuMemsetD32_v2 = 183
-    cuMemsetD2D8_v2 = 184
-    cuMemsetD2D16_v2 = 185
-    cuMemsetD2D32_v2 = 186
-    cuMemsetD8Async = 187
-    cuMemsetD16Async = 188
-    cuMemsetD32Async = 189
-    cuMemsetD2D8Async = 190
-    cuMemsetD2D16Async = 191
-    cuMemsetD2D32Async = 192
-    cuMemAddressReserve = 193
-    cuMemAddressFree = 194
-    cuMemCreate = 195
-    cuMemRelease = 196
-    cuMemMap = 197
-    cuMemUnmap = 198
-    cuMemSetAccess = 199
-    cuMemGetAccess = 200
-    cuMemGetAllocationGranularity = 201
-    cuMemGetAllocationPropertiesFromHandle = 202
-    cuMemRetainAllocationHandle = 203
-    cuMemAllocAsync = 204
-    cuMemFreeAsync = 205
-    cuMemAllocFromPoolAsync = 206
-    cuMemPoolCreate = 207
-    cuMemPoolDestroy = 208
-    cuMemPoolTrimTo = 209
-    cuMemPoolSetAttribute = 210
-    cuMemPoolGetAttribute = 211
-    cuMemPoolSetAccess = 212
-    cuMemPoolGetAccess = 213
-    cuStreamCreate = 214
-    cuStreamCreateWithPriority = 215
-    cuStreamDestroy_v2 = 216
-    cuStreamDestroy = 217
-    cuStreamSynchronize = 218
-    cuStreamQuery = 219
-    cuStreamWaitEvent = 220
-    cuStreamAddCallback = 221
-    cuStreamGetPriority = 222
-    cuStreamGetFlags = 223
-    cuStreamGetId = 224
-    cuStreamGetDevice = 225
-    cuStreamGetCtx = 226
-    cuStreamGetCtx_v2 = 227
-    cuStreamGetGreenCtx = 228
-    cuStreamCopyAttributes = 229
-    cuStreamGetAttribute = 230
-    cuStreamSetAttribute = 231
-    cuStreamWaitValue32_v2 = 232
-    cuStreamWaitValue64_v2 = 233
-    cuStreamWriteValue32_v2 = 234
-    cuStreamWriteValue64_v2 = 235
-    cuStreamBatchMemOp_v2 = 236
-    cuStreamAttachMemAsync = 237
-    cuStreamIsCapturing = 238
-    cuStreamBeginCapture_v2 = 239
-    cuStreamBeginCaptureToGraph = 240
-    cuStreamEndCapture = 241
-    cuStreamGetCaptureInfo = 242
-    cuStreamGetCaptureInfo_v2 = 243
-    cuStreamGetCaptureInfo_v3 = 244
-    cuStreamUpdateCaptureDependencies = 245
-    cuStreamUpdateCaptureDependencies_v2 = 246
-    cuEventCreate = 247
-    cuEventRecord = 248
-    cuEventRecordWithFlags = 249
-    cuEventQuery = 250
-    cuEventSynchronize = 251
-    cuEventDestroy_v2 = 252
-    cuEventDestroy = 253
-    cuEventElapsedTime = 254
-    cuEventElapsedTime_v2 = 255
-    cuGraphCreate = 256
-    cuGraphDestroy = 257
-    cuGraphClone = 258
-    cuGraphGetNodes = 259
-    cuGraphGetRootNodes = 260
-    cuGraphGetEdges_v2 = 261
-    cuGraphGetEdges = 262
-    cuGraphNodeGetType = 263
-    cuGraphNodeGetDependencies_v2 = 264
-    cuGraphNodeGetDependentNodes_v2 = 265
-    cuGraphNodeFindInClone = 266
-    cuGraphDestroyNode = 267
-    cuGraphAddDependencies_v2 = 268
-    cuGraphRemoveDependencies_v2 = 269
-    cuGraphAddKernelNode_v2 = 270
-    cuGraphKernelNodeGetParams_v2 = 271
-    cuGraphKernelNodeSetParams_v2 = 272
-    cuGraphExecKernelNodeSetParams_v2 = 273
-    cuGraphKernelNodeGetAttribute = 274
-    cuGraphKernelNodeSetAttribute = 275
-    cuGraphKernelNodeCopyAttributes = 276
-    cuGraphAddMemcpyNode = 277
-    cuGraphExecMemcpyNodeSetParams = 278
-    cuGraphAddMemsetNode = 279
-    cuGraphExecMemsetNodeSetParams = 280
-    cuGraphAddEmptyNode = 281
-    cuGraphAddChildGraphNode = 282
-    cuGraphAddEventRecordNode = 283
-    cuGraphAddEventWaitNode = 284
-    cuGraphChildGraphNodeGetGraph = 285
-    cuGraphExecChildGraphNodeSetParams = 286
-    cuGraphNodeSetEnabled = 287
-    cuGraphNodeGetEnabled = 288
-    cuGraphInstantiate = 289
-    cuGraphInstantiate_v2 = 290
-    cuGraphInstantiateWithFlags = 291
-    cuGraphInstantiateWithParams = 292
-    cuGraphExecGetFlags = 293
-    cuGraphExecUpdate_v2 = 294
-    cuGraphUpload = 295
-    cuGraphLaunch = 296
-    cuGraphExecDestroy = 297
-    cuUserObjectCreate = 298
-    cuUserObjectRetain = 299
-    cuUserObjectRelease = 300
-    cuGraphRetainUserObject = 301
-    cuGraphReleaseUserObject = 302
-    cuTensorMapEncodeTiled = 303
-    cuTensorMapEncodeIm2col = 304
-    cuTensorMapReplaceAddress = 305
-    cuProfilerInitialize = 306
-    cuProfilerStart = 307
-    cuProfilerStop = 308
-    cuLogsRegisterCallback = 309
-    cuLogsUnregisterCallback = 310
-    cuLogsCurrent = 311
-    cuDeviceRegisterAsyncNotification = 312
-    cuDeviceUnregisterAsyncNotification = 313
-    cuArray3DCreate = 314
-    cuArray3DCreate_v2 = 315
-    cuArray3DGetDescriptor = 316
-    cuArray3DGetDescriptor_v2 = 317
-    cuArrayCreate = 318
-    cuArrayCreate_v2 = 319
-    cuArrayDestroy = 320
-    cuArrayGetDescriptor = 321
-    cuArrayGetDescriptor_v2 = 322
-    cuArrayGetMemoryRequirements = 323
-    cuArrayGetPlane = 324
-    cuArrayGetSparseProperties = 325
-    cuCheckpointProcessCheckpoint = 326
-    cuCheckpointProcessGetRestoreThreadId = 327
-    cuCheckpointProcessGetState = 328
-    cuCheckpointProcessLock = 329
-    cuCheckpointProcessRestore = 330
-    cuCheckpointProcessUnlock = 331
-    cuCoredumpGetAttribute = 332
-    cuCoredumpGetAttributeGlobal = 333
-    cuCoredumpSetAttribute = 334
-    cuCoredumpSetAttributeGlobal = 335
-    cuCtxCreate = 336
-    cuCtxFromGreenCtx = 337
-    cuCtxGetDevResource = 338
-    cuCtxRecordEvent = 339
-    cuCtxWaitEvent = 340
-    cuDestroyExternalMemory = 341
-    cuDestroyExternalSemaphore = 342
-    cuDevResourceGenerateDesc = 343
-    cuDevSmResourceSplit = 344
-    cuDevSmResourceSplitByCount = 345
-    cuDeviceGetDevResource = 346
-    cuDeviceGetNvSciSyncAttributes = 347
-    cuDeviceGetP2PAtomicCapabilities = 348
-    cuDeviceTotalMem = 349
-    cuEGLApiInit = 350
-    cuEGLStreamConsumerAcquireFrame = 351
-    cuEGLStreamConsumerConnect = 352
-    cuEGLStreamConsumerConnectWithFlags = 353
-    cuEGLStreamConsumerDisconnect = 354
-    cuEGLStreamConsumerReleaseFrame = 355
-    cuEGLStreamProducerConnect = 356
-    cuEGLStreamProducerDisconnect = 357
-    cuEGLStreamProducerPresentFrame = 358
-    cuEGLStreamProducerReturnFrame = 359
-    cuExternalMemoryGetMappedBuffer = 360
-    cuExternalMemoryGetMappedMipmappedArray = 361
-    cuFuncSetBlockShape = 362
-    cuFuncSetSharedSize = 363
-    cuGLCtxCreate = 364
-    cuGLCtxCreate_v2 = 365
-    cuGLGetDevices = 366
-    cuGLGetDevices_v2 = 367
-    cuGLInit = 368
-    cuGLMapBufferObject = 369
-    cuGLMapBufferObjectAsync = 370
-    cuGLMapBufferObjectAsync_v2 = 371
-    cuGLMapBufferObject_v2 = 372
-    cuGLRegisterBufferObject = 373
-    cuGLSetBufferObjectMapFlags = 374
-    cuGLUnmapBufferObject = 375
-    cuGLUnmapBufferObjectAsync = 376
-    cuGLUnregisterBufferObject = 377
-    cuGraphAddBatchMemOpNode = 378
-    cuGraphAddDependencies = 379
-    cuGraphAddExternalSemaphoresSignalNode = 380
-    cuGraphAddExternalSemaphoresWaitNode = 381
-    cuGraphAddHostNode = 382
-    cuGraphAddKernelNode = 383
-    cuGraphAddMemAllocNode = 384
-    cuGraphAddMemFreeNode = 385
-    cuGraphAddNode = 386
-    cuGraphAddNode_v2 = 387
-    cuGraphBatchMemOpNodeGetParams = 388
-    cuGraphBatchMemOpNodeSetParams = 389
-    cuGraphConditionalHandleCreate = 390
-    cuGraphDebugDotPrint = 391
-    cuGraphEventRecordNodeGetEvent = 392
-    cuGraphEventRecordNodeSetEvent = 393
-    cuGraphEventWaitNodeGetEvent = 394
-    cuGraphEventWaitNodeSetEvent = 395
-    cuGraphExecBatchMemOpNodeSetParams = 396
-    cuGraphExecEventRecordNodeSetEvent = 397
-    cuGraphExecEventWaitNodeSetEvent = 398
-    cuGraphExecExternalSemaphoresSignalNodeSetParams = 399
-    cuGraphExecExternalSemaphoresWaitNodeSetParams = 400
-    cuGraphExecGetId = 401
-    cuGraphExecHostNodeSetParams = 402
-    cuGraphExecKernelNodeSetParams = 403
-    cuGraphExecNodeSetParams = 404
-    cuGraphExecUpdate = 405
-    cuGraphExternalSemaphoresSignalNodeGetParams = 406
-    cuGraphExternalSemaphoresSignalNodeSetParams = 407
-    cuGraphExternalSemaphoresWaitNodeGetParams = 408
-    cuGraphExternalSemaphoresWaitNodeSetParams = 409
-    cuGraphGetId = 410
-    cuGraphHostNodeGetParams = 411
-    cuGraphHostNodeSetParams = 412
-    cuGraphKernelNodeGetParams = 413
-    cuGraphKernelNodeSetParams = 414
-    cuGraphMemAllocNodeGetParams = 415
-    cuGraphMemFreeNodeGetParams = 416
-    cuGraphMemcpyNodeGetParams = 417
-    cuGraphMemcpyNodeSetParams = 418
-    cuGraphMemsetNodeGetParams = 419
-    cuGraphMemsetNodeSetParams = 420
-    cuGraphNodeGetContainingGraph = 421
-    cuGraphNodeGetDependencies = 422
-    cuGraphNodeGetDependentNodes = 423
-    cuGraphNodeGetLocalId = 424
-    cuGraphNodeGetToolsId = 425
-    cuGraphNodeSetParams = 426
-    cuGraphRemoveDependencies = 427
-    cuGraphicsEGLRegisterImage = 428
-    cuGraphicsGLRegisterBuffer = 429
-    cuGraphicsGLRegisterImage = 430
-    cuGraphicsMapResources = 431
-    cuGraphicsResourceGetMappedEglFrame = 432
-    cuGraphicsResourceGetMappedMipmappedArray = 433
-    cuGraphicsResourceGetMappedPointer = 434
-    cuGraphicsResourceGetMappedPointer_v2 = 435
-    cuGraphicsResourceSetMapFlags = 436
-    cuGraphicsResourceSetMapFlags_v2 = 437
-    cuGraphicsSubResourceGetMappedArray = 438
-    cuGraphicsUnmapResources = 439
-    cuGraphicsUnregisterResource = 440
-    cuGraphicsVDPAURegisterOutputSurface = 441
-    cuGraphicsVDPAURegisterVideoSurface = 442
-    cuGreenCtxCreate = 443
-    cuGreenCtxDestroy = 444
-    cuGreenCtxGetDevResource = 445
-    cuGreenCtxGetId = 446
-    cuGreenCtxRecordEvent = 447
-    cuGreenCtxStreamCreate = 448
-    cuGreenCtxWaitEvent = 449
-    cuImportExternalMemory = 450
-    cuImportExternalSemaphore = 451
-    cuIpcCloseMemHandle = 452
-    cuIpcGetEventHandle = 453
-    cuIpcGetMemHandle = 454
-    cuIpcOpenEventHandle = 455
-    cuIpcOpenMemHandle = 456
-    cuIpcOpenMemHandle_v2 = 457
-    cuLaunch = 458
-    cuLaunchCooperativeKernelMultiDevice = 459
-    cuLaunchGrid = 460
-    cuLaunchGridAsync = 461
-    cuLibraryGetUnifiedFunction = 462
-    cuLinkAddData = 463
-    cuLinkAddFile = 464
-    cuLinkCreate = 465
-    cuLogsDumpToFile = 466
-    cuLogsDumpToMemory = 467
-    cuMemAdvise = 468
-    cuMemAdvise_v2 = 469
-    cuMemAlloc = 470
-    cuMemAllocHost = 471
-    cuMemAllocPitch = 472
-    cuMemBatchDecompressAsync = 473
-    cuMemDiscardAndPrefetchBatchAsync = 474
-    cuMemDiscardBatchAsync = 475
-    cuMemExportToShareableHandle = 476
-    cuMemFree = 477
-    cuMemGetAddressRange = 478
-    cuMemGetAttribute = 479
-    cuMemGetAttribute_v2 = 480
-    cuMemGetDefaultMemPool = 481
-    cuMemGetHandleForAddressRange = 482
-    cuMemGetInfo = 483
-    cuMemGetMemPool = 484
-    cuMemHostGetDevicePointer = 485
-    cuMemHostRegister = 486
-    cuMemImportFromShareableHandle = 487
-    cuMemMapArrayAsync = 488
-    cuMemPoolExportPointer = 489
-    cuMemPoolExportToShareableHandle = 490
-    cuMemPoolImportFromShareableHandle = 491
-    cuMemPoolImportPointer = 492
-    cuMemPrefetchAsync = 493
-    cuMemPrefetchAsync_v2 = 494
-    cuMemPrefetchBatchAsync = 495
-    cuMemRangeGetAttribute = 496
-    cuMemRangeGetAttributes = 497
-    cuMemSetMemPool = 498
-    cuMemcpy2D = 499
-    cuMemcpy2DAsync = 500
-    cuMemcpy2DUnaligned = 501
-    cuMemcpy3D = 502
-    cuMemcpy3DAsync = 503
-    cuMemcpy3DBatchAsync = 504
-    cuMemcpy3DBatchAsync_v2 = 505
-    cuMemcpyAtoA = 506
-    cuMemcpyAtoA_v2 = 507
-    cuMemcpyAtoD = 508
-    cuMemcpyAtoD_v2 = 509
-    cuMemcpyAtoH = 510
-    cuMemcpyAtoHAsync = 511
-    cuMemcpyAtoHAsync_v2 = 512
-    cuMemcpyAtoH_v2 = 513
-    cuMemcpyBatchAsync = 514
-    cuMemcpyBatchAsync_v2 = 515
-    cuMemcpyDtoA = 516
-    cuMemcpyDtoA_v2 = 517
-    cuMemcpyDtoD = 518
-    cuMemcpyDtoDAsync = 519
-    cuMemcpyDtoH = 520
-    cuMemcpyDtoHAsync = 521
-    cuMemcpyHtoA = 522
-    cuMemcpyHtoAAsync = 523
-    cuMemcpyHtoAAsync_v2 = 524
-    cuMemcpyHtoA_v2 = 525
-    cuMemcpyHtoD = 526
-    cuMemcpyHtoDAsync = 527
-    cuMemsetD16 = 528
-    cuMemsetD2D16 = 529
-    cuMemsetD2D32 = 530
-    cuMemsetD2D8 = 531
-    cuMemsetD32 = 532
-    cuMemsetD8 = 533
-    cuMipmappedArrayCreate = 534
-    cuMipmappedArrayDestroy = 535
-    cuMipmappedArrayGetLevel = 536
-    cuMipmappedArrayGetMemoryRequirements = 537
-    cuMipmappedArrayGetSparseProperties = 538
-    cuModuleGetGlobal = 539
-    cuModuleGetSurfRef = 540
-    cuModuleGetTexRef = 541
-    cuMulticastAddDevice = 542
-    cuMulticastBindAddr = 543
-    cuMulticastBindMem = 544
-    cuMulticastCreate = 545
-    cuMulticastGetGranularity = 546
-    cuMulticastUnbind = 547
-    cuParamSetSize = 548
-    cuParamSetTexRef = 549
-    cuParamSetf = 550
-    cuParamSeti = 551
-    cuParamSetv = 552
-    cuSignalExternalSemaphoresAsync = 553
-    cuStreamBatchMemOp = 554
-    cuStreamBeginCapture = 555
-    cuStreamGetDevResource = 556
-    cuStreamWaitValue32 = 557
-    cuStreamWaitValue64 = 558
-    cuStreamWriteValue32 = 559
-    cuStreamWriteValue64 = 560
-    cuSurfObjectCreate = 561
-    cuSurfObjectDestroy = 562
-    cuSurfObjectGetResourceDesc = 563
-    cuSurfRefGetArray = 564
-    cuSurfRefSetArray = 565
-    cuTensorMapEncodeIm2colWide = 566
-    cuTexObjectCreate = 567
-    cuTexObjectDestroy = 568
-    cuTexObjectGetResourceDesc = 569
-    cuTexObjectGetResourceViewDesc = 570
-    cuTexObjectGetTextureDesc = 571
-    cuTexRefCreate = 572
-    cuTexRefDestroy = 573
-    cuTexRefGetAddress = 574
-    cuTexRefGetAddressMode = 575
-    cuTexRefGetAddress_v2 = 576
-    cuTexRefGetArray = 577
-    cuTexRefGetBorderColor = 578
-    cuTexRefGetFilterMode = 579
-    cuTexRefGetFlags = 580
-    cuTexRefGetFormat = 581
-    cuTexRefGetMaxAnisotropy = 582
-    cuTexRefGetMipmapFilterMode = 583
-    cuTexRefGetMipmapLevelBias = 584
-    cuTexRefGetMipmapLevelClamp = 585
-    cuTexRefGetMipmappedArray = 586
-    cuTexRefSetAddress = 587
-    cuTexRefSetAddress2D = 588
-    cuTexRefSetAddress2D_v2 = 589
-    cuTexRefSetAddress2D_v3 = 590
-    cuTexRefSetAddressMode = 591
-    cuTexRefSetAddress_v2 = 592
-    cuTexRefSetArray = 593
-    cuTexRefSetBorderColor = 594
-    cuTexRefSetFilterMode = 595
-    cuTexRefSetFlags = 596
-    cuTexRefSetFormat = 597
-    cuTexRefSetMaxAnisotropy = 598
-    cuTexRefSetMipmapFilterMode = 599
-    cuTexRefSetMipmapLevelBias = 600
-    cuTexRefSetMipmapLevelClamp = 601
-    cuTexRefSetMipmappedArray = 602
-    cuVDPAUCtxCreate = 603
-    cuVDPAUCtxCreate_v2 = 604
-    cuVDPAUGetDevice = 605
-    cuWaitExternalSemaphoresAsync = 606
+    wireFunctionDescribe = 25
+    wireBlobWrite = 26
+    wireBlobRead = 27
+    wireBlobFree = 28
+    wireCaptureInvalidate = 29
+    cuGetErrorString = 30
+    cuGetErrorName = 31
+    cuInit = 32
+    cuDriverGetVersion = 33
+    cuGetProcAddress = 34
+    cuGetProcAddress_v2 = 35
+    cuGetExportTable = 36
+    cuDeviceGet = 37
+    cuDeviceGetCount = 38
+    cuDeviceGetName = 39
+    cuDeviceGetUuid = 40
+    cuDeviceGetUuid_v2 = 41
+    cuDeviceGetLuid = 42
+    cuDeviceTotalMem_v2 = 43
+    cuDeviceGetAttribute = 44
+    cuDeviceGetProperties = 45
+    cuDeviceComputeCapability = 46
+    cuDeviceGetByPCIBusId = 47
+    cuDeviceGetPCIBusId = 48
+    cuDeviceCanAccessPeer = 49
+    cuDeviceGetP2PAttribute = 50
+    cuDeviceGetTexture1DLinearMaxWidth = 51
+    cuDeviceGetExecAffinitySupport = 52
+    cuDeviceGetHostAtomicCapabilities = 53
+    cuDeviceGetDefaultMemPool = 54
+    cuDeviceGetMemPool = 55
+    cuDeviceSetMemPool = 56
+    cuDeviceGraphMemTrim = 57
+    cuDeviceGetGraphMemAttribute = 58
+    cuDeviceSetGraphMemAttribute = 59
+    cuDevicePrimaryCtxRetain = 60
+    cuDevicePrimaryCtxRelease = 61
+    cuDevicePrimaryCtxRelease_v2 = 62
+    cuDevicePrimaryCtxSetFlags = 63
+    cuDevicePrimaryCtxSetFlags_v2 = 64
+    cuDevicePrimaryCtxGetState = 65
+    cuDevicePrimaryCtxReset = 66
+    cuDevicePrimaryCtxReset_v2 = 67
+    cuCtxCreate_v2 = 68
+    cuCtxCreate_v3 = 69
+    cuCtxCreate_v4 = 70
+    cuCtxDestroy_v2 = 71
+    cuCtxDestroy = 72
+    cuCtxPushCurrent_v2 = 73
+    cuCtxPushCurrent = 74
+    cuCtxPopCurrent_v2 = 75
+    cuCtxPopCurrent = 76
+    cuCtxSetCurrent = 77
+    cuCtxGetCurrent = 78
+    cuCtxAttach = 79
+    cuCtxDetach = 80
+    cuCtxGetDevice = 81
+    cuCtxGetDevice_v2 = 82
+    cuCtxGetFlags = 83
+    cuCtxSetFlags = 84
+    cuCtxGetId = 85
+    cuCtxGetApiVersion = 86
+    cuCtxSynchronize = 87
+    cuCtxSynchronize_v2 = 88
+    cuCtxSetLimit = 89
+    cuCtxGetLimit = 90
+    cuCtxGetCacheConfig = 91
+    cuCtxSetCacheConfig = 92
+    cuCtxGetSharedMemConfig = 93
+    cuCtxSetSharedMemConfig = 94
+    cuCtxGetStreamPriorityRange = 95
+    cuCtxResetPersistingL2Cache = 96
+    cuCtxGetExecAffinity = 97
+    cuCtxEnablePeerAccess = 98
+    cuCtxDisablePeerAccess = 99
+    cuThreadExchangeStreamCaptureMode = 100
+    cuFlushGPUDirectRDMAWrites = 101
+    cuModuleLoad = 102
+    cuModuleLoadData = 103
+    cuModuleLoadDataEx = 104
+    cuModuleLoadFatBinary = 105
+    cuModuleUnload = 106
+    cuModuleGetLoadingMode = 107
+    cuModuleGetFunction = 108
+    cuModuleGetFunctionCount = 109
+    cuModuleEnumerateFunctions = 110
+    cuModuleGetGlobal_v2 = 111
+    cuLinkCreate_v2 = 112
+    cuLinkAddData_v2 = 113
+    cuLinkAddFile_v2 = 114
+    cuLinkComplete = 115
+    cuLinkDestroy = 116
+    cuLibraryLoadData = 117
+    cuLibraryLoadFromFile = 118
+    cuLibraryUnload = 119
+    cuLibraryGetKernel = 120
+    cuLibraryGetKernelCount = 121
+    cuLibraryEnumerateKernels = 122
+    cuLibraryGetModule = 123
+    cuLibraryGetGlobal = 124
+    cuLibraryGetManaged = 125
+    cuKernelGetFunction = 126
+    cuKernelGetLibrary = 127
+    cuKernelGetAttribute = 128
+    cuKernelSetAttribute = 129
+    cuKernelSetCacheConfig = 130
+    cuKernelGetName = 131
+    cuKernelGetParamInfo = 132
+    cuFuncGetAttribute = 133
+    cuFuncSetAttribute = 134
+    cuFuncSetCacheConfig = 135
+    cuFuncSetSharedMemConfig = 136
+    cuFuncGetModule = 137
+    cuFuncGetName = 138
+    cuFuncGetParamInfo = 139
+    cuFuncIsLoaded = 140
+    cuFuncLoad = 141
+    cuOccupancyMaxActiveBlocksPerMultiprocessor = 142
+    cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags = 143
+    cuOccupancyMaxPotentialBlockSize = 144
+    cuOccupancyMaxPotentialBlockSizeWithFlags = 145
+    cuOccupancyAvailableDynamicSMemPerBlock = 146
+    cuOccupancyMaxPotentialClusterSize = 147
+    cuOccupancyMaxActiveClusters = 148
+    cuLaunchKernel = 149
+    cuLaunchKernelEx = 150
+    cuLaunchCooperativeKernel = 151
+    cuLaunchHostFunc = 152
+    cuMemGetInfo_v2 = 153
+    cuMemAlloc_v2 = 154
+    cuMemAllocPitch_v2 = 155
+    cuMemFree_v2 = 156
+    cuMemGetAddressRange_v2 = 157
+    cuMemAllocHost_v2 = 158
+    cuMemFreeHost = 159
+    cuMemHostAlloc = 160
+    cuMemHostGetDevicePointer_v2 = 161
+    cuMemHostGetFlags = 162
+    cuMemHostRegister_v2 = 163
+    cuMemHostUnregister = 164
+    cuMemAllocManaged = 165
+    cuPointerGetAttribute = 166
+    cuPointerGetAttributes = 167
+    cuPointerSetAttribute = 168
+    cuMemcpy = 169
+    cuMemcpyPeer = 170
+    cuMemcpyHtoD_v2 = 171
+    cuMemcpyDtoH_v2 = 172
+    cuMemcpyDtoD_v2 = 173
+    cuMemcpy2D_v2 = 174
+    cuMemcpy2DUnaligned_v2 = 175
+    cuMemcpy3D_v2 = 176
+    cuMemcpy3DPeer = 177
+    cuMemcpyAsync = 178
+    cuMemcpyPeerAsync = 179
+    cuMemcpyHtoDAsync_v2 = 180
+    cuMemcpyDtoHAsync_v2 = 181
+    cuMemcpyDtoDAsync_v2 = 182
+    cuMemcpy2DAsync_v2 = 183
+    cuMemcpy3DAsync_v2 = 184
+    cuMemcpy3DPeerAsync = 185
+    cuMemsetD8_v2 = 186
+    cuMemsetD16_v2 = 187
+    cuMemsetD32_v2 = 188
+    cuMemsetD2D8_v2 = 189
+    cuMemsetD2D16_v2 = 190
+    cuMemsetD2D32_v2 = 191
+    cuMemsetD8Async = 192
+    cuMemsetD16Async = 193
+    cuMemsetD32Async = 194
+    cuMemsetD2D8Async = 195
+    cuMemsetD2D16Async = 196
+    cuMemsetD2D32Async = 197
+    cuMemAddressReserve = 198
+    cuMemAddressFree = 199
+    cuMemCreate = 200
+    cuMemRelease = 201
+    cuMemMap = 202
+    cuMemUnmap = 203
+    cuMemSetAccess = 204
+    cuMemGetAccess = 205
+    cuMemGetAllocationGranularity = 206
+    cuMemGetAllocationPropertiesFromHandle = 207
+    cuMemRetainAllocationHandle = 208
+    cuMemAllocAsync = 209
+    cuMemFreeAsync = 210
+    cuMemAllocFromPoolAsync = 211
+    cuMemPoolCreate = 212
+    cuMemPoolDestroy = 213
+    cuMemPoolTrimTo = 214
+    cuMemPoolSetAttribute = 215
+    cuMemPoolGetAttribute = 216
+    cuMemPoolSetAccess = 217
+    cuMemPoolGetAccess = 218
+    cuStreamCreate = 219
+    cuStreamCreateWithPriority = 220
+    cuStreamDestroy_v2 = 221
+    cuStreamDestroy = 222
+    cuStreamSynchronize = 223
+    cuStreamQuery = 224
+    cuStreamWaitEvent = 225
+    cuStreamAddCallback = 226
+    cuStreamGetPriority = 227
+    cuStreamGetFlags = 228
+    cuStreamGetId = 229
+    cuStreamGetDevice = 230
+    cuStreamGetCtx = 231
+    cuStreamGetCtx_v2 = 232
+    cuStreamGetGreenCtx = 233
+    cuStreamCopyAttributes = 234
+    cuStreamGetAttribute = 235
+    cuStreamSetAttribute = 236
+    cuStreamWaitValue32_v2 = 237
+    cuStreamWaitValue64_v2 = 238
+    cuStreamWriteValue32_v2 = 239
+    cuStreamWriteValue64_v2 = 240
+    cuStreamBatchMemOp_v2 = 241
+    cuStreamAttachMemAsync = 242
+    cuStreamIsCapturing = 243
+    cuStreamBeginCapture_v2 = 244
+    cuStreamBeginCaptureToGraph = 245
+    cuStreamEndCapture = 246
+    cuStreamGetCaptureInfo = 247
+    cuStreamGetCaptureInfo_v2 = 248
+    cuStreamGetCaptureInfo_v3 = 249
+    cuStreamUpdateCaptureDependencies = 250
+    cuStreamUpdateCaptureDependencies_v2 = 251
+    cuEventCreate = 252
+    cuEventRecord = 253
+    cuEventRecordWithFlags = 254
+    cuEventQuery = 255
+    cuEventSynchronize = 256
+    cuEventDestroy_v2 = 257
+    cuEventDestroy = 258
+    cuEventElapsedTime = 259
+    cuEventElapsedTime_v2 = 260
+    cuGraphCreate = 261
+    cuGraphDestroy = 262
+    cuGraphClone = 263
+    cuGraphGetNodes = 264
+    cuGraphGetRootNodes = 265
+    cuGraphGetEdges_v2 = 266
+    cuGraphGetEdges = 267
+    cuGraphNodeGetType = 268
+    cuGraphNodeGetDependencies_v2 = 269
+    cuGraphNodeGetDependentNodes_v2 = 270
+    cuGraphNodeFindInClone = 271
+    cuGraphDestroyNode = 272
+    cuGraphAddDependencies_v2 = 273
+    cuGraphRemoveDependencies_v2 = 274
+    cuGraphAddKernelNode_v2 = 275
+    cuGraphKernelNodeGetParams_v2 = 276
+    cuGraphKernelNodeSetParams_v2 = 277
+    cuGraphExecKernelNodeSetParams_v2 = 278
+    cuGraphKernelNodeGetAttribute = 279
+    cuGraphKernelNodeSetAttribute = 280
+    cuGraphKernelNodeCopyAttributes = 281
+    cuGraphAddMemcpyNode = 282
+    cuGraphExecMemcpyNodeSetParams = 283
+    cuGraphAddMemsetNode = 284
+    cuGraphExecMemsetNodeSetParams = 285
+    cuGraphAddEmptyNode = 286
+    cuGraphAddChildGraphNode = 287
+    cuGraphAddEventRecordNode = 288
+    cuGraphAddEventWaitNode = 289
+    cuGraphChildGraphNodeGetGraph = 290
+    cuGraphExecChildGraphNodeSetParams = 291
+    cuGraphNodeSetEnabled = 292
+    cuGraphNodeGetEnabled = 293
+    cuGraphInstantiate = 294
+    cuGraphInstantiate_v2 = 295
+    cuGraphInstantiateWithFlags = 296
+    cuGraphInstantiateWithParams = 297
+    cuGraphExecGetFlags = 298
+    cuGraphExecUpdate_v2 = 299
+    cuGraphUpload = 300
+    cuGraphLaunch = 301
+    cuGraphExecDestroy = 302
+    cuUserObjectCreate = 303
+    cuUserObjectRetain = 304
+    cuUserObjectRelease = 305
+    cuGraphRetainUserObject = 306
+    cuGraphReleaseUserObject = 307
+    cuTensorMapEncodeTiled = 308
+    cuTensorMapEncodeIm2col = 309
+    cuTensorMapReplaceAddress = 310
+    cuProfilerInitialize = 311
+    cuProfilerStart = 312
+    cuProfilerStop = 313
+    cuLogsRegisterCallback = 314
+    cuLogsUnregisterCallback = 315
+    cuLogsCurrent = 316
+    cuDeviceRegisterAsyncNotification = 317
+    cuDeviceUnregisterAsyncNotification = 318
+    cuArray3DCreate = 319
+    cuArray3DCreate_v2 = 320
+    cuArray3DGetDescriptor = 321
+    cuArray3DGetDescriptor_v2 = 322
+    cuArrayCreate = 323
+    cuArrayCreate_v2 = 324
+    cuArrayDestroy = 325
+    cuArrayGetDescriptor = 326
+    cuArrayGetDescriptor_v2 = 327
+    cuArrayGetMemoryRequirements = 328
+    cuArrayGetPlane = 329
+    cuArrayGetSparseProperties = 330
+    cuCheckpointProcessCheckpoint = 331
+    cuCheckpointProcessGetRestoreThreadId = 332
+    cuCheckpointProcessGetState = 333
+    cuCheckpointProcessLock = 334
+    cuCheckpointProcessRestore = 335
+    cuCheckpointProcessUnlock = 336
+    cuCoredumpGetAttribute = 337
+    cuCoredumpGetAttributeGlobal = 338
+    cuCoredumpSetAttribute = 339
+    cuCoredumpSetAttributeGlobal = 340
+    cuCtxCreate = 341
+    cuCtxFromGreenCtx = 342
+    cuCtxGetDevResource = 343
+    cuCtxRecordEvent = 344
+    cuCtxWaitEvent = 345
+    cuDestroyExternalMemory = 346
+    cuDestroyExternalSemaphore = 347
+    cuDevResourceGenerateDesc = 348
+    cuDevSmResourceSplit = 349
+    cuDevSmResourceSplitByCount = 350
+    cuDeviceGetDevResource = 351
+    cuDeviceGetNvSciSyncAttributes = 352
+    cuDeviceGetP2PAtomicCapabilities = 353
+    cuDeviceTotalMem = 354
+    cuEGLApiInit = 355
+    cuEGLStreamConsumerAcquireFrame = 356
+    cuEGLStreamConsumerConnect = 357
+    cuEGLStreamConsumerConnectWithFlags = 358
+    cuEGLStreamConsumerDisconnect = 359
+    cuEGLStreamConsumerReleaseFrame = 360
+    cuEGLStreamProducerConnect = 361
+    cuEGLStreamProducerDisconnect = 362
+    cuEGLStreamProducerPresentFrame = 363
+    cuEGLStreamProducerReturnFrame = 364
+    cuExternalMemoryGetMappedBuffer = 365
+    cuExternalMemoryGetMappedMipmappedArray = 366
+    cuFuncSetBlockShape = 367
+    cuFuncSetSharedSize = 368
+    cuGLCtxCreate = 369
+    cuGLCtxCreate_v2 = 370
+    cuGLGetDevices = 371
+    cuGLGetDevices_v2 = 372
+    cuGLInit = 373
+    cuGLMapBufferObject = 374
+    cuGLMapBufferObjectAsync = 375
+    cuGLMapBufferObjectAsync_v2 = 376
+    cuGLMapBufferObject_v2 = 377
+    cuGLRegisterBufferObject = 378
+    cuGLSetBufferObjectMapFlags = 379
+    cuGLUnmapBufferObject = 380
+    cuGLUnmapBufferObjectAsync = 381
+    cuGLUnregisterBufferObject = 382
+    cuGraphAddBatchMemOpNode = 383
+    cuGraphAddDependencies = 384
+    cuGraphAddExternalSemaphoresSignalNode = 385
+    cuGraphAddExternalSemaphoresWaitNode = 386
+    cuGraphAddHostNode = 387
+    cuGraphAddKernelNode = 388
+    cuGraphAddMemAllocNode = 389
+    cuGraphAddMemFreeNode = 390
+    cuGraphAddNode = 391
+    cuGraphAddNode_v2 = 392
+    cuGraphBatchMemOpNodeGetParams = 393
+    cuGraphBatchMemOpNodeSetParams = 394
+    cuGraphConditionalHandleCreate = 395
+    cuGraphDebugDotPrint = 396
+    cuGraphEventRecordNodeGetEvent = 397
+    cuGraphEventRecordNodeSetEvent = 398
+    cuGraphEventWaitNodeGetEvent = 399
+    cuGraphEventWaitNodeSetEvent = 400
+    cuGraphExecBatchMemOpNodeSetParams = 401
+    cuGraphExecEventRecordNodeSetEvent = 402
+    cuGraphExecEventWaitNodeSetEvent = 403
+    cuGraphExecExternalSemaphoresSignalNodeSetParams = 404
+    cuGraphExecExternalSemaphoresWaitNodeSetParams = 405
+    cuGraphExecGetId = 406
+    cuGraphExecHostNodeSetParams = 407
+    cuGraphExecKernelNodeSetParams = 408
+    cuGraphExecNodeSetParams = 409
+    cuGraphExecUpdate = 410
+    cuGraphExternalSemaphoresSignalNodeGetParams = 411
+    cuGraphExternalSemaphoresSignalNodeSetParams = 412
+    cuGraphExternalSemaphoresWaitNodeGetParams = 413
+    cuGraphExternalSemaphoresWaitNodeSetParams = 414
+    cuGraphGetId = 415
+    cuGraphHostNodeGetParams = 416
+    cuGraphHostNodeSetParams = 417
+    cuGraphKernelNodeGetParams = 418
+    cuGraphKernelNodeSetParams = 419
+    cuGraphMemAllocNodeGetParams = 420
+    cuGraphMemFreeNodeGetParams = 421
+    cuGraphMemcpyNodeGetParams = 422
+    cuGraphMemcpyNodeSetParams = 423
+    cuGraphMemsetNodeGetParams = 424
+    cuGraphMemsetNodeSetParams = 425
+    cuGraphNodeGetContainingGraph = 426
+    cuGraphNodeGetDependencies = 427
+    cuGraphNodeGetDependentNodes = 428
+    cuGraphNodeGetLocalId = 429
+    cuGraphNodeGetToolsId = 430
+    cuGraphNodeSetParams = 431
+    cuGraphRemoveDependencies = 432
+    cuGraphicsEGLRegisterImage = 433
+    cuGraphicsGLRegisterBuffer = 434
+    cuGraphicsGLRegisterImage = 435
+    cuGraphicsMapResources = 436
+    cuGraphicsResourceGetMappedEglFrame = 437
+    cuGraphicsResourceGetMappedMipmappedArray = 438
+    cuGraphicsResourceGetMappedPointer = 439
+    cuGraphicsResourceGetMappedPointer_v2 = 440
+    cuGraphicsResourceSetMapFlags = 441
+    cuGraphicsResourceSetMapFlags_v2 = 442
+    cuGraphicsSubResourceGetMappedArray = 443
+    cuGraphicsUnmapResources = 444
+    cuGraphicsUnregisterResource = 445
+    cuGraphicsVDPAURegisterOutputSurface = 446
+    cuGraphicsVDPAURegisterVideoSurface = 447
+    cuGreenCtxCreate = 448
+    cuGreenCtxDestroy = 449
+    cuGreenCtxGetDevResource = 450
+    cuGreenCtxGetId = 451
+    cuGreenCtxRecordEvent = 452
+    cuGreenCtxStreamCreate = 453
+    cuGreenCtxWaitEvent = 454
+    cuImportExternalMemory = 455
+    cuImportExternalSemaphore = 456
+    cuIpcCloseMemHandle = 457
+    cuIpcGetEventHandle = 458
+    cuIpcGetMemHandle = 459
+    cuIpcOpenEventHandle = 460
+    cuIpcOpenMemHandle = 461
+    cuIpcOpenMemHandle_v2 = 462
+    cuLaunch = 463
+    cuLaunchCooperativeKernelMultiDevice = 464
+    cuLaunchGrid = 465
+    cuLaunchGridAsync = 466
+    cuLibraryGetUnifiedFunction = 467
+    cuLinkAddData = 468
+    cuLinkAddFile = 469
+    cuLinkCreate = 470
+    cuLogsDumpToFile = 471
+    cuLogsDumpToMemory = 472
+    cuMemAdvise = 473
+    cuMemAdvise_v2 = 474
+    cuMemAlloc = 475
+    cuMemAllocHost = 476
+    cuMemAllocPitch = 477
+    cuMemBatchDecompressAsync = 478
+    cuMemDiscardAndPrefetchBatchAsync = 479
+    cuMemDiscardBatchAsync = 480
+    cuMemExportToShareableHandle = 481
+    cuMemFree = 482
+    cuMemGetAddressRange = 483
+    cuMemGetAttribute = 484
+    cuMemGetAttribute_v2 = 485
+    cuMemGetDefaultMemPool = 486
+    cuMemGetHandleForAddressRange = 487
+    cuMemGetInfo = 488
+    cuMemGetMemPool = 489
+    cuMemHostGetDevicePointer = 490
+    cuMemHostRegister = 491
+    cuMemImportFromShareableHandle = 492
+    cuMemMapArrayAsync = 493
+    cuMemPoolExportPointer = 494
+    cuMemPoolExportToShareableHandle = 495
+    cuMemPoolImportFromShareableHandle = 496
+    cuMemPoolImportPointer = 497
+    cuMemPrefetchAsync = 498
+    cuMemPrefetchAsync_v2 = 499
+    cuMemPrefetchBatchAsync = 500
+    cuMemRangeGetAttribute = 501
+    cuMemRangeGetAttributes = 502
+    cuMemSetMemPool = 503
+    cuMemcpy2D = 504
+    cuMemcpy2DAsync = 505
+    cuMemcpy2DUnaligned = 506
+    cuMemcpy3D = 507
+    cuMemcpy3DAsync = 508
+    cuMemcpy3DBatchAsync = 509
+    cuMemcpy3DBatchAsync_v2 = 510
+    cuMemcpyAtoA = 511
+    cuMemcpyAtoA_v2 = 512
+    cuMemcpyAtoD = 513
+    cuMemcpyAtoD_v2 = 514
+    cuMemcpyAtoH = 515
+    cuMemcpyAtoHAsync = 516
+    cuMemcpyAtoHAsync_v2 = 517
+    cuMemcpyAtoH_v2 = 518
+    cuMemcpyBatchAsync = 519
+    cuMemcpyBatchAsync_v2 = 520
+    cuMemcpyDtoA = 521
+    cuMemcpyDtoA_v2 = 522
+    cuMemcpyDtoD = 523
+    cuMemcpyDtoDAsync = 524
+    cuMemcpyDtoH = 525
+    cuMemcpyDtoHAsync = 526
+    cuMemcpyHtoA = 527
+    cuMemcpyHtoAAsync = 528
+    cuMemcpyHtoAAsync_v2 = 529
+    cuMemcpyHtoA_v2 = 530
+    cuMemcpyHtoD = 531
+    cuMemcpyHtoDAsync = 532
+    cuMemsetD16 = 533
+    cuMemsetD2D16 = 534
+    cuMemsetD2D32 = 535
+    cuMemsetD2D8 = 536
+    cuMemsetD32 = 537
+    cuMemsetD8 = 538
+    cuMipmappedArrayCreate = 539
+    cuMipmappedArrayDestroy = 540
+    cuMipmappedArrayGetLevel = 541
+    cuMipmappedArrayGetMemoryRequirements = 542
+    cuMipmappedArrayGetSparseProperties = 543
+    cuModuleGetGlobal = 544
+    cuModuleGetSurfRef = 545
+    cuModuleGetTexRef = 546
+    cuMulticastAddDevice = 547
+    cuMulticastBindAddr = 548
+    cuMulticastBindMem = 549
+    cuMulticastCreate = 550
+    cuMulticastGetGranularity = 551
+    cuMulticastUnbind = 552
+    cuParamSetSize = 553
+    cuParamSetTexRef = 554
+    cuParamSetf = 555
+    cuParamSeti = 556
+    cuParamSetv = 557
+    cuSignalExternalSemaphoresAsync = 558
+    cuStreamBatchMemOp = 559
+    cuStreamBeginCapture = 560
+    cuStreamGetDevResource = 561
+    cuStreamWaitValue32 = 562
+    cuStreamWaitValue64 = 563
+    cuStreamWriteValue32 = 564
+    cuStreamWriteValue64 = 565
+    cuSurfObjectCreate = 566
+    cuSurfObjectDestroy = 567
+    cuSurfObjectGetResourceDesc = 568
+    cuSurfRefGetArray = 569
+    cuSurfRefSetArray = 570
+    cuTensorMapEncodeIm2colWide = 571
+    cuTexObjectCreate = 572
+    cuTexObjectDestroy = 573
+    cuTexObjectGetResourceDesc = 574
+    cuTexObjectGetResourceViewDesc = 575
+    cuTexObjectGetTextureDesc = 576
+    cuTexRefCreate = 577
+    cuTexRefDestroy = 578
+    cuTexRefGetAddress = 579
+    cuTexRefGetAddressMode = 580
+    cuTexRefGetAddress_v2 = 581
+    cuTexRefGetArray = 582
+    cuTexRefGetBorderColor = 583
+    cuTexRefGetFilterMode = 584
+    cuTexRefGetFlags = 585
+    cuTexRefGetFormat = 586
+    cuTexRefGetMaxAnisotropy = 587
+    cuTexRefGetMipmapFilterMode = 588
+    cuTexRefGetMipmapLevelBias = 589
+    cuTexRefGetMipmapLevelClamp = 590
+    cuTexRefGetMipmappedArray = 591
+    cuTexRefSetAddress = 592
+    cuTexRefSetAddress2D = 593
+    cuTexRefSetAddress2D_v2 = 594
+    cuTexRefSetAddress2D_v3 = 595
+    cuTexRefSetAddressMode = 596
+    cuTexRefSetAddress_v2 = 597
+    cuTexRefSetArray = 598
+    cuTexRefSetBorderColor = 599
+    cuTexRefSetFilterMode = 600
+    cuTexRefSetFlags = 601
+    cuTexRefSetFormat = 602
+    cuTexRefSetMaxAnisotropy = 603
+    cuTexRefSetMipmapFilterMode = 604
+    cuTexRefSetMipmapLevelBias = 605
+    cuTexRefSetMipmapLevelClamp = 606
+    cuTexRefSetMipmappedArray = 607
+    cuVDPAUCtxCreate = 608
+    cuVDPAUCtxCreate_v2 = 609
+    cuVDPAUGetDevice = 610
+    cuWaitExternalSemaphoresAsync = 611
 
 
 CALL_KINDS: dict[CallId, str] = {
@@ -643,6 +648,11 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.wireHostFunction: "async",
     CallId.wireGoodbye: "async",
     CallId.wireRefused: "async",
+    CallId.wireFunctionDescribe: "reply",
+    CallId.wireBlobWrite: "async",
+    CallId.wireBlobRead: "reply",
+    CallId.wireBlobFree: "async",
+    CallId.wireCaptureInvalidate: "async",
     CallId.cuGetErrorString: "local",
     CallId.cuGetErrorName: "local",
     CallId.cuInit: "local",
@@ -740,18 +750,18 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuLibraryGetGlobal: "reply",
     CallId.cuLibraryGetManaged: "reply",
     CallId.cuKernelGetFunction: "reply",
-    CallId.cuKernelGetLibrary: "local",
+    CallId.cuKernelGetLibrary: "reply",
     CallId.cuKernelGetAttribute: "local",
     CallId.cuKernelSetAttribute: "async",
     CallId.cuKernelSetCacheConfig: "async",
-    CallId.cuKernelGetName: "local",
+    CallId.cuKernelGetName: "reply",
     CallId.cuKernelGetParamInfo: "local",
     CallId.cuFuncGetAttribute: "local",
     CallId.cuFuncSetAttribute: "async",
     CallId.cuFuncSetCacheConfig: "async",
     CallId.cuFuncSetSharedMemConfig: "async",
-    CallId.cuFuncGetModule: "local",
-    CallId.cuFuncGetName: "local",
+    CallId.cuFuncGetModule: "reply",
+    CallId.cuFuncGetName: "reply",
     CallId.cuFuncGetParamInfo: "local",
     CallId.cuFuncIsLoaded: "reply",
     CallId.cuFuncLoad: "reply",
@@ -997,55 +1007,55 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuGLUnmapBufferObjectAsync: "refused",
     CallId.cuGLUnregisterBufferObject: "refused",
     CallId.cuGraphAddBatchMemOpNode: "refused",
-    CallId.cuGraphAddDependencies: "refused",
+    CallId.cuGraphAddDependencies: "reply",
     CallId.cuGraphAddExternalSemaphoresSignalNode: "refused",
     CallId.cuGraphAddExternalSemaphoresWaitNode: "refused",
-    CallId.cuGraphAddHostNode: "refused",
-    CallId.cuGraphAddKernelNode: "refused",
+    CallId.cuGraphAddHostNode: "reply",
+    CallId.cuGraphAddKernelNode: "reply",
     CallId.cuGraphAddMemAllocNode: "refused",
     CallId.cuGraphAddMemFreeNode: "refused",
-    CallId.cuGraphAddNode: "refused",
-    CallId.cuGraphAddNode_v2: "refused",
+    CallId.cuGraphAddNode: "reply",
+    CallId.cuGraphAddNode_v2: "reply",
     CallId.cuGraphBatchMemOpNodeGetParams: "refused",
     CallId.cuGraphBatchMemOpNodeSetParams: "refused",
     CallId.cuGraphConditionalHandleCreate: "refused",
     CallId.cuGraphDebugDotPrint: "refused",
-    CallId.cuGraphEventRecordNodeGetEvent: "refused",
-    CallId.cuGraphEventRecordNodeSetEvent: "refused",
-    CallId.cuGraphEventWaitNodeGetEvent: "refused",
-    CallId.cuGraphEventWaitNodeSetEvent: "refused",
+    CallId.cuGraphEventRecordNodeGetEvent: "reply",
+    CallId.cuGraphEventRecordNodeSetEvent: "reply",
+    CallId.cuGraphEventWaitNodeGetEvent: "reply",
+    CallId.cuGraphEventWaitNodeSetEvent: "reply",
     CallId.cuGraphExecBatchMemOpNodeSetParams: "refused",
-    CallId.cuGraphExecEventRecordNodeSetEvent: "refused",
-    CallId.cuGraphExecEventWaitNodeSetEvent: "refused",
+    CallId.cuGraphExecEventRecordNodeSetEvent: "reply",
+    CallId.cuGraphExecEventWaitNodeSetEvent: "reply",
     CallId.cuGraphExecExternalSemaphoresSignalNodeSetParams: "refused",
     CallId.cuGraphExecExternalSemaphoresWaitNodeSetParams: "refused",
     CallId.cuGraphExecGetId: "refused",
-    CallId.cuGraphExecHostNodeSetParams: "refused",
-    CallId.cuGraphExecKernelNodeSetParams: "refused",
-    CallId.cuGraphExecNodeSetParams: "refused",
-    CallId.cuGraphExecUpdate: "refused",
+    CallId.cuGraphExecHostNodeSetParams: "reply",
+    CallId.cuGraphExecKernelNodeSetParams: "reply",
+    CallId.cuGraphExecNodeSetParams: "reply",
+    CallId.cuGraphExecUpdate: "reply",
     CallId.cuGraphExternalSemaphoresSignalNodeGetParams: "refused",
     CallId.cuGraphExternalSemaphoresSignalNodeSetParams: "refused",
     CallId.cuGraphExternalSemaphoresWaitNodeGetParams: "refused",
     CallId.cuGraphExternalSemaphoresWaitNodeSetParams: "refused",
     CallId.cuGraphGetId: "refused",
-    CallId.cuGraphHostNodeGetParams: "refused",
-    CallId.cuGraphHostNodeSetParams: "refused",
-    CallId.cuGraphKernelNodeGetParams: "refused",
-    CallId.cuGraphKernelNodeSetParams: "refused",
+    CallId.cuGraphHostNodeGetParams: "reply",
+    CallId.cuGraphHostNodeSetParams: "reply",
+    CallId.cuGraphKernelNodeGetParams: "reply",
+    CallId.cuGraphKernelNodeSetParams: "reply",
     CallId.cuGraphMemAllocNodeGetParams: "refused",
     CallId.cuGraphMemFreeNodeGetParams: "refused",
-    CallId.cuGraphMemcpyNodeGetParams: "refused",
-    CallId.cuGraphMemcpyNodeSetParams: "refused",
-    CallId.cuGraphMemsetNodeGetParams: "refused",
-    CallId.cuGraphMemsetNodeSetParams: "refused",
+    CallId.cuGraphMemcpyNodeGetParams: "reply",
+    CallId.cuGraphMemcpyNodeSetParams: "reply",
+    CallId.cuGraphMemsetNodeGetParams: "reply",
+    CallId.cuGraphMemsetNodeSetParams: "reply",
     CallId.cuGraphNodeGetContainingGraph: "refused",
-    CallId.cuGraphNodeGetDependencies: "refused",
-    CallId.cuGraphNodeGetDependentNodes: "refused",
+    CallId.cuGraphNodeGetDependencies: "reply",
+    CallId.cuGraphNodeGetDependentNodes: "reply",
     CallId.cuGraphNodeGetLocalId: "refused",
     CallId.cuGraphNodeGetToolsId: "refused",
-    CallId.cuGraphNodeSetParams: "refused",
-    CallId.cuGraphRemoveDependencies: "refused",
+    CallId.cuGraphNodeSetParams: "reply",
+    CallId.cuGraphRemoveDependencies: "reply",
     CallId.cuGraphicsEGLRegisterImage: "refused",
     CallId.cuGraphicsGLRegisterBuffer: "refused",
     CallId.cuGraphicsGLRegisterImage: "refused",
@@ -1081,9 +1091,9 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuLaunchGrid: "refused",
     CallId.cuLaunchGridAsync: "refused",
     CallId.cuLibraryGetUnifiedFunction: "refused",
-    CallId.cuLinkAddData: "refused",
-    CallId.cuLinkAddFile: "refused",
-    CallId.cuLinkCreate: "refused",
+    CallId.cuLinkAddData: "reply",
+    CallId.cuLinkAddFile: "reply",
+    CallId.cuLinkCreate: "reply",
     CallId.cuLogsDumpToFile: "refused",
     CallId.cuLogsDumpToMemory: "refused",
     CallId.cuMemAdvise: "refused",
@@ -1173,7 +1183,7 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuParamSetv: "refused",
     CallId.cuSignalExternalSemaphoresAsync: "refused",
     CallId.cuStreamBatchMemOp: "refused",
-    CallId.cuStreamBeginCapture: "refused",
+    CallId.cuStreamBeginCapture: "reply",
     CallId.cuStreamGetDevResource: "refused",
     CallId.cuStreamWaitValue32: "refused",
     CallId.cuStreamWaitValue64: "refused",
@@ -1227,4 +1237,4 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuWaitExternalSemaphoresAsync: "refused",
 }
 
-TABLE_HASH = 0x83AA3C6F466CF83C
+TABLE_HASH = 0x88872EC03AB602B9

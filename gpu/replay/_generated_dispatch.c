@@ -59,14 +59,18 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuLibraryGetGlobal",
     "cuLibraryGetManaged",
     "cuKernelGetFunction",
+    "cuKernelGetLibrary",
     "cuKernelGetAttribute",
     "cuKernelSetAttribute",
     "cuKernelSetCacheConfig",
+    "cuKernelGetName",
     "cuKernelGetParamInfo",
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuFuncSetCacheConfig",
     "cuFuncSetSharedMemConfig",
+    "cuFuncGetModule",
+    "cuFuncGetName",
     "cuFuncGetParamInfo",
     "cuFuncIsLoaded",
     "cuFuncLoad",
@@ -190,6 +194,20 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuTensorMapEncodeTiled",
     "cuTensorMapEncodeIm2col",
     "cuTensorMapReplaceAddress",
+    "cuGraphAddHostNode",
+    "cuGraphEventRecordNodeGetEvent",
+    "cuGraphEventRecordNodeSetEvent",
+    "cuGraphEventWaitNodeGetEvent",
+    "cuGraphEventWaitNodeSetEvent",
+    "cuGraphExecEventRecordNodeSetEvent",
+    "cuGraphExecEventWaitNodeSetEvent",
+    "cuGraphExecHostNodeSetParams",
+    "cuGraphHostNodeGetParams",
+    "cuGraphHostNodeSetParams",
+    "cuGraphMemcpyNodeGetParams",
+    "cuGraphMemcpyNodeSetParams",
+    "cuGraphMemsetNodeGetParams",
+    "cuGraphMemsetNodeSetParams",
 };
 
 static int refuse_cuInit(unsigned int Flags) { (void)Flags; return 801; }
@@ -248,14 +266,18 @@ static int refuse_cuLibraryGetModule(void *pMod, void *library) { (void)pMod; (v
 static int refuse_cuLibraryGetGlobal(void *dptr, void *bytes, void *library, const char *name) { (void)dptr; (void)bytes; (void)library; (void)name; return 801; }
 static int refuse_cuLibraryGetManaged(void *dptr, void *bytes, void *library, const char *name) { (void)dptr; (void)bytes; (void)library; (void)name; return 801; }
 static int refuse_cuKernelGetFunction(void *pFunc, void *kernel) { (void)pFunc; (void)kernel; return 801; }
+static int refuse_cuKernelGetLibrary(void *pLib, void *kernel) { (void)pLib; (void)kernel; return 801; }
 static int refuse_cuKernelGetAttribute(int *pi, unsigned int attrib, void *kernel, int dev) { (void)pi; (void)attrib; (void)kernel; (void)dev; return 801; }
 static int refuse_cuKernelSetAttribute(unsigned int attrib, int val, void *kernel, int dev) { (void)attrib; (void)val; (void)kernel; (void)dev; return 801; }
 static int refuse_cuKernelSetCacheConfig(void *kernel, unsigned int config, int dev) { (void)kernel; (void)config; (void)dev; return 801; }
+static int refuse_cuKernelGetName(void *name, void *hfunc) { (void)name; (void)hfunc; return 801; }
 static int refuse_cuKernelGetParamInfo(void *kernel, size_t paramIndex, void *paramOffset, void *paramSize) { (void)kernel; (void)paramIndex; (void)paramOffset; (void)paramSize; return 801; }
 static int refuse_cuFuncGetAttribute(int *pi, unsigned int attrib, void *hfunc) { (void)pi; (void)attrib; (void)hfunc; return 801; }
 static int refuse_cuFuncSetAttribute(void *hfunc, unsigned int attrib, int value) { (void)hfunc; (void)attrib; (void)value; return 801; }
 static int refuse_cuFuncSetCacheConfig(void *hfunc, unsigned int config) { (void)hfunc; (void)config; return 801; }
 static int refuse_cuFuncSetSharedMemConfig(void *hfunc, unsigned int config) { (void)hfunc; (void)config; return 801; }
+static int refuse_cuFuncGetModule(void *hmod, void *hfunc) { (void)hmod; (void)hfunc; return 801; }
+static int refuse_cuFuncGetName(void *name, void *hfunc) { (void)name; (void)hfunc; return 801; }
 static int refuse_cuFuncGetParamInfo(void *func, size_t paramIndex, void *paramOffset, void *paramSize) { (void)func; (void)paramIndex; (void)paramOffset; (void)paramSize; return 801; }
 static int refuse_cuFuncIsLoaded(unsigned int *state, void *function) { (void)state; (void)function; return 801; }
 static int refuse_cuFuncLoad(void *function) { (void)function; return 801; }
@@ -379,6 +401,20 @@ static int refuse_cuGraphExecDestroy(void *hGraphExec) { (void)hGraphExec; retur
 static int refuse_cuTensorMapEncodeTiled(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *boxDim, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill) { (void)tensorMap; (void)tensorDataType; (void)tensorRank; (void)globalAddress; (void)globalDim; (void)globalStrides; (void)boxDim; (void)elementStrides; (void)interleave; (void)swizzle; (void)l2Promotion; (void)oobFill; return 801; }
 static int refuse_cuTensorMapEncodeIm2col(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *pixelBoxLowerCorner, const void *pixelBoxUpperCorner, unsigned int channelsPerPixel, unsigned int pixelsPerColumn, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill) { (void)tensorMap; (void)tensorDataType; (void)tensorRank; (void)globalAddress; (void)globalDim; (void)globalStrides; (void)pixelBoxLowerCorner; (void)pixelBoxUpperCorner; (void)channelsPerPixel; (void)pixelsPerColumn; (void)elementStrides; (void)interleave; (void)swizzle; (void)l2Promotion; (void)oobFill; return 801; }
 static int refuse_cuTensorMapReplaceAddress(void *tensorMap, void *globalAddress) { (void)tensorMap; (void)globalAddress; return 801; }
+static int refuse_cuGraphAddHostNode(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams) { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return 801; }
+static int refuse_cuGraphEventRecordNodeGetEvent(void *hNode, void *event_out) { (void)hNode; (void)event_out; return 801; }
+static int refuse_cuGraphEventRecordNodeSetEvent(void *hNode, void *event) { (void)hNode; (void)event; return 801; }
+static int refuse_cuGraphEventWaitNodeGetEvent(void *hNode, void *event_out) { (void)hNode; (void)event_out; return 801; }
+static int refuse_cuGraphEventWaitNodeSetEvent(void *hNode, void *event) { (void)hNode; (void)event; return 801; }
+static int refuse_cuGraphExecEventRecordNodeSetEvent(void *hGraphExec, void *hNode, void *event) { (void)hGraphExec; (void)hNode; (void)event; return 801; }
+static int refuse_cuGraphExecEventWaitNodeSetEvent(void *hGraphExec, void *hNode, void *event) { (void)hGraphExec; (void)hNode; (void)event; return 801; }
+static int refuse_cuGraphExecHostNodeSetParams(void *hGraphExec, void *hNode, const void *nodeParams) { (void)hGraphExec; (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphHostNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphHostNodeSetParams(void *hNode, const void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphMemcpyNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphMemcpyNodeSetParams(void *hNode, const void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphMemsetNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphMemsetNodeSetParams(void *hNode, const void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
 const struct vgpu_driver vgpu_driver_refusing = {
     .cuInit = refuse_cuInit,
     .cuDriverGetVersion = refuse_cuDriverGetVersion,
@@ -436,14 +472,18 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuLibraryGetGlobal = refuse_cuLibraryGetGlobal,
     .cuLibraryGetManaged = refuse_cuLibraryGetManaged,
     .cuKernelGetFunction = refuse_cuKernelGetFunction,
+    .cuKernelGetLibrary = refuse_cuKernelGetLibrary,
     .cuKernelGetAttribute = refuse_cuKernelGetAttribute,
     .cuKernelSetAttribute = refuse_cuKernelSetAttribute,
     .cuKernelSetCacheConfig = refuse_cuKernelSetCacheConfig,
+    .cuKernelGetName = refuse_cuKernelGetName,
     .cuKernelGetParamInfo = refuse_cuKernelGetParamInfo,
     .cuFuncGetAttribute = refuse_cuFuncGetAttribute,
     .cuFuncSetAttribute = refuse_cuFuncSetAttribute,
     .cuFuncSetCacheConfig = refuse_cuFuncSetCacheConfig,
     .cuFuncSetSharedMemConfig = refuse_cuFuncSetSharedMemConfig,
+    .cuFuncGetModule = refuse_cuFuncGetModule,
+    .cuFuncGetName = refuse_cuFuncGetName,
     .cuFuncGetParamInfo = refuse_cuFuncGetParamInfo,
     .cuFuncIsLoaded = refuse_cuFuncIsLoaded,
     .cuFuncLoad = refuse_cuFuncLoad,
@@ -567,6 +607,20 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuTensorMapEncodeTiled = refuse_cuTensorMapEncodeTiled,
     .cuTensorMapEncodeIm2col = refuse_cuTensorMapEncodeIm2col,
     .cuTensorMapReplaceAddress = refuse_cuTensorMapReplaceAddress,
+    .cuGraphAddHostNode = refuse_cuGraphAddHostNode,
+    .cuGraphEventRecordNodeGetEvent = refuse_cuGraphEventRecordNodeGetEvent,
+    .cuGraphEventRecordNodeSetEvent = refuse_cuGraphEventRecordNodeSetEvent,
+    .cuGraphEventWaitNodeGetEvent = refuse_cuGraphEventWaitNodeGetEvent,
+    .cuGraphEventWaitNodeSetEvent = refuse_cuGraphEventWaitNodeSetEvent,
+    .cuGraphExecEventRecordNodeSetEvent = refuse_cuGraphExecEventRecordNodeSetEvent,
+    .cuGraphExecEventWaitNodeSetEvent = refuse_cuGraphExecEventWaitNodeSetEvent,
+    .cuGraphExecHostNodeSetParams = refuse_cuGraphExecHostNodeSetParams,
+    .cuGraphHostNodeGetParams = refuse_cuGraphHostNodeGetParams,
+    .cuGraphHostNodeSetParams = refuse_cuGraphHostNodeSetParams,
+    .cuGraphMemcpyNodeGetParams = refuse_cuGraphMemcpyNodeGetParams,
+    .cuGraphMemcpyNodeSetParams = refuse_cuGraphMemcpyNodeSetParams,
+    .cuGraphMemsetNodeGetParams = refuse_cuGraphMemsetNodeGetParams,
+    .cuGraphMemsetNodeSetParams = refuse_cuGraphMemsetNodeSetParams,
 };
 
 static CUresult replay_cuDeviceGetTexture1DLinearMaxWidth(REPLAY_PARAMETERS)
@@ -684,18 +738,6 @@ static CUresult replay_cuModuleGetFunctionCount(REPLAY_PARAMETERS)
     }
     return status;
 }
-static CUresult replay_cuLibraryGetKernelCount(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    unsigned int count = 0;
-    void *lib;
-    if (!replay_lookup(replay, VGPU_KIND_LIBRARY, call->argument[0], &lib)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuLibraryGetKernelCount(&count, lib);
-    if (status == CUDA_SUCCESS) {
-        result->value[0] = (uint64_t)count;
-    }
-    return status;
-}
 static CUresult replay_cuKernelSetCacheConfig(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -774,18 +816,6 @@ static CUresult replay_cuStreamWriteValue64_v2(REPLAY_PARAMETERS)
     CUresult status = (CUresult)replay->driver.cuStreamWriteValue64_v2(stream, (unsigned long long)call->argument[1], (unsigned long long)call->argument[2], (unsigned int)call->argument[3]);
     return status;
 }
-static CUresult replay_cuGraphClone(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *real_phGraphClone = NULL;
-    void *originalGraph;
-    if (!replay_lookup(replay, VGPU_KIND_GRAPH, call->argument[0], &originalGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuGraphClone(&real_phGraphClone, originalGraph);
-    if (status == CUDA_SUCCESS) {
-        result->value[0] = replay_intern(replay, VGPU_KIND_GRAPH, real_phGraphClone);
-    }
-    return status;
-}
 static CUresult replay_cuGraphNodeGetType(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -798,28 +828,6 @@ static CUresult replay_cuGraphNodeGetType(REPLAY_PARAMETERS)
     }
     return status;
 }
-static CUresult replay_cuGraphNodeFindInClone(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *real_phNode = NULL;
-    void *hOriginalNode;
-    if (!replay_lookup(replay, VGPU_KIND_NODE, call->argument[0], &hOriginalNode)) return CUDA_ERROR_INVALID_HANDLE;
-    void *hClonedGraph;
-    if (!replay_lookup(replay, VGPU_KIND_GRAPH, call->argument[1], &hClonedGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuGraphNodeFindInClone(&real_phNode, hOriginalNode, hClonedGraph);
-    if (status == CUDA_SUCCESS) {
-        result->value[0] = replay_intern(replay, VGPU_KIND_NODE, real_phNode);
-    }
-    return status;
-}
-static CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *hNode;
-    if (!replay_lookup(replay, VGPU_KIND_NODE, call->argument[0], &hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuGraphDestroyNode(hNode);
-    return status;
-}
 static CUresult replay_cuGraphKernelNodeCopyAttributes(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -828,18 +836,6 @@ static CUresult replay_cuGraphKernelNodeCopyAttributes(REPLAY_PARAMETERS)
     void *src;
     if (!replay_lookup(replay, VGPU_KIND_NODE, call->argument[1], &src)) return CUDA_ERROR_INVALID_HANDLE;
     CUresult status = (CUresult)replay->driver.cuGraphKernelNodeCopyAttributes(dst, src);
-    return status;
-}
-static CUresult replay_cuGraphChildGraphNodeGetGraph(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *hNode;
-    if (!replay_lookup(replay, VGPU_KIND_NODE, call->argument[0], &hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    void *real_phGraph = NULL;
-    CUresult status = (CUresult)replay->driver.cuGraphChildGraphNodeGetGraph(hNode, &real_phGraph);
-    if (status == CUDA_SUCCESS) {
-        result->value[0] = replay_intern(replay, VGPU_KIND_GRAPH, real_phGraph);
-    }
     return status;
 }
 static CUresult replay_cuGraphExecChildGraphNodeSetParams(REPLAY_PARAMETERS)
@@ -915,6 +911,11 @@ extern replay_handler replay_wireParameterInfo __attribute__((weak));
 extern replay_handler replay_wireHostFunction __attribute__((weak));
 extern replay_handler replay_wireGoodbye __attribute__((weak));
 extern replay_handler replay_wireRefused __attribute__((weak));
+extern replay_handler replay_wireFunctionDescribe __attribute__((weak));
+extern replay_handler replay_wireBlobWrite __attribute__((weak));
+extern replay_handler replay_wireBlobRead __attribute__((weak));
+extern replay_handler replay_wireBlobFree __attribute__((weak));
+extern replay_handler replay_wireCaptureInvalidate __attribute__((weak));
 extern replay_handler replay_cuInit __attribute__((weak));
 extern replay_handler replay_cuDriverGetVersion __attribute__((weak));
 extern replay_handler replay_cuGetExportTable __attribute__((weak));
@@ -951,18 +952,23 @@ extern replay_handler replay_cuLinkDestroy __attribute__((weak));
 extern replay_handler replay_cuLibraryLoadData __attribute__((weak));
 extern replay_handler replay_cuLibraryUnload __attribute__((weak));
 extern replay_handler replay_cuLibraryGetKernel __attribute__((weak));
+extern replay_handler replay_cuLibraryGetKernelCount __attribute__((weak));
 extern replay_handler replay_cuLibraryEnumerateKernels __attribute__((weak));
 extern replay_handler replay_cuLibraryGetModule __attribute__((weak));
 extern replay_handler replay_cuLibraryGetGlobal __attribute__((weak));
 extern replay_handler replay_cuLibraryGetManaged __attribute__((weak));
 extern replay_handler replay_cuKernelGetFunction __attribute__((weak));
+extern replay_handler replay_cuKernelGetLibrary __attribute__((weak));
 extern replay_handler replay_cuKernelGetAttribute __attribute__((weak));
 extern replay_handler replay_cuKernelSetAttribute __attribute__((weak));
+extern replay_handler replay_cuKernelGetName __attribute__((weak));
 extern replay_handler replay_cuKernelGetParamInfo __attribute__((weak));
 extern replay_handler replay_cuFuncGetAttribute __attribute__((weak));
 extern replay_handler replay_cuFuncSetAttribute __attribute__((weak));
 extern replay_handler replay_cuFuncSetCacheConfig __attribute__((weak));
 extern replay_handler replay_cuFuncSetSharedMemConfig __attribute__((weak));
+extern replay_handler replay_cuFuncGetModule __attribute__((weak));
+extern replay_handler replay_cuFuncGetName __attribute__((weak));
 extern replay_handler replay_cuFuncGetParamInfo __attribute__((weak));
 extern replay_handler replay_cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags __attribute__((weak));
 extern replay_handler replay_cuOccupancyMaxPotentialBlockSizeWithFlags __attribute__((weak));
@@ -1038,11 +1044,14 @@ extern replay_handler replay_cuEventDestroy_v2 __attribute__((weak));
 extern replay_handler replay_cuEventElapsedTime_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphCreate __attribute__((weak));
 extern replay_handler replay_cuGraphDestroy __attribute__((weak));
+extern replay_handler replay_cuGraphClone __attribute__((weak));
 extern replay_handler replay_cuGraphGetNodes __attribute__((weak));
 extern replay_handler replay_cuGraphGetRootNodes __attribute__((weak));
 extern replay_handler replay_cuGraphGetEdges_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphNodeGetDependencies_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphNodeGetDependentNodes_v2 __attribute__((weak));
+extern replay_handler replay_cuGraphNodeFindInClone __attribute__((weak));
+extern replay_handler replay_cuGraphDestroyNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddDependencies_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphRemoveDependencies_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphAddKernelNode_v2 __attribute__((weak));
@@ -1059,6 +1068,7 @@ extern replay_handler replay_cuGraphAddEmptyNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddChildGraphNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddEventRecordNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddEventWaitNode __attribute__((weak));
+extern replay_handler replay_cuGraphChildGraphNodeGetGraph __attribute__((weak));
 extern replay_handler replay_cuGraphInstantiateWithFlags __attribute__((weak));
 extern replay_handler replay_cuGraphInstantiateWithParams __attribute__((weak));
 extern replay_handler replay_cuGraphExecUpdate_v2 __attribute__((weak));
@@ -1068,6 +1078,20 @@ extern replay_handler replay_cuGraphExecDestroy __attribute__((weak));
 extern replay_handler replay_cuTensorMapEncodeTiled __attribute__((weak));
 extern replay_handler replay_cuTensorMapEncodeIm2col __attribute__((weak));
 extern replay_handler replay_cuTensorMapReplaceAddress __attribute__((weak));
+extern replay_handler replay_cuGraphAddHostNode __attribute__((weak));
+extern replay_handler replay_cuGraphEventRecordNodeGetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphEventRecordNodeSetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphEventWaitNodeGetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphEventWaitNodeSetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphExecEventRecordNodeSetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphExecEventWaitNodeSetEvent __attribute__((weak));
+extern replay_handler replay_cuGraphExecHostNodeSetParams __attribute__((weak));
+extern replay_handler replay_cuGraphHostNodeGetParams __attribute__((weak));
+extern replay_handler replay_cuGraphHostNodeSetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemcpyNodeGetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemcpyNodeSetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemsetNodeGetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemsetNodeSetParams __attribute__((weak));
 
 const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_wireSetContext] = {"wireSetContext", replay_wireSetContext},
@@ -1094,6 +1118,11 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_wireHostFunction] = {"wireHostFunction", replay_wireHostFunction},
     [VGPU_CALL_wireGoodbye] = {"wireGoodbye", replay_wireGoodbye},
     [VGPU_CALL_wireRefused] = {"wireRefused", replay_wireRefused},
+    [VGPU_CALL_wireFunctionDescribe] = {"wireFunctionDescribe", replay_wireFunctionDescribe},
+    [VGPU_CALL_wireBlobWrite] = {"wireBlobWrite", replay_wireBlobWrite},
+    [VGPU_CALL_wireBlobRead] = {"wireBlobRead", replay_wireBlobRead},
+    [VGPU_CALL_wireBlobFree] = {"wireBlobFree", replay_wireBlobFree},
+    [VGPU_CALL_wireCaptureInvalidate] = {"wireCaptureInvalidate", replay_wireCaptureInvalidate},
     [VGPU_CALL_cuGetErrorString] = {"cuGetErrorString", NULL},
     [VGPU_CALL_cuGetErrorName] = {"cuGetErrorName", NULL},
     [VGPU_CALL_cuInit] = {"cuInit", replay_cuInit},
@@ -1191,18 +1220,18 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuLibraryGetGlobal] = {"cuLibraryGetGlobal", replay_cuLibraryGetGlobal},
     [VGPU_CALL_cuLibraryGetManaged] = {"cuLibraryGetManaged", replay_cuLibraryGetManaged},
     [VGPU_CALL_cuKernelGetFunction] = {"cuKernelGetFunction", replay_cuKernelGetFunction},
-    [VGPU_CALL_cuKernelGetLibrary] = {"cuKernelGetLibrary", NULL},
+    [VGPU_CALL_cuKernelGetLibrary] = {"cuKernelGetLibrary", replay_cuKernelGetLibrary},
     [VGPU_CALL_cuKernelGetAttribute] = {"cuKernelGetAttribute", replay_cuKernelGetAttribute},
     [VGPU_CALL_cuKernelSetAttribute] = {"cuKernelSetAttribute", replay_cuKernelSetAttribute},
     [VGPU_CALL_cuKernelSetCacheConfig] = {"cuKernelSetCacheConfig", replay_cuKernelSetCacheConfig},
-    [VGPU_CALL_cuKernelGetName] = {"cuKernelGetName", NULL},
+    [VGPU_CALL_cuKernelGetName] = {"cuKernelGetName", replay_cuKernelGetName},
     [VGPU_CALL_cuKernelGetParamInfo] = {"cuKernelGetParamInfo", replay_cuKernelGetParamInfo},
     [VGPU_CALL_cuFuncGetAttribute] = {"cuFuncGetAttribute", replay_cuFuncGetAttribute},
     [VGPU_CALL_cuFuncSetAttribute] = {"cuFuncSetAttribute", replay_cuFuncSetAttribute},
     [VGPU_CALL_cuFuncSetCacheConfig] = {"cuFuncSetCacheConfig", replay_cuFuncSetCacheConfig},
     [VGPU_CALL_cuFuncSetSharedMemConfig] = {"cuFuncSetSharedMemConfig", replay_cuFuncSetSharedMemConfig},
-    [VGPU_CALL_cuFuncGetModule] = {"cuFuncGetModule", NULL},
-    [VGPU_CALL_cuFuncGetName] = {"cuFuncGetName", NULL},
+    [VGPU_CALL_cuFuncGetModule] = {"cuFuncGetModule", replay_cuFuncGetModule},
+    [VGPU_CALL_cuFuncGetName] = {"cuFuncGetName", replay_cuFuncGetName},
     [VGPU_CALL_cuFuncGetParamInfo] = {"cuFuncGetParamInfo", replay_cuFuncGetParamInfo},
     [VGPU_CALL_cuFuncIsLoaded] = {"cuFuncIsLoaded", replay_cuFuncIsLoaded},
     [VGPU_CALL_cuFuncLoad] = {"cuFuncLoad", replay_cuFuncLoad},
@@ -1451,7 +1480,7 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuGraphAddDependencies] = {"cuGraphAddDependencies", NULL},
     [VGPU_CALL_cuGraphAddExternalSemaphoresSignalNode] = {"cuGraphAddExternalSemaphoresSignalNode", NULL},
     [VGPU_CALL_cuGraphAddExternalSemaphoresWaitNode] = {"cuGraphAddExternalSemaphoresWaitNode", NULL},
-    [VGPU_CALL_cuGraphAddHostNode] = {"cuGraphAddHostNode", NULL},
+    [VGPU_CALL_cuGraphAddHostNode] = {"cuGraphAddHostNode", replay_cuGraphAddHostNode},
     [VGPU_CALL_cuGraphAddKernelNode] = {"cuGraphAddKernelNode", NULL},
     [VGPU_CALL_cuGraphAddMemAllocNode] = {"cuGraphAddMemAllocNode", NULL},
     [VGPU_CALL_cuGraphAddMemFreeNode] = {"cuGraphAddMemFreeNode", NULL},
@@ -1461,17 +1490,17 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuGraphBatchMemOpNodeSetParams] = {"cuGraphBatchMemOpNodeSetParams", NULL},
     [VGPU_CALL_cuGraphConditionalHandleCreate] = {"cuGraphConditionalHandleCreate", NULL},
     [VGPU_CALL_cuGraphDebugDotPrint] = {"cuGraphDebugDotPrint", NULL},
-    [VGPU_CALL_cuGraphEventRecordNodeGetEvent] = {"cuGraphEventRecordNodeGetEvent", NULL},
-    [VGPU_CALL_cuGraphEventRecordNodeSetEvent] = {"cuGraphEventRecordNodeSetEvent", NULL},
-    [VGPU_CALL_cuGraphEventWaitNodeGetEvent] = {"cuGraphEventWaitNodeGetEvent", NULL},
-    [VGPU_CALL_cuGraphEventWaitNodeSetEvent] = {"cuGraphEventWaitNodeSetEvent", NULL},
+    [VGPU_CALL_cuGraphEventRecordNodeGetEvent] = {"cuGraphEventRecordNodeGetEvent", replay_cuGraphEventRecordNodeGetEvent},
+    [VGPU_CALL_cuGraphEventRecordNodeSetEvent] = {"cuGraphEventRecordNodeSetEvent", replay_cuGraphEventRecordNodeSetEvent},
+    [VGPU_CALL_cuGraphEventWaitNodeGetEvent] = {"cuGraphEventWaitNodeGetEvent", replay_cuGraphEventWaitNodeGetEvent},
+    [VGPU_CALL_cuGraphEventWaitNodeSetEvent] = {"cuGraphEventWaitNodeSetEvent", replay_cuGraphEventWaitNodeSetEvent},
     [VGPU_CALL_cuGraphExecBatchMemOpNodeSetParams] = {"cuGraphExecBatchMemOpNodeSetParams", NULL},
-    [VGPU_CALL_cuGraphExecEventRecordNodeSetEvent] = {"cuGraphExecEventRecordNodeSetEvent", NULL},
-    [VGPU_CALL_cuGraphExecEventWaitNodeSetEvent] = {"cuGraphExecEventWaitNodeSetEvent", NULL},
+    [VGPU_CALL_cuGraphExecEventRecordNodeSetEvent] = {"cuGraphExecEventRecordNodeSetEvent", replay_cuGraphExecEventRecordNodeSetEvent},
+    [VGPU_CALL_cuGraphExecEventWaitNodeSetEvent] = {"cuGraphExecEventWaitNodeSetEvent", replay_cuGraphExecEventWaitNodeSetEvent},
     [VGPU_CALL_cuGraphExecExternalSemaphoresSignalNodeSetParams] = {"cuGraphExecExternalSemaphoresSignalNodeSetParams", NULL},
     [VGPU_CALL_cuGraphExecExternalSemaphoresWaitNodeSetParams] = {"cuGraphExecExternalSemaphoresWaitNodeSetParams", NULL},
     [VGPU_CALL_cuGraphExecGetId] = {"cuGraphExecGetId", NULL},
-    [VGPU_CALL_cuGraphExecHostNodeSetParams] = {"cuGraphExecHostNodeSetParams", NULL},
+    [VGPU_CALL_cuGraphExecHostNodeSetParams] = {"cuGraphExecHostNodeSetParams", replay_cuGraphExecHostNodeSetParams},
     [VGPU_CALL_cuGraphExecKernelNodeSetParams] = {"cuGraphExecKernelNodeSetParams", NULL},
     [VGPU_CALL_cuGraphExecNodeSetParams] = {"cuGraphExecNodeSetParams", NULL},
     [VGPU_CALL_cuGraphExecUpdate] = {"cuGraphExecUpdate", NULL},
@@ -1480,16 +1509,16 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuGraphExternalSemaphoresWaitNodeGetParams] = {"cuGraphExternalSemaphoresWaitNodeGetParams", NULL},
     [VGPU_CALL_cuGraphExternalSemaphoresWaitNodeSetParams] = {"cuGraphExternalSemaphoresWaitNodeSetParams", NULL},
     [VGPU_CALL_cuGraphGetId] = {"cuGraphGetId", NULL},
-    [VGPU_CALL_cuGraphHostNodeGetParams] = {"cuGraphHostNodeGetParams", NULL},
-    [VGPU_CALL_cuGraphHostNodeSetParams] = {"cuGraphHostNodeSetParams", NULL},
+    [VGPU_CALL_cuGraphHostNodeGetParams] = {"cuGraphHostNodeGetParams", replay_cuGraphHostNodeGetParams},
+    [VGPU_CALL_cuGraphHostNodeSetParams] = {"cuGraphHostNodeSetParams", replay_cuGraphHostNodeSetParams},
     [VGPU_CALL_cuGraphKernelNodeGetParams] = {"cuGraphKernelNodeGetParams", NULL},
     [VGPU_CALL_cuGraphKernelNodeSetParams] = {"cuGraphKernelNodeSetParams", NULL},
     [VGPU_CALL_cuGraphMemAllocNodeGetParams] = {"cuGraphMemAllocNodeGetParams", NULL},
     [VGPU_CALL_cuGraphMemFreeNodeGetParams] = {"cuGraphMemFreeNodeGetParams", NULL},
-    [VGPU_CALL_cuGraphMemcpyNodeGetParams] = {"cuGraphMemcpyNodeGetParams", NULL},
-    [VGPU_CALL_cuGraphMemcpyNodeSetParams] = {"cuGraphMemcpyNodeSetParams", NULL},
-    [VGPU_CALL_cuGraphMemsetNodeGetParams] = {"cuGraphMemsetNodeGetParams", NULL},
-    [VGPU_CALL_cuGraphMemsetNodeSetParams] = {"cuGraphMemsetNodeSetParams", NULL},
+    [VGPU_CALL_cuGraphMemcpyNodeGetParams] = {"cuGraphMemcpyNodeGetParams", replay_cuGraphMemcpyNodeGetParams},
+    [VGPU_CALL_cuGraphMemcpyNodeSetParams] = {"cuGraphMemcpyNodeSetParams", replay_cuGraphMemcpyNodeSetParams},
+    [VGPU_CALL_cuGraphMemsetNodeGetParams] = {"cuGraphMemsetNodeGetParams", replay_cuGraphMemsetNodeGetParams},
+    [VGPU_CALL_cuGraphMemsetNodeSetParams] = {"cuGraphMemsetNodeSetParams", replay_cuGraphMemsetNodeSetParams},
     [VGPU_CALL_cuGraphNodeGetContainingGraph] = {"cuGraphNodeGetContainingGraph", NULL},
     [VGPU_CALL_cuGraphNodeGetDependencies] = {"cuGraphNodeGetDependencies", NULL},
     [VGPU_CALL_cuGraphNodeGetDependentNodes] = {"cuGraphNodeGetDependentNodes", NULL},

@@ -63,14 +63,18 @@ struct vgpu_driver {
     int (*cuLibraryGetGlobal)(void *dptr, void *bytes, void *library, const char *name);
     int (*cuLibraryGetManaged)(void *dptr, void *bytes, void *library, const char *name);
     int (*cuKernelGetFunction)(void *pFunc, void *kernel);
+    int (*cuKernelGetLibrary)(void *pLib, void *kernel);
     int (*cuKernelGetAttribute)(int *pi, unsigned int attrib, void *kernel, int dev);
     int (*cuKernelSetAttribute)(unsigned int attrib, int val, void *kernel, int dev);
     int (*cuKernelSetCacheConfig)(void *kernel, unsigned int config, int dev);
+    int (*cuKernelGetName)(void *name, void *hfunc);
     int (*cuKernelGetParamInfo)(void *kernel, size_t paramIndex, void *paramOffset, void *paramSize);
     int (*cuFuncGetAttribute)(int *pi, unsigned int attrib, void *hfunc);
     int (*cuFuncSetAttribute)(void *hfunc, unsigned int attrib, int value);
     int (*cuFuncSetCacheConfig)(void *hfunc, unsigned int config);
     int (*cuFuncSetSharedMemConfig)(void *hfunc, unsigned int config);
+    int (*cuFuncGetModule)(void *hmod, void *hfunc);
+    int (*cuFuncGetName)(void *name, void *hfunc);
     int (*cuFuncGetParamInfo)(void *func, size_t paramIndex, void *paramOffset, void *paramSize);
     int (*cuFuncIsLoaded)(unsigned int *state, void *function);
     int (*cuFuncLoad)(void *function);
@@ -194,8 +198,22 @@ struct vgpu_driver {
     int (*cuTensorMapEncodeTiled)(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *boxDim, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill);
     int (*cuTensorMapEncodeIm2col)(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *pixelBoxLowerCorner, const void *pixelBoxUpperCorner, unsigned int channelsPerPixel, unsigned int pixelsPerColumn, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill);
     int (*cuTensorMapReplaceAddress)(void *tensorMap, void *globalAddress);
+    int (*cuGraphAddHostNode)(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams);
+    int (*cuGraphEventRecordNodeGetEvent)(void *hNode, void *event_out);
+    int (*cuGraphEventRecordNodeSetEvent)(void *hNode, void *event);
+    int (*cuGraphEventWaitNodeGetEvent)(void *hNode, void *event_out);
+    int (*cuGraphEventWaitNodeSetEvent)(void *hNode, void *event);
+    int (*cuGraphExecEventRecordNodeSetEvent)(void *hGraphExec, void *hNode, void *event);
+    int (*cuGraphExecEventWaitNodeSetEvent)(void *hGraphExec, void *hNode, void *event);
+    int (*cuGraphExecHostNodeSetParams)(void *hGraphExec, void *hNode, const void *nodeParams);
+    int (*cuGraphHostNodeGetParams)(void *hNode, void *nodeParams);
+    int (*cuGraphHostNodeSetParams)(void *hNode, const void *nodeParams);
+    int (*cuGraphMemcpyNodeGetParams)(void *hNode, void *nodeParams);
+    int (*cuGraphMemcpyNodeSetParams)(void *hNode, const void *nodeParams);
+    int (*cuGraphMemsetNodeGetParams)(void *hNode, void *nodeParams);
+    int (*cuGraphMemsetNodeSetParams)(void *hNode, const void *nodeParams);
 };
-#define VGPU_DRIVER_FUNCTIONS 187
+#define VGPU_DRIVER_FUNCTIONS 205
 extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];
 /* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */
 extern const struct vgpu_driver vgpu_driver_refusing;

@@ -21,6 +21,7 @@
 
 struct replay_table; /* handles of one kind */
 struct replay_pending; /* fences and event waits not yet done */
+struct replay_code;    /* modules, functions, graphs, links: what belongs to them (code.h) */
 
 struct vgpu_replay {
     struct vgpu_driver driver; /* every field callable; what is missing refuses */
@@ -36,6 +37,7 @@ struct vgpu_replay {
     int lifeline;              /* socket to the guest */
     struct replay_table *tables[VGPU_KIND_COUNT];
     struct replay_pending *pending;
+    struct replay_code *code;  /* made on first use */
     uint64_t current_context;  /* wire handle the replay thread's driver context stands for */
     void *helper_stream;       /* non-blocking; joins streams for context fences */
     bool gpu_fences;           /* the device writes fence words itself */

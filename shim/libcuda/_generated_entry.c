@@ -311,20 +311,8 @@ __attribute__((weak)) CUresult cuLibraryUnload(CUlibrary library)
 { (void)library; return shim_refuse(VGPU_CALL_cuLibraryUnload); }
 __attribute__((weak)) CUresult cuLibraryGetKernel(void *pKernel, CUlibrary library, const char *name)
 { (void)pKernel; (void)library; (void)name; return shim_refuse(VGPU_CALL_cuLibraryGetKernel); }
-CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    if (count == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (!shim_handle_valid(VGPU_KIND_LIBRARY, (uint64_t)lib)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t wire_argument[8] = {(uint64_t)lib};
-    uint64_t wire_value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuLibraryGetKernelCount, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
-    if (status == CUDA_SUCCESS) {
-        *count = (unsigned int)wire_value[0];
-    }
-    return status;
-}
+__attribute__((weak)) CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib)
+{ (void)count; (void)lib; return shim_refuse(VGPU_CALL_cuLibraryGetKernelCount); }
 __attribute__((weak)) CUresult cuLibraryEnumerateKernels(void *kernels, unsigned int numKernels, CUlibrary lib)
 { (void)kernels; (void)numKernels; (void)lib; return shim_refuse(VGPU_CALL_cuLibraryEnumerateKernels); }
 __attribute__((weak)) CUresult cuLibraryGetModule(void *pMod, CUlibrary library)
@@ -1007,20 +995,8 @@ __attribute__((weak)) CUresult cuGraphCreate(void *phGraph, unsigned int flags)
 { (void)phGraph; (void)flags; return shim_refuse(VGPU_CALL_cuGraphCreate); }
 __attribute__((weak)) CUresult cuGraphDestroy(CUgraph hGraph)
 { (void)hGraph; return shim_refuse(VGPU_CALL_cuGraphDestroy); }
-CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    if (phGraphClone == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (!shim_handle_valid(VGPU_KIND_GRAPH, (uint64_t)originalGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t wire_argument[8] = {(uint64_t)originalGraph};
-    uint64_t wire_value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphClone, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
-    if (status == CUDA_SUCCESS) {
-        *phGraphClone = (CUgraph)(uintptr_t)wire_value[0];
-    }
-    return status;
-}
+__attribute__((weak)) CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph)
+{ (void)phGraphClone; (void)originalGraph; return shim_refuse(VGPU_CALL_cuGraphClone); }
 __attribute__((weak)) CUresult cuGraphGetNodes(CUgraph hGraph, void *nodes, void *numNodes)
 { (void)hGraph; (void)nodes; (void)numNodes; return shim_refuse(VGPU_CALL_cuGraphGetNodes); }
 __attribute__((weak)) CUresult cuGraphGetRootNodes(CUgraph hGraph, void *rootNodes, void *numRootNodes)
@@ -1047,31 +1023,10 @@ __attribute__((weak)) CUresult cuGraphNodeGetDependencies_v2(CUgraphNode hNode, 
 { (void)hNode; (void)dependencies; (void)edgeData; (void)numDependencies; return shim_refuse(VGPU_CALL_cuGraphNodeGetDependencies_v2); }
 __attribute__((weak)) CUresult cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, void *dependentNodes, void *edgeData, void *numDependentNodes)
 { (void)hNode; (void)dependentNodes; (void)edgeData; (void)numDependentNodes; return shim_refuse(VGPU_CALL_cuGraphNodeGetDependentNodes_v2); }
-CUresult cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    if (phNode == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hOriginalNode)) return CUDA_ERROR_INVALID_HANDLE;
-    if (!shim_handle_valid(VGPU_KIND_GRAPH, (uint64_t)hClonedGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t wire_argument[8] = {(uint64_t)hOriginalNode, (uint64_t)hClonedGraph};
-    uint64_t wire_value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphNodeFindInClone, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
-    if (status == CUDA_SUCCESS) {
-        *phNode = (CUgraphNode)(uintptr_t)wire_value[0];
-    }
-    return status;
-}
-CUresult cuGraphDestroyNode(CUgraphNode hNode)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t wire_argument[8] = {(uint64_t)hNode};
-    uint64_t wire_value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphDestroyNode, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
-    return status;
-}
+__attribute__((weak)) CUresult cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph)
+{ (void)phNode; (void)hOriginalNode; (void)hClonedGraph; return shim_refuse(VGPU_CALL_cuGraphNodeFindInClone); }
+__attribute__((weak)) CUresult cuGraphDestroyNode(CUgraphNode hNode)
+{ (void)hNode; return shim_refuse(VGPU_CALL_cuGraphDestroyNode); }
 __attribute__((weak)) CUresult cuGraphAddDependencies_v2(CUgraph hGraph, const void *from, const void *to, const void *edgeData, size_t numDependencies)
 { (void)hGraph; (void)from; (void)to; (void)edgeData; (void)numDependencies; return shim_refuse(VGPU_CALL_cuGraphAddDependencies_v2); }
 __attribute__((weak)) CUresult cuGraphRemoveDependencies_v2(CUgraph hGraph, const void *from, const void *to, const void *edgeData, size_t numDependencies)
@@ -1115,20 +1070,8 @@ __attribute__((weak)) CUresult cuGraphAddEventRecordNode(void *phGraphNode, CUgr
 { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)event; return shim_refuse(VGPU_CALL_cuGraphAddEventRecordNode); }
 __attribute__((weak)) CUresult cuGraphAddEventWaitNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, CUevent event)
 { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)event; return shim_refuse(VGPU_CALL_cuGraphAddEventWaitNode); }
-CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    if (!shim_handle_valid(VGPU_KIND_NODE, (uint64_t)hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    if (phGraph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t wire_argument[8] = {(uint64_t)hNode};
-    uint64_t wire_value[4] = {0};
-    status = shim_reply(VGPU_CALL_cuGraphChildGraphNodeGetGraph, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
-    if (status == CUDA_SUCCESS) {
-        *phGraph = (CUgraph)(uintptr_t)wire_value[0];
-    }
-    return status;
-}
+__attribute__((weak)) CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph)
+{ (void)hNode; (void)phGraph; return shim_refuse(VGPU_CALL_cuGraphChildGraphNodeGetGraph); }
 CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph)
 {
     CUresult status = shim_enter_context();
@@ -1378,24 +1321,24 @@ VGPU_EXPORT CUresult cuGLUnregisterBufferObject(void);
 CUresult cuGLUnregisterBufferObject(void) { return shim_refuse(VGPU_CALL_cuGLUnregisterBufferObject); }
 VGPU_EXPORT CUresult cuGraphAddBatchMemOpNode(void);
 CUresult cuGraphAddBatchMemOpNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddBatchMemOpNode); }
-VGPU_EXPORT CUresult cuGraphAddDependencies(void);
-CUresult cuGraphAddDependencies(void) { return shim_refuse(VGPU_CALL_cuGraphAddDependencies); }
+__attribute__((weak)) CUresult cuGraphAddDependencies(CUgraph hGraph, const void *from, const void *to, size_t numDependencies)
+{ (void)hGraph; (void)from; (void)to; (void)numDependencies; return shim_refuse(VGPU_CALL_cuGraphAddDependencies); }
 VGPU_EXPORT CUresult cuGraphAddExternalSemaphoresSignalNode(void);
 CUresult cuGraphAddExternalSemaphoresSignalNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddExternalSemaphoresSignalNode); }
 VGPU_EXPORT CUresult cuGraphAddExternalSemaphoresWaitNode(void);
 CUresult cuGraphAddExternalSemaphoresWaitNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddExternalSemaphoresWaitNode); }
-VGPU_EXPORT CUresult cuGraphAddHostNode(void);
-CUresult cuGraphAddHostNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddHostNode); }
-VGPU_EXPORT CUresult cuGraphAddKernelNode(void);
-CUresult cuGraphAddKernelNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddKernelNode); }
+__attribute__((weak)) CUresult cuGraphAddHostNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddHostNode); }
+__attribute__((weak)) CUresult cuGraphAddKernelNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddKernelNode); }
 VGPU_EXPORT CUresult cuGraphAddMemAllocNode(void);
 CUresult cuGraphAddMemAllocNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddMemAllocNode); }
 VGPU_EXPORT CUresult cuGraphAddMemFreeNode(void);
 CUresult cuGraphAddMemFreeNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddMemFreeNode); }
-VGPU_EXPORT CUresult cuGraphAddNode(void);
-CUresult cuGraphAddNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddNode); }
-VGPU_EXPORT CUresult cuGraphAddNode_v2(void);
-CUresult cuGraphAddNode_v2(void) { return shim_refuse(VGPU_CALL_cuGraphAddNode_v2); }
+__attribute__((weak)) CUresult cuGraphAddNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, void *nodeParams)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddNode); }
+__attribute__((weak)) CUresult cuGraphAddNode_v2(void *phGraphNode, CUgraph hGraph, const void *dependencies, const void *dependencyData, size_t numDependencies, void *nodeParams)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)dependencyData; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddNode_v2); }
 VGPU_EXPORT CUresult cuGraphBatchMemOpNodeGetParams(void);
 CUresult cuGraphBatchMemOpNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphBatchMemOpNodeGetParams); }
 VGPU_EXPORT CUresult cuGraphBatchMemOpNodeSetParams(void);
@@ -1404,34 +1347,34 @@ VGPU_EXPORT CUresult cuGraphConditionalHandleCreate(void);
 CUresult cuGraphConditionalHandleCreate(void) { return shim_refuse(VGPU_CALL_cuGraphConditionalHandleCreate); }
 VGPU_EXPORT CUresult cuGraphDebugDotPrint(void);
 CUresult cuGraphDebugDotPrint(void) { return shim_refuse(VGPU_CALL_cuGraphDebugDotPrint); }
-VGPU_EXPORT CUresult cuGraphEventRecordNodeGetEvent(void);
-CUresult cuGraphEventRecordNodeGetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphEventRecordNodeGetEvent); }
-VGPU_EXPORT CUresult cuGraphEventRecordNodeSetEvent(void);
-CUresult cuGraphEventRecordNodeSetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphEventRecordNodeSetEvent); }
-VGPU_EXPORT CUresult cuGraphEventWaitNodeGetEvent(void);
-CUresult cuGraphEventWaitNodeGetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphEventWaitNodeGetEvent); }
-VGPU_EXPORT CUresult cuGraphEventWaitNodeSetEvent(void);
-CUresult cuGraphEventWaitNodeSetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphEventWaitNodeSetEvent); }
+__attribute__((weak)) CUresult cuGraphEventRecordNodeGetEvent(CUgraphNode hNode, void *event_out)
+{ (void)hNode; (void)event_out; return shim_refuse(VGPU_CALL_cuGraphEventRecordNodeGetEvent); }
+__attribute__((weak)) CUresult cuGraphEventRecordNodeSetEvent(CUgraphNode hNode, CUevent event)
+{ (void)hNode; (void)event; return shim_refuse(VGPU_CALL_cuGraphEventRecordNodeSetEvent); }
+__attribute__((weak)) CUresult cuGraphEventWaitNodeGetEvent(CUgraphNode hNode, void *event_out)
+{ (void)hNode; (void)event_out; return shim_refuse(VGPU_CALL_cuGraphEventWaitNodeGetEvent); }
+__attribute__((weak)) CUresult cuGraphEventWaitNodeSetEvent(CUgraphNode hNode, CUevent event)
+{ (void)hNode; (void)event; return shim_refuse(VGPU_CALL_cuGraphEventWaitNodeSetEvent); }
 VGPU_EXPORT CUresult cuGraphExecBatchMemOpNodeSetParams(void);
 CUresult cuGraphExecBatchMemOpNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecBatchMemOpNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphExecEventRecordNodeSetEvent(void);
-CUresult cuGraphExecEventRecordNodeSetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphExecEventRecordNodeSetEvent); }
-VGPU_EXPORT CUresult cuGraphExecEventWaitNodeSetEvent(void);
-CUresult cuGraphExecEventWaitNodeSetEvent(void) { return shim_refuse(VGPU_CALL_cuGraphExecEventWaitNodeSetEvent); }
+__attribute__((weak)) CUresult cuGraphExecEventRecordNodeSetEvent(CUgraphExec hGraphExec, CUgraphNode hNode, CUevent event)
+{ (void)hGraphExec; (void)hNode; (void)event; return shim_refuse(VGPU_CALL_cuGraphExecEventRecordNodeSetEvent); }
+__attribute__((weak)) CUresult cuGraphExecEventWaitNodeSetEvent(CUgraphExec hGraphExec, CUgraphNode hNode, CUevent event)
+{ (void)hGraphExec; (void)hNode; (void)event; return shim_refuse(VGPU_CALL_cuGraphExecEventWaitNodeSetEvent); }
 VGPU_EXPORT CUresult cuGraphExecExternalSemaphoresSignalNodeSetParams(void);
 CUresult cuGraphExecExternalSemaphoresSignalNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecExternalSemaphoresSignalNodeSetParams); }
 VGPU_EXPORT CUresult cuGraphExecExternalSemaphoresWaitNodeSetParams(void);
 CUresult cuGraphExecExternalSemaphoresWaitNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecExternalSemaphoresWaitNodeSetParams); }
 VGPU_EXPORT CUresult cuGraphExecGetId(void);
 CUresult cuGraphExecGetId(void) { return shim_refuse(VGPU_CALL_cuGraphExecGetId); }
-VGPU_EXPORT CUresult cuGraphExecHostNodeSetParams(void);
-CUresult cuGraphExecHostNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecHostNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphExecKernelNodeSetParams(void);
-CUresult cuGraphExecKernelNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecKernelNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphExecNodeSetParams(void);
-CUresult cuGraphExecNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExecNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphExecUpdate(void);
-CUresult cuGraphExecUpdate(void) { return shim_refuse(VGPU_CALL_cuGraphExecUpdate); }
+__attribute__((weak)) CUresult cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const void *nodeParams)
+{ (void)hGraphExec; (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphExecHostNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const void *nodeParams)
+{ (void)hGraphExec; (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphExecKernelNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, void *nodeParams)
+{ (void)hGraphExec; (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphExecNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, void *hErrorNode_out, void *updateResult_out)
+{ (void)hGraphExec; (void)hGraph; (void)hErrorNode_out; (void)updateResult_out; return shim_refuse(VGPU_CALL_cuGraphExecUpdate); }
 VGPU_EXPORT CUresult cuGraphExternalSemaphoresSignalNodeGetParams(void);
 CUresult cuGraphExternalSemaphoresSignalNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExternalSemaphoresSignalNodeGetParams); }
 VGPU_EXPORT CUresult cuGraphExternalSemaphoresSignalNodeSetParams(void);
@@ -1442,40 +1385,40 @@ VGPU_EXPORT CUresult cuGraphExternalSemaphoresWaitNodeSetParams(void);
 CUresult cuGraphExternalSemaphoresWaitNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphExternalSemaphoresWaitNodeSetParams); }
 VGPU_EXPORT CUresult cuGraphGetId(void);
 CUresult cuGraphGetId(void) { return shim_refuse(VGPU_CALL_cuGraphGetId); }
-VGPU_EXPORT CUresult cuGraphHostNodeGetParams(void);
-CUresult cuGraphHostNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphHostNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphHostNodeSetParams(void);
-CUresult cuGraphHostNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphHostNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphKernelNodeGetParams(void);
-CUresult cuGraphKernelNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphKernelNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphKernelNodeSetParams(void);
-CUresult cuGraphKernelNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphKernelNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphHostNodeGetParams(CUgraphNode hNode, void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphHostNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphHostNodeSetParams(CUgraphNode hNode, const void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphHostNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphKernelNodeGetParams(CUgraphNode hNode, void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphKernelNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphKernelNodeSetParams(CUgraphNode hNode, const void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphKernelNodeSetParams); }
 VGPU_EXPORT CUresult cuGraphMemAllocNodeGetParams(void);
 CUresult cuGraphMemAllocNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemAllocNodeGetParams); }
 VGPU_EXPORT CUresult cuGraphMemFreeNodeGetParams(void);
 CUresult cuGraphMemFreeNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemFreeNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphMemcpyNodeGetParams(void);
-CUresult cuGraphMemcpyNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemcpyNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphMemcpyNodeSetParams(void);
-CUresult cuGraphMemcpyNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemcpyNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphMemsetNodeGetParams(void);
-CUresult cuGraphMemsetNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemsetNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphMemsetNodeSetParams(void);
-CUresult cuGraphMemsetNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemsetNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphMemcpyNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphMemcpyNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphMemsetNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphMemsetNodeSetParams); }
 VGPU_EXPORT CUresult cuGraphNodeGetContainingGraph(void);
 CUresult cuGraphNodeGetContainingGraph(void) { return shim_refuse(VGPU_CALL_cuGraphNodeGetContainingGraph); }
-VGPU_EXPORT CUresult cuGraphNodeGetDependencies(void);
-CUresult cuGraphNodeGetDependencies(void) { return shim_refuse(VGPU_CALL_cuGraphNodeGetDependencies); }
-VGPU_EXPORT CUresult cuGraphNodeGetDependentNodes(void);
-CUresult cuGraphNodeGetDependentNodes(void) { return shim_refuse(VGPU_CALL_cuGraphNodeGetDependentNodes); }
+__attribute__((weak)) CUresult cuGraphNodeGetDependencies(CUgraphNode hNode, void *dependencies, void *numDependencies)
+{ (void)hNode; (void)dependencies; (void)numDependencies; return shim_refuse(VGPU_CALL_cuGraphNodeGetDependencies); }
+__attribute__((weak)) CUresult cuGraphNodeGetDependentNodes(CUgraphNode hNode, void *dependentNodes, void *numDependentNodes)
+{ (void)hNode; (void)dependentNodes; (void)numDependentNodes; return shim_refuse(VGPU_CALL_cuGraphNodeGetDependentNodes); }
 VGPU_EXPORT CUresult cuGraphNodeGetLocalId(void);
 CUresult cuGraphNodeGetLocalId(void) { return shim_refuse(VGPU_CALL_cuGraphNodeGetLocalId); }
 VGPU_EXPORT CUresult cuGraphNodeGetToolsId(void);
 CUresult cuGraphNodeGetToolsId(void) { return shim_refuse(VGPU_CALL_cuGraphNodeGetToolsId); }
-VGPU_EXPORT CUresult cuGraphNodeSetParams(void);
-CUresult cuGraphNodeSetParams(void) { return shim_refuse(VGPU_CALL_cuGraphNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphRemoveDependencies(void);
-CUresult cuGraphRemoveDependencies(void) { return shim_refuse(VGPU_CALL_cuGraphRemoveDependencies); }
+__attribute__((weak)) CUresult cuGraphNodeSetParams(CUgraphNode hNode, void *nodeParams)
+{ (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphNodeSetParams); }
+__attribute__((weak)) CUresult cuGraphRemoveDependencies(CUgraph hGraph, const void *from, const void *to, size_t numDependencies)
+{ (void)hGraph; (void)from; (void)to; (void)numDependencies; return shim_refuse(VGPU_CALL_cuGraphRemoveDependencies); }
 VGPU_EXPORT CUresult cuGraphicsEGLRegisterImage(void);
 CUresult cuGraphicsEGLRegisterImage(void) { return shim_refuse(VGPU_CALL_cuGraphicsEGLRegisterImage); }
 VGPU_EXPORT CUresult cuGraphicsGLRegisterBuffer(void);
@@ -1550,12 +1493,12 @@ VGPU_EXPORT CUresult cuLaunchGridAsync(void);
 CUresult cuLaunchGridAsync(void) { return shim_refuse(VGPU_CALL_cuLaunchGridAsync); }
 VGPU_EXPORT CUresult cuLibraryGetUnifiedFunction(void);
 CUresult cuLibraryGetUnifiedFunction(void) { return shim_refuse(VGPU_CALL_cuLibraryGetUnifiedFunction); }
-VGPU_EXPORT CUresult cuLinkAddData(void);
-CUresult cuLinkAddData(void) { return shim_refuse(VGPU_CALL_cuLinkAddData); }
-VGPU_EXPORT CUresult cuLinkAddFile(void);
-CUresult cuLinkAddFile(void) { return shim_refuse(VGPU_CALL_cuLinkAddFile); }
-VGPU_EXPORT CUresult cuLinkCreate(void);
-CUresult cuLinkCreate(void) { return shim_refuse(VGPU_CALL_cuLinkCreate); }
+__attribute__((weak)) CUresult cuLinkAddData(CUlinkState state, unsigned int type, void *data, size_t size, const char *name, unsigned int numOptions, void *options, void *optionValues)
+{ (void)state; (void)type; (void)data; (void)size; (void)name; (void)numOptions; (void)options; (void)optionValues; return shim_refuse(VGPU_CALL_cuLinkAddData); }
+__attribute__((weak)) CUresult cuLinkAddFile(CUlinkState state, unsigned int type, const char *path, unsigned int numOptions, void *options, void *optionValues)
+{ (void)state; (void)type; (void)path; (void)numOptions; (void)options; (void)optionValues; return shim_refuse(VGPU_CALL_cuLinkAddFile); }
+__attribute__((weak)) CUresult cuLinkCreate(unsigned int numOptions, void *options, void *optionValues, void *stateOut)
+{ (void)numOptions; (void)options; (void)optionValues; (void)stateOut; return shim_refuse(VGPU_CALL_cuLinkCreate); }
 VGPU_EXPORT CUresult cuLogsDumpToFile(void);
 CUresult cuLogsDumpToFile(void) { return shim_refuse(VGPU_CALL_cuLogsDumpToFile); }
 VGPU_EXPORT CUresult cuLogsDumpToMemory(void);
@@ -1774,10 +1717,13 @@ VGPU_EXPORT CUresult cuStreamBatchMemOp(void);
 CUresult cuStreamBatchMemOp(void) { return shim_refuse(VGPU_CALL_cuStreamBatchMemOp); }
 VGPU_EXPORT CUresult cuStreamBatchMemOp_ptsz(void);
 CUresult cuStreamBatchMemOp_ptsz(void) { return shim_refuse(VGPU_CALL_cuStreamBatchMemOp); }
-VGPU_EXPORT CUresult cuStreamBeginCapture(void);
-CUresult cuStreamBeginCapture(void) { return shim_refuse(VGPU_CALL_cuStreamBeginCapture); }
-VGPU_EXPORT CUresult cuStreamBeginCapture_ptsz(void);
-CUresult cuStreamBeginCapture_ptsz(void) { return shim_refuse(VGPU_CALL_cuStreamBeginCapture); }
+__attribute__((weak)) CUresult cuStreamBeginCapture(CUstream hStream)
+{ (void)hStream; return shim_refuse(VGPU_CALL_cuStreamBeginCapture); }
+CUresult cuStreamBeginCapture_ptsz(CUstream hStream)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuStreamBeginCapture(hStream);
+}
 VGPU_EXPORT CUresult cuStreamGetDevResource(void);
 CUresult cuStreamGetDevResource(void) { return shim_refuse(VGPU_CALL_cuStreamGetDevResource); }
 VGPU_EXPORT CUresult cuStreamGetDevResource_ptsz(void);
@@ -2606,6 +2552,11 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "wireHostFunction",
     "wireGoodbye",
     "wireRefused",
+    "wireFunctionDescribe",
+    "wireBlobWrite",
+    "wireBlobRead",
+    "wireBlobFree",
+    "wireCaptureInvalidate",
     "cuGetErrorString",
     "cuGetErrorName",
     "cuInit",

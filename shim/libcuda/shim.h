@@ -78,6 +78,7 @@ struct shim_thread {
     uint64_t per_thread_stream;  /* real stream behind CU_STREAM_PER_THREAD, made on first use */
     uint64_t per_thread_context; /* the context it belongs to */
     unsigned capture_mode;       /* cuThreadExchangeStreamCaptureMode */
+    bool in_callback;            /* runs a host function: shim_enter answers CUDA_ERROR_NOT_PERMITTED */
 };
 struct shim_thread *shim_thread(void);
 static inline void shim_restore_default(bool *saved) { shim_thread()->default_is_per_thread = *saved; }
@@ -129,7 +130,13 @@ void shim_arena_free_after(void *pointer, const struct shim_fence *fence);
 
 CUresult shim_launch_blocking(void); /* CUDA_LAUNCH_BLOCKING: synchronise after a launch; CUDA_SUCCESS at once otherwise */
 extern _Atomic uint32_t shim_captures_active; /* streams of this process that are capturing */
-bool shim_stream_is_capturing(uint64_t stream_id); /* exact while captures_active > 0 */
+bool shim_stream_is_capturing(uint64_t stream_id); /* exact while captures_active > 0; may ask the worker */
+/* Begins every call that CUDA forbids while a stream captures (allocation, synchronisation, ...): CUDA_SUCCESS, or
+ * CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED after invalidating the captures concerned. One load when nothing captures. */
+CUresult shim_capture_check(void);
+/* As the entry of a call on one stream: that stream captures, so the call is forbidden and its capture is spoilt. */
+CUresult shim_capture_forbid(uint64_t stream_id);
+void shim_capture_stream_gone(uint64_t stream_id); /* cuStreamDestroy */
 /* cuDevicePrimaryCtxReset, cuCtxDestroy: drop everything that belonged to the context (subjects register hooks). */
 void shim_on_context_end(void (*hook)(uint64_t context));
 
