@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One life of one actor: a trio task that receives, handles, and ends for exactly one reason.
+
+A restart is a new life under the same name with a new instance of the actor's class; nothing of the old one is
+kept. This module holds the order of events at birth and at death, and nothing that is a decision:
+
+    birth   register the name, `started()`, then the starter goes on
+    life    receive, handle; background tasks run in the actor's nursery
+    stop    (asked) `stopping()` with the background tasks still alive, then they are cancelled
+    death   background tasks have ended, `stopped()` shielded and limited, mailbox closed, name released,
+            asks failed, monitors told, in one go without a checkpoint
+
+An error in a handler, a hook or a background task ends the life as `Crashed`; it never leaves the task. Only
+what is not an `Exception` (cancellation, KeyboardInterrupt) goes on to whoever runs the nursery.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+import attrs
+import trio
+
+from ._exit import Crashed, ExitReason, Killed
+from ._mailbox import Mailbox, Policy
+from ._messages import Down, StopRequest
+from ._reply import Reply
+from ._trace import current_actor_name, current_incarnation
+from ._tree import ActorSnapshot, ActorState
+from .errors import (
+    ActorError,
+    ActorGone,
+    InternalError,
+    MailboxClosed,
+    MailboxFull,
+    Refused,
+    StartFailed,
+    UnknownMessage,
+)
+
+if TYPE_CHECKING:
+    from ._actor import Actor
+    from ._system import ActorSystem
+
+__all__ = ["Envelope", "Incarnation"]
+
+_log = logging.getLogger("vgpu.actors")
+
+
+@attrs.frozen(eq=False)
+class Envelope:
+    """A message on its way, with what the runtime needs to know of it."""
+
+    message: object
+    reply: Reply[Any] | None = None
+    sent_at: float | None = None
+    on_taken: Callable[[], None] | None = None
+
+
+@final
+class Incarnation:
+    """The runtime's side of an actor. Actors see it only through their `Actor` base."""
+
+    def __init__(
+        self,
+        system: ActorSystem,
+        name: str,
+        actor: Actor,
+        *,
+        parent: Incarnation | None = None,
+        is_supervised: bool = False,
+        restarts: int = 0,
+        last_exit: ExitReason | None = None,
+    ) -> None:
+        self.system = system
+        self.name = name
+        self.actor = actor
+        self.serial = system.next_serial()
+        self.restarts = restarts
+        self.state = ActorState.STARTING
+        # None while alive. Set once, in _finish.
+        self.reason: ExitReason | None = None
+        # Lives of actors started by this one, in start order, ended ones excluded.
+        self.children: dict[int, Incarnation] = {}
+        self.mailbox: Mailbox[Envelope] = Mailbox(actor.mailbox_capacity, actor.mailbox_policy, self._dropped)
+        self.stop_requested = False
+        self._parent = parent
+        # A supervisor decides about the name after this life: until then it is expected back.
+        self._is_supervised = is_supervised
+        self._last_exit = last_exit
+        self._born_at = trio.current_time()
+        self._scope = trio.CancelScope()
+        self._kill_cause = ""
+        self._task: trio.lowlevel.Task | None = None
+        self._exited = trio.Event()
+        # Who watches this life. Called with the reason at its end; keys are monitor numbers.
+        self._monitors: dict[int, Callable[[ExitReason], None]] = {}
+        # Whom this life watches: living targets by monitor number.
+        self._watched: dict[int, Incarnation] = {}
+        # Replies of asks whose asker still waits; the asker takes its own out again.
+        self._asked: set[Reply[Any]] = set()
+        # Scopes that a stop request cancels: see Actor.interruptible.
+        self._interruptible: list[trio.CancelScope] = []
+        # The envelope being handled, None between messages or once its reply was taken.
+        self._current: Envelope | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether `reason` is still unknown."""
+        return self.reason is None
+
+    # -- what others do to this life
+
+    async def deliver(self, message: object, reply: Reply[Any] | None = None) -> bool:
+        """Put a message in the data lane as the mailbox's policy says; False where the actor has ended."""
+        self._check_accepts(message)
+        if (
+            self.mailbox.policy is Policy.BLOCK
+            and self.mailbox.is_full
+            and self._task is trio.lowlevel.current_task()
+        ):
+            raise MailboxFull(f"actor {self.name!r} would wait for ever for room in its own full mailbox")
+        if self.mailbox.is_full and self.mailbox.policy is Policy.BLOCK and self.is_alive:
+            self._sent(message)
+            try:
+                await self.mailbox.send(self._envelope(message, reply))
+            except MailboxClosed:
+                return False
+            return True
+        # Put it in and trace it before anybody else runs, so that a trace shows it sent before it is received.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        is_accepted = self.deliver_nowait(message, reply)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return is_accepted
+
+    def deliver_nowait(
+        self, message: object, reply: Reply[Any] | None = None, on_taken: Callable[[], None] | None = None
+    ) -> bool:
+        """As `deliver`, but a full mailbox raises `MailboxFull` at once."""
+        self._check_accepts(message)
+        try:
+            self.mailbox.send_nowait(self._envelope(message, reply, on_taken))
+        except MailboxClosed:
+            return False
+        self._sent(message)
+        return True
+
+    def check_asker(self) -> None:
+        """Refuse an ask that could only time out: the actor's own task asking itself."""
+        if self._task is trio.lowlevel.current_task():
+            raise ActorError(f"actor {self.name!r} asks itself in its own task and would wait for ever")
+
+    def request_stop(self, reason: ExitReason) -> None:
+        """Ask the actor to end after the message at hand. Later requests change nothing."""
+        if self.stop_requested or not self.is_alive:
+            return
+        self.stop_requested = True
+        self.mailbox.send_system(Envelope(StopRequest(reason)))
+        for scope in self._interruptible:
+            scope.cancel()
+
+    def kill(self, cause: str = "") -> None:
+        """Cancel the actor's task and all it runs. Cleanup still happens, shielded and limited."""
+        if self.is_alive:
+            self._kill_cause = self._kill_cause or cause
+            self._scope.cancel()
+
+    def add_monitor(self, monitor: int, callback: Callable[[ExitReason], None]) -> None:
+        """Call back once with the reason when this life ends; only for living ones."""
+        if not self.is_alive:
+            raise InternalError(f"monitor set on the ended actor {self.name!r}")
+        self._monitors[monitor] = callback
+
+    def remove_monitor(self, monitor: int) -> None:
+        """Forget a monitor; nothing happens if it is unknown."""
+        self._monitors.pop(monitor, None)
+
+    async def wait_exited(self) -> ExitReason:
+        """Wait for the end of this life and return its reason."""
+        await self._exited.wait()
+        if self.reason is None:
+            raise InternalError(f"actor {self.name!r} exited without a reason")
+        return self.reason
+
+    def snapshot(self) -> ActorSnapshot:
+        """Describe this life and what is under it."""
+        return ActorSnapshot(
+            name=self.name,
+            kind=type(self.actor).__name__,
+            state=self.state,
+            mailbox=self.mailbox.statistics(),
+            restarts=self.restarts,
+            serial=self.serial,
+            age_seconds=trio.current_time() - self._born_at,
+            last_exit=self._last_exit,
+            children=self.actor.children_snapshots(),
+        )
+
+    # -- what the actor itself does, through Actor
+
+    def monitor(self, name: str) -> int:
+        """Watch the present life of a name: one `Down` will come, at once where there is none."""
+        target = self.system.registry.find(name)
+        if target is not None:
+            return self.watch(target)
+        number = self.system.next_serial()
+        self._receive_down(Down(number, name, self.system.registry.last_exit(name)))
+        return number
+
+    def watch(self, target: Incarnation) -> int:
+        """Watch one life, living or ended."""
+        number = self.system.next_serial()
+        if target.reason is not None:
+            self._receive_down(Down(number, target.name, target.reason))
+        else:
+            target.add_monitor(number, lambda reason: self._receive_down(Down(number, target.name, reason)))
+            self._watched[number] = target
+        return number
+
+    def demonitor(self, monitor: int) -> None:
+        """Stop watching. A `Down` that is in the mailbox already still comes."""
+        target = self._watched.pop(monitor, None)
+        if target is not None:
+            target.remove_monitor(monitor)
+
+    def _receive_down(self, down: Down) -> None:
+        self._watched.pop(down.monitor, None)
+        self.mailbox.send_system(Envelope(down))
+
+    def take_reply(self) -> Reply[Any] | None:
+        """Hand the current request's reply to the handler, which must settle it later."""
+        envelope = self._current
+        if envelope is None:
+            raise InternalError(f"actor {self.name!r} takes a reply while it handles no message")
+        self._current = None
+        return envelope.reply
+
+    @contextmanager
+    def interruptible(self) -> Iterator[trio.CancelScope]:
+        """A cancel scope that a stop request cancels."""
+        with trio.CancelScope() as scope:
+            if self.stop_requested:
+                scope.cancel()
+            self._interruptible.append(scope)
+            try:
+                yield scope
+            finally:
+                self._interruptible.remove(scope)
+
+    # -- the life itself
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Live. Meant for `nursery.start`, which returns once `started()` has.
+
+        Raises:
+            StartFailed: `started()` raised, or the actor was stopped before it had returned.
+            NameTaken: the name is held.
+        """
+        self.system.registry.register(self.name, self)
+        self._task = trio.lowlevel.current_task()
+        current_incarnation.set(self)
+        if self._parent is not None:
+            self._parent.children[self.serial] = self
+        self.system.life_began(self, None if self._parent is None else self._parent.name)
+        has_started = False
+        ended_in_order: ExitReason | None = None
+        crash: Exception | None = None
+        outside: BaseException | None = None
+        try:
+            with self._scope:
+                async with trio.open_nursery() as background:
+                    self.actor.bind(self, background)
+                    await self.actor.started()
+                    self.state = ActorState.RUNNING
+                    has_started = True
+                    task_status.started()
+                    reason = await self._receive_until_stopped()
+                    self.state = ActorState.STOPPING
+                    await self.actor.stopping(reason)
+                    background.cancel_scope.cancel()
+                ended_in_order = reason
+        except BaseException as error:  # noqa: BLE001 - sorted below
+            # Sorted here and not by `except*`: what is not ours must be raised again, but only after the cleanup.
+            crash, outside = _sort(error)
+        self.state = ActorState.STOPPING
+        if crash is not None:
+            why: ExitReason = Crashed(crash)
+        else:
+            why = ended_in_order if ended_in_order is not None else Killed(self._kill_cause)
+        try:
+            why = await self._clean_up(why)
+        finally:
+            self._finish(why)
+        if outside is not None:
+            raise outside
+        if not has_started:
+            raise StartFailed(self.name, why) from (why.error if isinstance(why, Crashed) else None)
+
+    async def _receive_until_stopped(self) -> ExitReason:
+        handlers: dict[type, Callable[[Any], Any]] = {}
+        system = self.system
+        while True:
+            envelope = await self.mailbox.receive()
+            message = envelope.message
+            if isinstance(message, StopRequest):
+                return message.reason
+            if envelope.on_taken is not None:
+                envelope.on_taken()
+            if system.tracer is not None:
+                now = trio.current_time()
+                waited = None if envelope.sent_at is None else now - envelope.sent_at
+                system.tracer.received(now, self.name, message, waited)
+            handler = handlers.get(type(message))
+            if handler is None:
+                handler = handlers[type(message)] = self.actor.handler_for(type(message))
+            self._current = envelope
+            try:
+                value = handler(message)
+                if inspect.isawaitable(value):
+                    value = await value
+            except Refused as refusal:
+                self._refuse(envelope, refusal)
+            else:
+                # Still there unless the handler took the reply to answer it later.
+                if self._current is envelope and envelope.reply is not None:
+                    envelope.reply.answer(value)
+            self._current = None
+            if system.tracer is not None:
+                system.tracer.handled(trio.current_time(), self.name, message)
+
+    def _refuse(self, envelope: Envelope, refusal: Refused) -> None:
+        if envelope.reply is None or self._current is not envelope:
+            self.system.count_unheard_refusal()
+            _log.info("%s refused %s: %s", self.name, type(envelope.message).__name__, refusal.error)
+        else:
+            envelope.reply.refuse(refusal.error)
+
+    async def _clean_up(self, why: ExitReason) -> ExitReason:
+        """Run `stopped()`; an orderly end whose cleanup raises was no orderly end."""
+        limit = self.actor.cleanup_seconds
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + limit) as scope:
+            try:
+                await self.actor.stopped(why)
+            except Exception as error:  # noqa: BLE001 - an error in a hook is an exit reason
+                if not isinstance(why, Crashed):
+                    return Crashed(error)
+                why.error.add_note(f"while stopped() raised {type(error).__name__}: {error}")
+                _log.error("%s: stopped() raised after a crash", self.name, exc_info=error)
+        if scope.cancelled_caught:
+            self.system.count_cleanup_overrun()
+            _log.error("%s: stopped() did not end in %s s and was cut off", self.name, limit)
+        return why
+
+    def _finish(self, why: ExitReason) -> None:
+        """Make the end known, in one go: nobody can see half of it."""
+        self.reason = why
+        self.state = ActorState.EXITED
+        if self._parent is not None:
+            self._parent.children.pop(self.serial, None)
+        self.system.registry.release(self.name, self, why, expected=self._is_supervised)
+        for envelope in self.mailbox.close():
+            if envelope.reply is None:
+                self.system.dead_letter(self.name, envelope.message)
+        for reply in self._asked:
+            reply.orphan(ActorGone(self.name, why))
+        self._asked.clear()
+        while self._watched:
+            number, target = self._watched.popitem()
+            target.remove_monitor(number)
+        monitors, self._monitors = self._monitors, {}
+        for callback in monitors.values():
+            callback(why)
+        self._exited.set()
+        self.system.life_ended(self, why)
+
+    # -- small parts
+
+    def _check_accepts(self, message: object) -> None:
+        if not self.actor.accepts(type(message)):
+            raise UnknownMessage(
+                f"{type(self.actor).__name__} {self.name!r} has no handler for {type(message).__name__}"
+            )
+
+    def _envelope(
+        self, message: object, reply: Reply[Any] | None, on_taken: Callable[[], None] | None = None
+    ) -> Envelope:
+        if reply is not None:
+            self._asked.add(reply)
+        return Envelope(message, reply, None if self.system.tracer is None else trio.current_time(), on_taken)
+
+    def _sent(self, message: object) -> None:
+        if self.system.tracer is not None:
+            self.system.tracer.sent(
+                trio.current_time(), current_actor_name(), self.name, message, self.mailbox.depth
+            )
+
+    def forget_ask(self, reply: Reply[Any]) -> None:
+        """The asker no longer waits, answered or not."""
+        self._asked.discard(reply)
+
+    def _dropped(self, envelope: Envelope) -> None:
+        if envelope.on_taken is not None:
+            envelope.on_taken()
+        if envelope.reply is not None:
+            envelope.reply.orphan(MailboxFull(f"{self.name!r} dropped the request for newer messages"))
+
+
+def _sort(error: BaseException) -> tuple[Exception | None, BaseException | None]:
+    """Split what ended a life into the actor's own error and what belongs to whoever runs it."""
+    if isinstance(error, Exception):
+        return _unwrap(error), None
+    if isinstance(error, BaseExceptionGroup):
+        own, outside = error.split(Exception)
+        return (None if own is None else _unwrap(own)), outside
+    return None, error
+
+
+def _unwrap(error: Exception) -> Exception:
+    """The one error in a group of one, however deep."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

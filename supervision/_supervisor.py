@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: an actor that starts children, learns of their ends, and carries out plans.
+
+It decides nothing itself. `_plan` says who is stopped and started, `_intensity` whether that is too often,
+`_backoff` when a failed restart is tried again, `_spec` was checked long before. What is here is the waiting: a
+child's start can be interrupted by a stop request, and between tries of a failing restart the supervisor sits in
+its mailbox like any actor, so it is never deaf to its own shutdown.
+
+It must never start one name twice, never leave a child behind, and never let a child's error out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar, final
+
+import attrs
+import trio
+
+from vgpu.actors import (
+    AUTO_SHUTDOWN,
+    Actor,
+    ActorSnapshot,
+    ActorState,
+    ChildCounts,
+    ChildInfo,
+    CountChildren,
+    Crashed,
+    DeleteChild,
+    Down,
+    ExitReason,
+    Incarnation,
+    Killed,
+    NameTaken,
+    Normal,
+    Ref,
+    Refused,
+    RestartChild,
+    Shutdown,
+    StartChild,
+    StartFailed,
+    TerminateChild,
+    WhichChildren,
+    handles,
+)
+
+from ._backoff import RetrySchedule
+from ._intensity import IntensityWindow
+from ._plan import ChildView, Plan, plan_exit, plan_restart
+from ._report import CrashReport, ReportContext
+from ._spec import AddChild, ChildError, ChildKind, ChildSpec, Restart, ShutdownMode, Strategy, SupervisorSpec
+
+__all__ = ["Supervisor"]
+
+_STOP = Shutdown("supervisor")
+
+
+@attrs.define(eq=False)
+class _Child:
+    """One child as its supervisor knows it.
+
+    Invariant: state is RUNNING exactly when `life` is set; `monitor` is set with it.
+    """
+
+    spec: ChildSpec
+    name: str
+    # Made anew for each life.
+    create: Callable[[], Actor]
+    state: ActorState = ActorState.STOPPED
+    life: Incarnation | None = None
+    monitor: int = 0
+    restarts: int = 0
+    last_exit: ExitReason | None = None
+    # Set from the first failure of a restart to its success; then `timer` is the wait for the next try.
+    retry: RetrySchedule | None = None
+    timer: trio.CancelScope | None = None
+    # The number the timer's message carries; a message with another one is out of date.
+    timer_number: int = 0
+
+    def call_off_retry(self) -> None:
+        """Forget a pending try; its message, if it is on its way, will find the number gone."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = None
+        self.timer_number = 0
+
+    def view(self) -> ChildView:
+        is_alive = self.life is not None and self.life.is_alive
+        return ChildView(self.spec.id, self.spec.restart, is_alive, self.spec.significant)
+
+
+@attrs.frozen
+class _TryAgain:
+    """To itself, after a back-off: restart a child whose last restart failed."""
+
+    child_id: str
+    number: int
+
+
+@final
+class Supervisor(Actor):
+    """Runs what a `SupervisorSpec` describes. Do not construct it: list the spec, or open a system with it.
+
+    Takes `AddChild` or (simple_one_for_one) `StartChild`, `TerminateChild`, `RestartChild`, `DeleteChild`,
+    `WhichChildren` and `CountChildren`, all asked. As in OTP it handles one thing at a time: an ask waits while
+    another child starts or stops, and a child must not ask its own supervisor from its `started()`.
+    """
+
+    cleanup_seconds: ClassVar[float] = 1.0
+
+    def __init__(self, spec: SupervisorSpec) -> None:
+        self._spec = spec
+        self._is_simple = spec.strategy is Strategy.SIMPLE_ONE_FOR_ONE
+        self._window = IntensityWindow(spec.intensity, spec.period_seconds)
+        # In start order.
+        self._children: dict[str, _Child] = {}
+        self._next_number = 1
+
+    # -- hooks
+
+    async def started(self) -> None:
+        if self._is_simple:
+            return
+        for spec in self._spec.children:
+            child = self._know(spec, ())
+            try:
+                await self._start(child)
+            except StartFailed as error:
+                self._report(ReportContext.START_ERROR, child, error.reason)
+                await self._stop_children(reversed(self._children.values()))
+                raise
+
+    async def stopping(self, reason: ExitReason) -> None:
+        if self._is_simple:
+            # Dynamic children know no order among themselves: all at once, as slow as the slowest.
+            async with trio.open_nursery() as nursery:
+                for child in self._children.values():
+                    nursery.start_soon(self._stop, child)
+        else:
+            await self._stop_children(reversed(self._children.values()))
+
+    async def stopped(self, reason: ExitReason) -> None:
+        for child in self._children.values():
+            self.life.system.registry.forget(child.name)
+
+    def children_snapshots(self) -> tuple[ActorSnapshot, ...]:
+        return tuple(self._snapshot(child) for child in self._children.values())
+
+    # -- ends of children
+
+    @handles(Down)
+    async def _child_ended(self, down: Down) -> None:
+        child = next((child for child in self._children.values() if child.monitor == down.monitor), None)
+        if child is None or child.life is None:
+            # It was stopped by us, or replaced, after this Down had been sent.
+            return
+        self._note_end(child, down.reason)
+        plan = plan_exit(
+            self._spec.strategy, self._spec.auto_shutdown, self._views(), child.spec.id, down.reason
+        )
+        if child.spec.restart is Restart.PERMANENT or not isinstance(down.reason, Normal | Shutdown):
+            self._report(ReportContext.CHILD_TERMINATED, child, down.reason)
+        if plan.starts:
+            await self._restart(child, plan, down.reason)
+            return
+        self.life.system.registry.forget(child.name)
+        self._forget(plan.forgets)
+        if plan.shut_down:
+            self.stop(AUTO_SHUTDOWN)
+
+    @handles(_TryAgain)
+    async def _try_again(self, message: _TryAgain) -> None:
+        child = self._children.get(message.child_id)
+        if child is None or child.timer_number != message.number:
+            # Terminated, deleted or started otherwise while the timer ran.
+            return
+        child.call_off_retry()
+        plan = plan_restart(self._spec.strategy, self._views(), child.spec.id)
+        await self._restart(child, plan, child.last_exit or Normal())
+
+    # -- requests
+
+    @handles(StartChild)
+    async def _start_dynamic(self, request: StartChild) -> Ref[Any]:
+        if not self._is_simple:
+            raise Refused(ChildError(f"{self.name}: StartChild is for simple_one_for_one; use AddChild"))
+        child_id = request.id
+        if not child_id:
+            child_id = f"{self._spec.children[0].id}-{self._next_number}"
+            self._next_number += 1
+        return await self._start_new(attrs.evolve(self._spec.children[0], id=child_id), request.args)
+
+    @handles(AddChild)
+    async def _add_child(self, request: AddChild) -> Ref[Any]:
+        if self._is_simple:
+            raise Refused(ChildError(f"{self.name}: AddChild is not for simple_one_for_one; use StartChild"))
+        try:
+            self._spec.check_child(request.spec)
+        except ValueError as error:
+            raise Refused(error) from error
+        return await self._start_new(request.spec, ())
+
+    @handles(TerminateChild)
+    async def _terminate_child(self, request: TerminateChild) -> None:
+        child = self._find(request.id)
+        await self._stop(child)
+        if self._is_simple or child.spec.restart is Restart.TEMPORARY:
+            self._forget((request.id,))
+
+    @handles(RestartChild)
+    async def _restart_child(self, request: RestartChild) -> Ref[Any]:
+        child = self._find(request.id)
+        if child.state is not ActorState.STOPPED:
+            raise Refused(ChildError(f"{self.name}: child {request.id!r} is {child.state.value}"))
+        try:
+            await self._start(child)
+        except StartFailed as error:
+            self._settle_stopped(child)
+            self._report(ReportContext.START_ERROR, child, error.reason)
+            raise Refused(error) from error
+        return Ref(self.life.system, child.name)
+
+    @handles(DeleteChild)
+    def _delete_child(self, request: DeleteChild) -> None:
+        child = self._find(request.id)
+        if child.state is not ActorState.STOPPED:
+            raise Refused(ChildError(f"{self.name}: child {request.id!r} is {child.state.value}"))
+        self._forget((request.id,))
+
+    @handles(WhichChildren)
+    def _which_children(self, _: WhichChildren) -> tuple[ChildInfo, ...]:
+        return tuple(
+            ChildInfo(
+                child.spec.id,
+                child.name,
+                child.state.value,
+                child.spec.kind is ChildKind.SUPERVISOR,
+                child.restarts,
+            )
+            for child in self._children.values()
+        )
+
+    @handles(CountChildren)
+    def _count_children(self, _: CountChildren) -> ChildCounts:
+        kinds = [child.spec.kind for child in self._children.values()]
+        return ChildCounts(
+            specs=len(kinds),
+            active=sum(child.life is not None for child in self._children.values()),
+            supervisors=kinds.count(ChildKind.SUPERVISOR),
+            workers=kinds.count(ChildKind.WORKER),
+        )
+
+    # -- carrying out
+
+    async def _restart(self, child: _Child, plan: Plan, reason: ExitReason) -> None:
+        """Carry out a plan that has starts, unless that would be too often; a failure is tried again later."""
+        if self.life.stop_requested:
+            return
+        if not self._window.record(trio.current_time()):
+            self._give_up(ReportContext.INTENSITY_EXCEEDED, child, reason, "restart intensity exceeded")
+            return
+        # Expected back from here on, whatever comes first.
+        child.state = ActorState.RESTARTING
+        await self._stop_children([self._children[stopped] for stopped in plan.stops], come_back=plan.starts)
+        self._forget(plan.forgets)
+        for started in plan.starts:
+            one = self._children[started]
+            one.restarts += 1
+            self.life.system.child_restarting(self.name, one.name, one.restarts)
+            try:
+                await self._start(one)
+            except StartFailed as error:
+                self._start_failed_again(one, error.reason)
+                return
+            if self.life.stop_requested:
+                return
+
+    def _start_failed_again(self, child: _Child, reason: ExitReason) -> None:
+        if self.life.stop_requested:
+            return
+        now = trio.current_time()
+        if child.retry is None:
+            child.retry = self._spec.backoff.begin(now)
+        error = reason.error if isinstance(reason, Crashed) else RuntimeError(str(reason))
+        delay = child.retry.failed(now, error)
+        self._report(ReportContext.START_ERROR, child, reason, delay)
+        child.last_exit = reason
+        if delay is None:
+            self._give_up(ReportContext.RETRIES_EXHAUSTED, child, reason, "restart retries exhausted")
+            return
+        child.state = ActorState.RESTARTING
+        child.timer_number = self.life.system.next_serial()
+        child.timer = self.send_after(delay, _TryAgain(child.spec.id, child.timer_number))
+
+    async def _start_new(self, spec: ChildSpec, args: tuple[object, ...]) -> Ref[Any]:
+        if spec.id in self._children:
+            raise Refused(ChildError(f"{self.name}: there is a child {spec.id!r} already"))
+        child = self._know(spec, args)
+        try:
+            await self._start(child)
+        except StartFailed as error:
+            self._forget((spec.id,))
+            self._report(ReportContext.START_ERROR, child, error.reason)
+            raise Refused(error) from error
+        return Ref(self.life.system, child.name)
+
+    def _know(self, spec: ChildSpec, args: tuple[object, ...]) -> _Child:
+        child = _Child(spec, spec.name or f"{self.name}/{spec.id}", partial(spec.start, *spec.args, *args))
+        self._children[spec.id] = child
+        return child
+
+    async def _start(self, child: _Child) -> None:
+        """Start one child and watch it. A stop request to the supervisor interrupts this.
+
+        Raises:
+            StartFailed: for whatever reason the child does not live; nothing of it is left.
+        """
+        child.call_off_retry()
+        limit = child.spec.start_timeout_seconds
+        with self.interruptible() as scope:
+            scope.deadline = trio.current_time() + limit
+            try:
+                child.life = await self.life.system.start_in(
+                    self.nursery,
+                    child.name,
+                    child.create,
+                    parent=self.life,
+                    is_supervised=True,
+                    restarts=child.restarts,
+                    last_exit=child.last_exit,
+                )
+            except NameTaken as error:
+                raise StartFailed(child.name, Crashed(error)) from error
+        if child.life is None:
+            why = "the supervisor is stopping" if self.life.stop_requested else f"not started in {limit} s"
+            raise StartFailed(child.name, Killed(why))
+        child.state = ActorState.RUNNING
+        child.retry = None
+        # By life and not by name: it may have ended already, and its name been taken.
+        child.monitor = self.life.watch(child.life)
+
+    async def _stop_children(self, children: Iterable[_Child], come_back: tuple[str, ...] = ()) -> None:
+        for child in children:
+            await self._stop(child, will_return=child.spec.id in come_back)
+
+    async def _stop(self, child: _Child, *, will_return: bool = False) -> None:
+        """Stop one child as its spec says, and report an end that was not the one asked for."""
+        if child.timer is not None and not will_return:
+            # The siblings that were to follow it stay down too.
+            for other in self._children.values():
+                if other.state is ActorState.RESTARTING and other.timer is None:
+                    self._settle_stopped(other)
+        child.call_off_retry()
+        life = child.life
+        if life is not None:
+            self.demonitor(child.monitor)
+            shutdown = child.spec.shutdown
+            expected: tuple[type, ...] = (Shutdown, Normal)
+            if shutdown is ShutdownMode.BRUTAL_KILL:
+                expected = (Shutdown, Normal, Killed)
+                life.kill("brutal_kill")
+            elif isinstance(shutdown, ShutdownMode):
+                life.request_stop(_STOP)
+            else:
+                life.request_stop(_STOP)
+                with trio.move_on_after(shutdown):
+                    await life.wait_exited()
+                life.kill(f"did not stop in {shutdown} s")
+            reason = await life.wait_exited()
+            if not isinstance(reason, expected):
+                self._report(ReportContext.SHUTDOWN_ERROR, child, reason)
+            self._note_end(child, reason)
+        child.retry = None
+        if will_return:
+            child.state = ActorState.RESTARTING
+        else:
+            self._settle_stopped(child)
+
+    # -- small parts
+
+    def _settle_stopped(self, child: _Child) -> None:
+        child.state = ActorState.STOPPED
+        self.life.system.registry.forget(child.name)
+
+    def _note_end(self, child: _Child, reason: ExitReason) -> None:
+        child.life = None
+        child.monitor = 0
+        child.last_exit = reason
+        child.state = ActorState.STOPPED
+
+    def _give_up(self, context: ReportContext, child: _Child, reason: ExitReason, cause: str) -> None:
+        self._report(context, child, reason)
+        self.life.system.registry.forget(child.name)
+        self.stop(Shutdown(cause))
+
+    def _forget(self, ids: tuple[str, ...]) -> None:
+        for child_id in ids:
+            self.life.system.registry.forget(self._children.pop(child_id).name)
+
+    def _find(self, child_id: str) -> _Child:
+        child = self._children.get(child_id)
+        if child is None:
+            raise Refused(ChildError(f"{self.name}: there is no child {child_id!r}"))
+        return child
+
+    def _views(self) -> list[ChildView]:
+        return [child.view() for child in self._children.values()]
+
+    def _report(
+        self, context: ReportContext, child: _Child, reason: ExitReason, retry_in: float | None = None
+    ) -> None:
+        self.life.system.report(
+            CrashReport(
+                time=trio.current_time(),
+                supervisor=self.name,
+                context=context,
+                reason=reason,
+                child_id=child.spec.id,
+                child_name=child.name,
+                restart=child.spec.restart,
+                shutdown=child.spec.shutdown,
+                restarts=child.restarts,
+                retry_in_seconds=retry_in,
+            )
+        )
+
+    def _snapshot(self, child: _Child) -> ActorSnapshot:
+        if child.life is not None:
+            return child.life.snapshot()
+        return ActorSnapshot(
+            name=child.name,
+            kind=Supervisor.__name__
+            if child.spec.kind is ChildKind.SUPERVISOR
+            else getattr(child.spec.start, "__name__", "child"),
+            state=child.state,
+            mailbox=None,
+            restarts=child.restarts,
+            serial=0,
+            age_seconds=0.0,
+            last_exit=child.last_exit,
+        )
