@@ -217,7 +217,8 @@ def nvrtc_library() -> Path:
 @functools.cache
 def _host_compiler() -> Path:
     """The machine's C++ compiler, which nvcc needs for the host half of a program."""
-    found = shutil.which("g++") or shutil.which("c++")
+    fetched = Path(__file__).resolve().parent.parent / ".cache" / "bin" / "g++"  # by tools/bootstrap.py
+    found = shutil.which("g++") or shutil.which("c++") or (fetched if fetched.exists() else None)
     if found is None:
         raise ToolchainError(
             "nvcc needs a C++ compiler for host code and there is no g++: install g++ (Debian: g++)"

@@ -6,8 +6,8 @@ Afterwards ``.venv`` holds pip, the project's dependencies and development tools
 are in ``.venv/bin``. The native parts are not built here but by tools/build_native.py. When nothing changed since
 the last time it returns at once; where packages come from is the business of pip's own configuration.
 
-A bare Debian or Ubuntu keeps parts of Python in packages that are often not installed (pip for venv, the C
-headers). This program never changes the system and needs no root: it fetches those packages with ``apt-get
+A bare Debian or Ubuntu keeps parts of Python and of gcc in packages that are often not installed (pip for venv, the C
+headers, the C++ compiler). This program never changes the system and needs no root: it fetches those packages with ``apt-get
 download``, unpacks them under ``.cache``, and uses them from there. Where that is impossible it says what to
 install. Standard library only, for it runs before anything is installed.
 """
@@ -34,12 +34,16 @@ STAMP = ENVIRONMENT / ".ready"
 BUILD_TOOLS = ["cmake>=3.26", "ninja"]
 
 
-def run(*command: str | Path, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> bool:
-    """Run a command that may print but not ask; whether it succeeded."""
+def run(
+    *command: str | Path, cwd: Path = ROOT, environment: dict[str, str] | None = None, quiet: bool = False
+) -> bool:
+    """Run a command that may print (unless quiet) but not ask; whether it succeeded."""
     words = [str(word) for word in command]
-    return (
-        subprocess.run(words, stdin=subprocess.DEVNULL, cwd=cwd, env=environment, check=False).returncode == 0
+    output = subprocess.DEVNULL if quiet else None
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, env=environment, check=False
     )
+    return done.returncode == 0
 
 
 def fail(message: str) -> None:
@@ -62,11 +66,13 @@ def from_distribution(*packages: str) -> Path | None:
     place = CACHE / "debian"
     place.mkdir(parents=True, exist_ok=True)
     print(f"bootstrap: fetching {' '.join(packages)} of this distribution into {place}", file=sys.stderr)
-    if not run("apt-get", "download", "-q", *packages, cwd=place):
+    # As root apt would drop its rights, and then could not write here.
+    download = ("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *packages)
+    if not run(*download, cwd=place, quiet=True):
         # A fresh container has no package lists. Reading them changes no installed thing.
-        if os.geteuid() != 0 or not run("apt-get", "update", "-q"):
+        if os.geteuid() != 0 or any(Path("/var/lib/apt/lists").glob("*Packages*")):
             return None
-        if not run("apt-get", "download", "-q", *packages, cwd=place):
+        if not (run("apt-get", "update", "-qq", quiet=True) and run(*download, cwd=place, quiet=True)):
             return None
     for archive in sorted(place.glob("*.deb")):
         if not run("dpkg-deb", "-x", archive, place):
@@ -77,7 +83,7 @@ def from_distribution(*packages: str) -> Path | None:
 
 def install_pip(python: Path) -> None:
     """Give a venv that was made without pip a pip: the machine's own, else one out of the distribution's wheels."""
-    if run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "pip"):
+    if run(sys.executable, "-m", "pip", "--python", python, "install", "pip", quiet=True):
         return
     wheels = sorted(Path("/usr/share/python-wheels").glob("pip-*.whl"))
     if not wheels:
@@ -85,7 +91,7 @@ def install_pip(python: Path) -> None:
         wheels = sorted(place.glob("usr/share/python-wheels/pip-*.whl")) if place else []
     if wheels:
         environment = {**os.environ, "PYTHONPATH": str(wheels[-1])}
-        if run(python, "-m", "pip", "install", "--quiet", "pip", environment=environment):
+        if run(python, "-m", "pip", "install", "-qq", "pip", environment=environment):
             return
     shutil.rmtree(ENVIRONMENT)
     fail(
@@ -96,7 +102,7 @@ def install_pip(python: Path) -> None:
 def make_environment() -> Path:
     """The environment's interpreter; makes the environment where there is none or its Python is gone."""
     python = ENVIRONMENT / "bin" / "python"
-    if not (python.exists() and run(python, "-c", "import pip")):
+    if not (python.exists() and run(python, "-c", "import pip", quiet=True)):
         shutil.rmtree(ENVIRONMENT, ignore_errors=True)
         try:
             import ensurepip  # noqa: F401
@@ -127,17 +133,46 @@ def fetch_python_headers() -> None:
         shutil.copytree(multiarch, include / multiarch.parent.name / multiarch.name, dirs_exist_ok=True)
 
 
+def fetch_host_compiler() -> None:
+    """Have a C++ compiler at hand, for the host half of the CUDA programs that tests build.
+
+    gcc's C++ half is a package of its own. Unpacked elsewhere it still finds its parts relative to itself, so gcc's
+    own parts are linked in beside them. Without it only those tests fail, and they say why.
+    """
+    launcher = CACHE / "bin" / "g++"
+    if shutil.which("g++") is not None or launcher.exists():
+        return
+    asked = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=False)
+    version, triplet = asked.stdout.split(".")[0], "x86_64-linux-gnu"
+    packages = (f"g++-{version}", f"libstdc++-{version}-dev")
+    # Newer releases split the compiler proper off.
+    place = from_distribution(*packages, f"g++-{version}-x86-64-linux-gnu") or from_distribution(*packages)
+    if place is None:
+        print(
+            "bootstrap: there is no g++, so CUDA programs cannot be built; apt-get install g++",
+            file=sys.stderr,
+        )
+        return
+    for folder in ("lib", "libexec"):
+        part = Path("usr", folder, "gcc", triplet, version)
+        for path in sorted((Path("/") / part).glob("*")):
+            (place / part).mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(place / part / path.name):
+                (place / part / path.name).symlink_to(path)
+    library = place / "usr" / "lib" / "gcc" / triplet / version / "libstdc++.so"
+    library.unlink(missing_ok=True)
+    library.symlink_to(f"/usr/lib/{triplet}/libstdc++.so.6")
+    launcher.parent.mkdir(exist_ok=True)
+    launcher.write_text(f'#!/bin/sh\nexec "{place}/usr/bin/{triplet}-g++-{version}" "$@"\n')
+    launcher.chmod(0o755)
+
+
 def check_machine() -> None:
     """Refuse early, in words, what would fail late and obscurely."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         fail(f"this is {sys.platform} {os.uname().machine}; Linux on x86-64 is needed")
-    missing = [name for name in ("gcc", "g++") if shutil.which(name) is None]
-    if "gcc" in missing:
+    if shutil.which("gcc") is None:
         fail("there is no gcc; on Debian or Ubuntu: apt-get install gcc libc6-dev")
-    if missing:
-        print(
-            "bootstrap: there is no g++; programs for CUDA's compiler cannot be built here", file=sys.stderr
-        )
 
 
 def main() -> int:
@@ -152,6 +187,7 @@ def main() -> int:
         print("bootstrap: setting up .venv", file=sys.stderr)
         python = make_environment()
         fetch_python_headers()
+        fetch_host_compiler()
         settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
         requirements = [
             *settings["build-system"]["requires"],
