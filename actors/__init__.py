@@ -8,6 +8,7 @@ against, `_ref` the address others hold, `_registry` names, `_system` the owner 
 
 from ._actor import Actor as Actor
 from ._actor import ActorSpec as ActorSpec
+from ._actor import shielded as shielded
 from ._exit import ASKED as ASKED
 from ._exit import AUTO_SHUTDOWN as AUTO_SHUTDOWN
 from ._exit import Crashed as Crashed

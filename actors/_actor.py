@@ -27,9 +27,17 @@ from ._reply import Reply
 from ._tree import ActorSnapshot
 from .errors import InternalError, MailboxFull, UnknownMessage
 
-__all__ = ["Actor", "ActorSpec"]
+__all__ = ["Actor", "ActorSpec", "shielded"]
 
 A = TypeVar("A", bound="Actor")
+
+
+def shielded(seconds: float) -> trio.CancelScope:
+    """A cancel scope for cleanup: what runs in it is not cancelled from outside, but cut off after that long.
+
+    For `finally` blocks of background tasks. Whoever waits for the actor's end waits for this.
+    """
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
 
 
 class Actor:
@@ -137,7 +145,7 @@ class Actor:
         return self.life.interruptible()
 
     def send_after(self, seconds: float, message: object) -> trio.CancelScope:
-        """Send a message to this actor later. Cancel the returned scope to call it off."""
+        """Send a message to this actor later, waiting for room. Cancel the returned scope to call it off."""
         scope = trio.CancelScope()
         self.nursery.start_soon(self.__send_later, seconds, message, scope)
         return scope
@@ -147,6 +155,8 @@ class Actor:
 
         Ticks that fall due while one still waits are skipped. Cancel the returned scope to end it.
         """
+        if seconds <= 0:
+            raise ValueError(f"seconds between ticks must be above 0, got {seconds}")
         scope = trio.CancelScope()
         self.nursery.start_soon(self.__tick, seconds, message, scope)
         return scope
@@ -154,7 +164,7 @@ class Actor:
     async def __send_later(self, seconds: float, message: object, scope: trio.CancelScope) -> None:
         with scope:
             await trio.sleep(seconds)
-            await self.life.deliver(message)
+            await self.life.deliver_own(message)
 
     async def __tick(self, seconds: float, message: object, scope: trio.CancelScope) -> None:
         with scope:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
@@ -136,6 +136,16 @@ class Incarnation:
         is_accepted = self.deliver_nowait(message, reply)
         await trio.lowlevel.cancel_shielded_checkpoint()
         return is_accepted
+
+    async def deliver_own(self, message: object) -> None:
+        """Put an actor's own timer message in its data lane, waiting for room whatever the policy.
+
+        A timer that is lost, or that ends its actor because others fill the mailbox, would help nobody.
+        """
+        self._check_accepts(message)
+        self._sent(message)
+        with suppress(MailboxClosed):
+            await self.mailbox.send(self._envelope(message, None), always_wait=True)
 
     def deliver_nowait(
         self, message: object, reply: Reply[Any] | None = None, on_taken: Callable[[], None] | None = None

@@ -138,17 +138,17 @@ class Mailbox(Generic[T]):
             self._refused += 1
             raise MailboxFull(f"mailbox holds {len(self._data)} messages, its limit")
 
-    async def send(self, item: T) -> None:
-        """Put an item in the data lane; with the block policy wait for room.
+    async def send(self, item: T, *, always_wait: bool = False) -> None:
+        """Put an item in the data lane; with the block policy, or if told to, wait for room.
 
         Always a checkpoint. If cancelled, the item was not accepted.
 
         Raises:
-            MailboxFull: it is full and the policy is to fail.
+            MailboxFull: it is full and the policy is to fail (never with `always_wait`).
             MailboxClosed: the owner has ended, perhaps while we waited.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.policy is not Policy.BLOCK:
+        if self.policy is not Policy.BLOCK and not always_wait:
             self.send_nowait(item)
             await trio.lowlevel.cancel_shielded_checkpoint()
             return

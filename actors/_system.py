@@ -157,10 +157,13 @@ class ActorSystem:
     def report(self, report: object) -> None:
         """Publish a structured report; its `str()` is for people. Kept, and given to the reporter or the log."""
         self._reports.append(report)
-        if self._reporter is not None:
-            self._reporter(report)
-        else:
+        if self._reporter is None:
             _log.error("%s", report)
+            return
+        try:
+            self._reporter(report)
+        except Exception:  # noqa: BLE001 - a supervisor must not end because its report could not be written
+            _log.exception("the reporter failed on: %s", report)
 
     def kill(self, cause: str = "system killed") -> None:
         """End everything without grace; cleanups still run. Does not wait."""

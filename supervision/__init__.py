@@ -36,3 +36,9 @@ from ._spec import SpecError as SpecError
 from ._spec import Strategy as Strategy
 from ._spec import SupervisorSpec as SupervisorSpec
 from ._supervisor import Supervisor as Supervisor
+from ._watchdog import Deadlines as Deadlines
+from ._watchdog import Health as Health
+from ._watchdog import HealthChange as HealthChange
+from ._watchdog import HeartbeatLimits as HeartbeatLimits
+from ._watchdog import Heartbeats as Heartbeats
+from ._watchdog import Overdue as Overdue

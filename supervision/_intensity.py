@@ -13,7 +13,7 @@ __all__ = ["IntensityWindow"]
 class IntensityWindow:
     """Allows `intensity` restarts within any `period_seconds`; the next one is one too many.
 
-    Invariant: everything in `_times` is younger than the period, as of the last record, and in order.
+    Invariant: nothing in `_times` is older than the period, as of the last record, and in order.
     """
 
     def __init__(self, intensity: int, period_seconds: float) -> None:
@@ -26,6 +26,6 @@ class IntensityWindow:
         if self._times:
             now = max(now, self._times[-1])
         self._times.append(now)
-        while self._times[0] <= now - self._period:
+        while self._times[0] < now - self._period:
             self._times.popleft()
         return len(self._times) <= self._intensity

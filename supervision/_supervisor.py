@@ -317,6 +317,7 @@ class Supervisor(Actor):
             StartFailed: for whatever reason the child does not live; nothing of it is left.
         """
         child.call_off_retry()
+        child.state = ActorState.STARTING
         limit = child.spec.start_timeout_seconds
         with self.interruptible() as scope:
             scope.deadline = trio.current_time() + limit
@@ -331,8 +332,13 @@ class Supervisor(Actor):
                     last_exit=child.last_exit,
                 )
             except NameTaken as error:
+                child.state = ActorState.STOPPED
                 raise StartFailed(child.name, Crashed(error)) from error
+            except StartFailed:
+                child.state = ActorState.STOPPED
+                raise
         if child.life is None:
+            child.state = ActorState.STOPPED
             why = "the supervisor is stopping" if self.life.stop_requested else f"not started in {limit} s"
             raise StartFailed(child.name, Killed(why))
         child.state = ActorState.RUNNING
