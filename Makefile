@@ -9,7 +9,7 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test test-gpu bench check build setup clean
+.PHONY: help demo test test-gpu bench check build setup toolchain clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -17,16 +17,17 @@ help: ## this list
 demo: build ## run an unmodified CUDA program through a mediator, on a GPU or the software GPU
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: build ## every test that needs no GPU
+test: build toolchain ## every test that needs no GPU
 	@$(BIN)/pytest -m "not gpu" $(ARGS)
 
-test-gpu: build ## the tests that need a real GPU
+test-gpu: build toolchain ## the tests that need a real GPU
+	@test -e /dev/nvidiactl || { echo "this machine has no NVIDIA GPU (no /dev/nvidiactl)" >&2; exit 1; }
 	@$(BIN)/pytest -m gpu $(ARGS)
 
 bench: build ## native against remoted: one table and one JSON file
 	@$(BIN)/python bench/run.py $(ARGS)
 
-check: build ## all that CI runs: ruff, mypy, generated files, tests
+check: build toolchain ## all that CI runs: ruff, mypy, generated files, tests
 	@$(BIN)/python tools/check $(ARGS)
 
 build: setup ## the native parts, in place
@@ -35,6 +36,9 @@ build: setup ## the native parts, in place
 setup:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed and none was found" >&2; exit 1; }
 	@$(PYTHON) tools/bootstrap.py
+
+toolchain: setup
+	@$(BIN)/python tests/toolchain.py fetch
 
 clean: ## remove what was built; downloads and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,8 @@ lock and becomes visible by one rename.
 Only unmodified third-party files go in. This module must never provide a CUDA *driver*: programs built here find
 whatever ``libcuda.so.1`` the test puts on their library path, as they would in a guest.
 
-Run as a script it prints where things are: ``python tests/toolchain.py nvcc|cudart|nvrtc|cupy|compile FILE``.
+Run as a script it prints where things are: ``python tests/toolchain.py nvcc|cudart|nvrtc|cupy|compile FILE``,
+and with ``fetch`` it brings everything here ahead of the tests.
 """
 
 from __future__ import annotations
@@ -377,6 +378,14 @@ def cupy_python() -> Path:
 def main(arguments: Sequence[str]) -> int:
     """Print the path of what was asked for, fetching it first."""
     match list(arguments):
+        case ["fetch"]:
+            if not (cache_root() / "fetched").exists():
+                print(
+                    "fetching the CUDA compiler, runtimes and CuPy for the tests, about 300 MB",
+                    file=sys.stderr,
+                )
+            cuda_home(), cudart_libraries(), nvrtc_library(), cupy_python()
+            (cache_root() / "fetched").touch()
         case ["nvcc"]:
             print(cuda_home() / "bin" / "nvcc")
         case ["cudart"]:
@@ -389,7 +398,10 @@ def main(arguments: Sequence[str]) -> int:
         case ["compile", file, *extra]:
             print(compile_cuda(Path(file), extra=extra))
         case _:
-            print("usage: toolchain.py nvcc|cudart|nvrtc|cupy|compile FILE [NVCC OPTION...]", file=sys.stderr)
+            print(
+                "usage: toolchain.py fetch|nvcc|cudart|nvrtc|cupy|compile FILE [NVCC OPTION...]",
+                file=sys.stderr,
+            )
             return 2
     return 0
 
