@@ -335,15 +335,18 @@ def total(folder: Path) -> int:
     return sum(entry.stat().st_size for entry in entries(folder))
 
 
-def test_the_least_recently_used_file_goes_first(play: Player, folder: Path) -> None:
+@pytest.mark.parametrize("unused", ["a", "b", "c", "d"])
+def test_the_least_recently_used_file_goes_first(play: Player, folder: Path, unused: str) -> None:
     text = "x" * (1000 - HEADER_SIZE)
-    for name in ("a", "b", "c", "d"):
+    for name in "abcd":
         assert play(["put", name, text], CUDA_CACHE_MAXSIZE="4500") == [SUCCESS]
     assert total(folder) == 4000
-    assert play(["get", "a"]) == [text], "a is now the most recently used"
+    for name in "abcd".replace(unused, ""):
+        assert play(["get", name]) == [text]
     assert play(["put", "e", text], CUDA_CACHE_MAXSIZE="4500") == [SUCCESS]
     assert total(folder) == 4000
-    assert play(*[["get", name] for name in "abcde"]) == [text, None, text, text, text]
+    left = [name for name in "abcde" if play(["get", name]) == [text]]
+    assert left == list("abcde".replace(unused, ""))
 
 
 def test_the_limit_holds_within_one_process_too(play: Player, folder: Path) -> None:
