@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules, kernels and their instances: the PTX executor as the driver sees it.
+
+A `Module` is read once and holds no device memory. `instantiate` gives its variables addresses in an address space; an
+`Instance` launches kernels. Kernels are lowered and compiled at their first launch, and kept with the module. A launch
+runs to its end before it returns (waiting belongs to the caller), and an interrupted or failed one leaves the writes it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from ..memory import AddressSpace
+from . import (
+    atomics,
+    batch,
+    builtins,
+    emit_convert,
+    emit_integer,
+    emit_memory,
+    emit_warp,
+    integers,
+    numerics,
+    warps,
+)
+from .batch import Batch
+from .emit import BlockEmitter, KernelEmitter
+from .errors import PtxError, UnsupportedPtx
+from .launch import CompiledBlock, Scheduler, compiled_block
+from .lowering import LoweredKernel, aligned, lower, parameter_layout, reachable, shared_layout
+from .parser import parse
+from .syntax import Function, Register, Relocation, Source, Variable
+
+Array = npt.NDArray[Any]
+Dimensions = tuple[int, int, int]
+
+MAXIMUM_THREADS: Final = 1024
+MAXIMUM_DIMENSIONS: Final = ((1 << 31) - 1, 65535, 65535)
+MAXIMUM_BLOCK: Final = (1024, 1024, 64)
+_LANES: Final = (
+    1 << 16
+)  # threads that run at once, unless a block alone has more or the grid must run together
+_LOCAL_LIMIT: Final = 256 << 20  # bytes of local and shared memory of a batch
+# The emitters register themselves when these are imported.
+_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_warp)
+
+
+def _namespace() -> dict[str, Any]:
+    """The names that generated code may use."""
+    names: dict[str, Any] = {"where": np.where, "np": np}
+    for size in (1, 2, 4, 8):
+        names[f"u{size}"], names[f"i{size}"] = np.dtype(f"u{size}"), np.dtype(f"i{size}")
+    for size in (2, 4, 8):
+        names[f"f{size}"] = np.dtype(f"f{size}")
+    for name in (
+        "abs", "minimum", "maximum", "copysign", "signbit", "isfinite", "isinf", "isnan", "sin", "cos", "exp2", "log2",
+        "tanh",
+    ):  # fmt: skip
+        names[f"np{name}"] = getattr(np, name)
+    for module in (integers, numerics, warps):
+        for name, function in vars(module).items():
+            if not name.startswith("_") and (callable(function) or name.endswith("_TINY")):
+                names.setdefault(name, function)
+    names.update(
+        atomic=atomics.atomic,
+        choose=batch.choose,
+        merge=batch.merge,
+        vprintf=builtins.vprintf,
+        assertfail=builtins.assertfail,
+        assert_fail=builtins.assert_fail,
+        malloc=builtins.malloc,
+        free=builtins.free,
+        copy=builtins.copy,
+    )
+    return names
+
+
+@attrs.frozen
+class Param:
+    """A kernel parameter in the parameter buffer, in bytes."""
+
+    offset: int
+    size: int
+    alignment: int
+
+
+@attrs.frozen
+class GlobalVariable:
+    """A module variable in global or constant memory."""
+
+    name: str
+    size: int
+    alignment: int
+    initial: bytes | None
+    relocations: tuple[Relocation, ...]
+    is_constant: bool
+
+
+@attrs.define(eq=False)
+class Kernel:
+    """An entry point; sizes in bytes."""
+
+    name: str
+    params: list[Param]
+    params_size: int
+    static_shared: int
+    registers: int  # estimate: what a compiler might have needed of 32-bit registers
+    max_threads: int
+    reqntid: Dimensions | None
+    local_size: int
+    min_blocks: int
+    max_registers: int
+    source: Source = attrs.field(repr=False)
+    function: Function = attrs.field(repr=False)
+    _compiled: tuple[LoweredKernel, list[CompiledBlock]] | None = attrs.field(
+        default=None, init=False, repr=False
+    )
+
+    def compiled(self) -> tuple[LoweredKernel, list[CompiledBlock]]:
+        """Lowered and compiled, at the first call. Raises: UnsupportedPtx naming the instruction."""
+        if self._compiled is None:
+            lowered = lower(self.source, self.function)
+            owner = KernelEmitter(lowered, _namespace())
+            text = "\n".join(BlockEmitter(owner, block).run() for block in lowered.blocks)
+            exec(compile(text, f"<ptx {self.name}>", "exec"), owner.namespace)
+            blocks = [compiled_block(block, owner.namespace[f"b{block.number}"]) for block in lowered.blocks]
+            self._compiled = lowered, blocks
+        return self._compiled
+
+
+def _estimate_registers(function: Function) -> int:
+    """Compilers reuse registers; about a third of the 32-bit halves of those named in the body is what they keep."""
+    seen: set[Register] = set()
+    for statement in function.body or ():
+        for operand in getattr(statement, "operands", ()):
+            if isinstance(operand, Register):
+                seen.add(operand)
+    halves = sum(max(register.bits // 32, 1) for register in seen if register.type != "pred")
+    limit = function.directives.get("maxnreg", (255,))[0]
+    return int(min(max(16, aligned(halves // 3 + 8, 8)), limit, 255))
+
+
+def _kernel(source: Source, function: Function) -> Kernel:
+    offsets, size = parameter_layout(function)
+    _, static, _ = shared_layout(source, function)
+    functions, _ = reachable(source, function)
+    local = sum(aligned(v.size, 16) for f in functions for v in f.variables if v.space == "local")
+    directives = function.directives
+    required: Dimensions | None = None
+    if "reqntid" in directives:
+        x, y, z = (*directives["reqntid"], 1, 1)[:3]
+        required = (x, y, z)
+    largest = required or directives.get("maxntid")
+    threads = min(int(np.prod(largest)), MAXIMUM_THREADS) if largest else MAXIMUM_THREADS
+    return Kernel(
+        name=function.name,
+        params=[Param(offsets[p], p.size, p.alignment) for p in function.parameters],
+        params_size=size,
+        static_shared=static,
+        registers=_estimate_registers(function),
+        max_threads=threads,
+        reqntid=required,
+        local_size=local,
+        min_blocks=directives.get("minnctapersm", (0,))[0],
+        max_registers=directives.get("maxnreg", (0,))[0],
+        source=source,
+        function=function,
+    )
+
+
+@attrs.define(eq=False)
+class Module:
+    """A PTX module. Immutable once read (compiled kernels are a cache)."""
+
+    source: Source = attrs.field(repr=False)
+    kernels: dict[str, Kernel]
+    globals: dict[str, GlobalVariable]
+
+    def instantiate(self, space: AddressSpace) -> Instance:
+        """Allocate and fill the module's variables. Raises: MemoryError; UnsupportedPtx for an unresolved symbol."""
+        return Instance.create(self, space)
+
+
+def _global(variable: Variable) -> GlobalVariable:
+    return GlobalVariable(
+        name=variable.name,
+        size=max(variable.size, 1),
+        alignment=variable.alignment,
+        initial=variable.initial,
+        relocations=variable.relocations,
+        is_constant=variable.space == "const",
+    )
+
+
+def load_ptx(text: str) -> Module:
+    """Read a module. Raises: PtxError (message with line)."""
+    source = parse(text)
+    if source.address_bits != 64:
+        raise PtxError(f".address_size {source.address_bits}: only 64-bit modules are executed")
+    kernels = {
+        name: _kernel(source, function)
+        for name, function in source.functions.items()
+        if function.is_entry and function.body is not None
+    }
+    variables = {
+        name: _global(variable)
+        for name, variable in source.variables.items()
+        if variable.space in ("global", "const") and not variable.is_extern
+    }
+    return Module(source, kernels, variables)
+
+
+@attrs.frozen
+class LaunchResult:
+    """What a finished launch did."""
+
+    threads: int
+    batches: int
+
+
+@attrs.define(eq=False)
+class Instance:
+    """A module in an address space."""
+
+    module: Module
+    space: AddressSpace
+    addresses: dict[str, int]  # of every variable in `module.globals`
+    _symbols: dict[str, Array]
+    _is_loaded: bool = True
+
+    @classmethod
+    def create(cls, module: Module, space: AddressSpace) -> Instance:
+        addresses: dict[str, int] = {}
+        try:
+            for variable in module.globals.values():
+                addresses[variable.name] = space.allocate(variable.size, max(variable.alignment, 256))
+            for variable in module.globals.values():
+                cls._fill(space, variable, addresses)
+        except BaseException:
+            for address in addresses.values():
+                space.free(address)
+            raise
+        symbols = {name: np.array([address], dtype=np.uint64) for name, address in addresses.items()}
+        return cls(module, space, addresses, symbols)
+
+    @staticmethod
+    def _fill(space: AddressSpace, variable: GlobalVariable, addresses: dict[str, int]) -> None:
+        image = bytearray(variable.initial or bytes(variable.size)).ljust(variable.size, b"\0")
+        for relocation in variable.relocations:
+            if relocation.symbol not in addresses:
+                raise UnsupportedPtx(
+                    f"address of {relocation.symbol} in the initial value of {variable.name}"
+                )
+            value = (addresses[relocation.symbol] + relocation.addend) & ((1 << 64) - 1)
+            image[relocation.offset : relocation.offset + relocation.size] = value.to_bytes(8, "little")
+        space.write(addresses[variable.name], bytes(image))
+
+    def unload(self) -> None:
+        """Give the variables' memory back. Nothing may be launched afterwards; a second call does nothing."""
+        if self._is_loaded:
+            self._is_loaded = False
+            for address in self.addresses.values():
+                self.space.free(address)
+
+    def launch(
+        self,
+        name: str,
+        grid: Dimensions,
+        block: Dimensions,
+        dynamic_shared: int = 0,
+        params: bytes = b"",
+        printf: Callable[[str], None] | None = None,
+        deadline: Callable[[], bool | None] | None = None,
+        together: bool = False,
+    ) -> LaunchResult:
+        """Run a kernel to its end.
+
+        `params` is the packed parameter buffer (see `Kernel.params`). `printf` gets the text of each printf call as
+        it happens. `deadline` is asked now and then; a true answer stops the launch. `together`: all blocks of the grid
+        run at once, which a cooperative launch needs to synchronise across blocks.
+
+        Raises: KeyError for an unknown kernel, ValueError for dimensions or parameters that do not fit, UnsupportedPtx,
+        IllegalAddress, MisalignedAddress, LaunchError and its kin.
+        """
+        kernel = self.module.kernels[name]
+        if not self._is_loaded:
+            raise ValueError("the module has been unloaded")
+        threads = block[0] * block[1] * block[2]
+        if not all(1 <= size <= limit for size, limit in zip(grid, MAXIMUM_DIMENSIONS, strict=True)):
+            raise ValueError(f"grid {grid} is out of range")
+        if (
+            not all(1 <= size <= limit for size, limit in zip(block, MAXIMUM_BLOCK, strict=True))
+            or threads > MAXIMUM_THREADS
+        ):
+            raise ValueError(f"block {block} is out of range")
+        if len(params) < kernel.params_size:
+            raise ValueError(f"{len(params)} bytes of parameters, {name} takes {kernel.params_size}")
+        lowered, blocks = kernel.compiled()
+        parameters = np.zeros(aligned(max(kernel.params_size, 1), 16), np.uint8)
+        parameters[: kernel.params_size] = np.frombuffer(params, np.uint8, kernel.params_size)
+        total = grid[0] * grid[1] * grid[2]
+        per_batch = self._blocks_at_once(lowered, threads, dynamic_shared) if not together else total
+        batches = 0
+        with np.errstate(all="ignore"):
+            for first in range(0, total, per_batch):
+                running = Batch(
+                    space=self.space,
+                    kernel=lowered,
+                    symbols=self._symbols,
+                    grid=grid,
+                    block=block,
+                    first_block=first,
+                    block_count=min(per_batch, total - first),
+                    dynamic_shared=dynamic_shared,
+                    parameters=parameters,
+                    printf=printf or _discard,
+                )
+                Scheduler(running, blocks, deadline).run()
+                batches += 1
+        return LaunchResult(total * threads, batches)
+
+    @staticmethod
+    def _blocks_at_once(kernel: LoweredKernel, threads: int, dynamic_shared: int) -> int:
+        slots = aligned(threads, 32)
+        memory = kernel.local_size * slots + kernel.dynamic_base + dynamic_shared
+        return max(1, min(_LANES // slots, _LOCAL_LIMIT // max(memory, 1)))
+
+
+def _discard(_: str) -> None:
+    """Text of a launch nobody listens to."""
