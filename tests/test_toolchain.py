@@ -74,10 +74,14 @@ def test_a_release_without_a_static_runtime_is_refused(compile_cuda: Callable[..
         compile_cuda(PROGRAM, release="12.4", cudart="static")
 
 
-def test_cupy_imports_and_finds_the_run_time_compiler(cupy_python: Path, nvrtc_library: Path) -> None:
+def test_cupy_imports_and_compiles_at_run_time(cupy_python: Path, nvrtc_library: Path) -> None:
     program = (
         "import cupy\n"
         "from cupy_backends.cuda.libs import nvrtc\n"
+        "source = 'extern \"C\" __global__ void twice(float *x) { x[threadIdx.x] *= 2; }'\n"
+        "compilation = nvrtc.createProgram(source, 'twice.cu', (), ())\n"
+        "nvrtc.compileProgram(compilation, ['-arch=compute_75'])\n"
+        "assert b'.entry twice' in nvrtc.getPTX(compilation)\n"
         "print(nvrtc.getVersion())\n"
         "print(next(line.split()[-1] for line in open('/proc/self/maps') if 'libnvrtc.so' in line))\n"
     )

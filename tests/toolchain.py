@@ -210,7 +210,11 @@ def cudart_libraries() -> dict[str, Path]:
 
 @functools.cache
 def nvrtc_library() -> Path:
-    """``libnvrtc.so.13`` of CUDA 13.0, its builtins library beside it."""
+    """``libnvrtc.so.13`` of CUDA 13.0, its builtins library beside it.
+
+    It opens the builtins by name alone: a program that uses it needs this directory in ``LD_LIBRARY_PATH``, or the
+    builtins loaded beforehand.
+    """
     home = _directory_for("nvrtc-13.0", NVRTC_WHEELS, lambda where: _unpack(NVRTC_WHEELS, where))
     return home / "lib" / "libnvrtc.so.13"
 
@@ -361,17 +365,23 @@ def cupy_python() -> Path:
             ],
             what="installing CuPy from the package index",
         )
-        # CuPy looks for NVIDIA's files where their wheels put them; those wheels are here already, unpacked.
+        # CuPy looks for NVIDIA's files where their wheels put them; those wheels are here already, unpacked. Only
+        # the names that the wheels have: by a plain libnvrtc.so it would load a compiler without its builtins.
         toolkit = where / "lib" / f"python{python_tag}" / "site-packages" / "nvidia" / "cu13"
         (toolkit / "lib").mkdir(parents=True)
-        for library in (
-            *nvrtc_library().parent.iterdir(),
-            *(_cudart_home(COMPILER_RELEASE) / "lib").iterdir(),
-        ):
-            (toolkit / "lib" / library.name).symlink_to(library)
+        for library in (nvrtc_library(), cudart_library(COMPILER_RELEASE)):
+            for path in library.parent.glob("lib*.so.*"):
+                (toolkit / "lib" / path.name).symlink_to(path)
         (toolkit / "include").symlink_to(cuda_home() / "include")
 
-    recipe = [CUPY_WHEELS, NVRTC_WHEELS, COMPILER_WHEELS, python_tag, str(Path(sys.executable).resolve())]
+    recipe = [
+        "versioned names",
+        CUPY_WHEELS,
+        NVRTC_WHEELS,
+        COMPILER_WHEELS,
+        python_tag,
+        str(Path(sys.executable).resolve()),
+    ]
     return _directory_for(f"cupy-{python_tag}", recipe, build) / "bin" / "python"
 
 
