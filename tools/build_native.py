@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Target -> where its product goes, besides the output folder.
 TARGETS = {"libcuda": "shim/lib", "_replay": "gpu", "_ring": "transport"}
+# What ninja says besides the compiler's words: steps, and the whole command of a step that failed.
+PROGRESS = re.compile(r"\[\d+/\d+\] |ninja: |: && |/\S*/(cc|gcc) |generating <")
 
 
 def tool(name: str) -> str:
@@ -110,7 +113,11 @@ def build(folder: Path, output: Path, wanted: list[str], *, in_place: bool) -> i
         )
         # gcc's warnings are in ninja's output also when it succeeds; silence means nothing to say.
         if done.returncode != 0 or "warning:" in done.stdout:
-            print(done.stdout, done.stderr, sep="", file=sys.stderr)
+            print(
+                *(line for line in done.stdout.splitlines() if not PROGRESS.match(line)),
+                sep="\n",
+                file=sys.stderr,
+            )
         if done.returncode != 0:
             print(f"build_native: {target} FAILED", file=sys.stderr)
             failed += 1
