@@ -375,6 +375,8 @@ class Incarnation:
         for envelope in self.mailbox.close():
             if envelope.reply is None:
                 self.system.dead_letter(self.name, envelope.message)
+            else:
+                envelope.reply.return_unread()
         for reply in self._asked:
             reply.orphan(ActorGone(self.name, why))
         self._asked.clear()

@@ -87,8 +87,9 @@ class Ref(Generic[M_contra]):
     ) -> R:
         """Send a request and wait for its answer.
 
-        While a supervisor is restarting the target, waits for the successor. If cancelled, or late, the target may
-        still handle the request; its answer is then dropped and counted.
+        While a supervisor is restarting the target, waits for the successor; a request that the target had not
+        begun to handle when it ended goes to the successor too. If cancelled, or late, the target may still handle
+        the request; its answer is then dropped and counted.
 
         Args:
             request: what to ask.
@@ -97,26 +98,27 @@ class Ref(Generic[M_contra]):
 
         Raises:
             AskTimeout: no answer in time.
-            ActorGone: there is no such actor, or it ended before it answered.
+            ActorGone: there is no such actor, or it ended while it handled the request or owed the answer.
             UnknownMessage: the target has no handler for it.
             MailboxFull: the mailbox refused the request or dropped it for newer messages.
             Exception: what the handler refused the request with (`raise Refused(error)`).
         """
-        reply: Reply[R] = Reply(self._system.count_late_reply)
         with trio.move_on_after(timeout_seconds):
-            life = await self._find_or_wait(wait_for_name)
-            life.check_asker()
-            try:
-                if not await life.deliver(request, reply):
-                    self._system.dead_letter(self._name, request)
-                    raise ActorGone(self._name, self._system.registry.last_exit(self._name))
-                await reply.wait()
-            finally:
-                reply.abandon()
-                life.forget_ask(reply)
-        if not reply.is_settled:
-            raise AskTimeout(self._name, request, timeout_seconds)
-        return reply.take()
+            while True:
+                life = await self._find_or_wait(wait_for_name)
+                life.check_asker()
+                reply: Reply[R] = Reply(self._system.count_late_reply)
+                try:
+                    is_accepted = await life.deliver(request, reply)
+                    if is_accepted:
+                        await reply.wait()
+                finally:
+                    reply.abandon()
+                    life.forget_ask(reply)
+                if is_accepted and not reply.is_unread:
+                    return reply.take()
+                # The target ended with the request unread. No handler has seen it, so its successor may.
+        raise AskTimeout(self._name, request, timeout_seconds)
 
     def stop(self, reason: ExitReason | None = None) -> None:
         """Ask the present life to end after the message at hand; overtakes all data. Does not wait.

@@ -26,6 +26,8 @@ class _State(enum.Enum):
     ABANDONED = "abandoned"
     # The target ended first. Its handler or a background task may still try to answer: that is late, no bug.
     ORPHANED = "orphaned"
+    # The target ended with the request still in its mailbox.
+    UNREAD = "unread"
 
 
 @final
@@ -45,9 +47,9 @@ class Reply(Generic[R]):
         return self._state is _State.PENDING
 
     @property
-    def is_settled(self) -> bool:
-        """Whether `take` has something to return or raise."""
-        return self._settled.is_set()
+    def is_unread(self) -> bool:
+        """Whether the target ended before it had begun to handle the request."""
+        return self._state is _State.UNREAD
 
     def answer(self, value: R) -> bool:
         """Give the asker its answer.
@@ -75,6 +77,11 @@ class Reply(Generic[R]):
         if self._state is _State.PENDING:
             self._settle(_State.ORPHANED)
             self._error = error
+
+    def return_unread(self) -> None:
+        """Tell the asker that no handler has seen the request. Does nothing to a settled reply."""
+        if self._state is _State.PENDING:
+            self._settle(_State.UNREAD)
 
     def abandon(self) -> None:
         """The asker stops waiting. Does nothing to a settled reply."""

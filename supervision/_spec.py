@@ -88,7 +88,7 @@ ShutdownTime: TypeAlias = float | ShutdownMode
 
 
 def _where(spec: object) -> str:
-    label = getattr(spec, "id", None) or getattr(spec, "name", None)
+    label = getattr(spec, "id", getattr(spec, "name", None))
     return f"{type(spec).__name__} {label!r}"
 
 
@@ -125,6 +125,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def _as_arguments(arguments: Iterable[object]) -> tuple[object, ...]:
+    return tuple(arguments)
+
+
 @attrs.frozen
 class ChildSpec:
     """One child of a supervisor.
@@ -137,7 +141,7 @@ class ChildSpec:
     """Unique among its siblings; the last part of the registered name."""
     start: Callable[..., Actor] = attrs.field()
     """Makes the actor, once for each life: a class or a function."""
-    args: tuple[object, ...] = attrs.field(default=(), converter=tuple)
+    args: tuple[object, ...] = attrs.field(default=(), converter=_as_arguments)
     """Given to `start`."""
     restart: Restart = attrs.field(default=Restart.PERMANENT, validator=_is_enum(Restart))
     shutdown: ShutdownTime = attrs.field()

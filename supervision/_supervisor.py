@@ -49,7 +49,17 @@ from ._backoff import RetrySchedule
 from ._intensity import IntensityWindow
 from ._plan import ChildView, Plan, plan_exit, plan_restart
 from ._report import CrashReport, ReportContext
-from ._spec import AddChild, ChildError, ChildKind, ChildSpec, Restart, ShutdownMode, Strategy, SupervisorSpec
+from ._spec import (
+    AddChild,
+    ChildError,
+    ChildKind,
+    ChildSpec,
+    Restart,
+    ShutdownMode,
+    SpecError,
+    Strategy,
+    SupervisorSpec,
+)
 
 __all__ = ["Supervisor"]
 
@@ -189,7 +199,11 @@ class Supervisor(Actor):
         if not child_id:
             child_id = f"{self._spec.children[0].id}-{self._next_number}"
             self._next_number += 1
-        return await self._start_new(attrs.evolve(self._spec.children[0], id=child_id), request.args)
+        try:
+            spec = attrs.evolve(self._spec.children[0], id=child_id)
+        except SpecError as error:
+            raise Refused(error) from error
+        return await self._start_new(spec, request.args)
 
     @handles(AddChild)
     async def _add_child(self, request: AddChild) -> Ref[Any]:
@@ -197,7 +211,7 @@ class Supervisor(Actor):
             raise Refused(ChildError(f"{self.name}: AddChild is not for simple_one_for_one; use StartChild"))
         try:
             self._spec.check_child(request.spec)
-        except ValueError as error:
+        except SpecError as error:
             raise Refused(error) from error
         return await self._start_new(request.spec, ())
 
