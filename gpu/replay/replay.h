@@ -42,6 +42,7 @@ struct vgpu_replay {
     void *helper_stream;       /* non-blocking; joins streams for context fences */
     bool gpu_fences;           /* the device writes fence words itself */
     uint64_t memory_used;      /* bytes counted against grant->memory_limit_bytes */
+    struct replay_private *private; /* of the files in internal.h's list */
 };
 
 #define REPLAY_PARAMETERS                                                                                  \
@@ -59,11 +60,14 @@ bool replay_bind(struct vgpu_replay *replay, unsigned kind, uint64_t guest_chose
 uint64_t replay_intern(struct vgpu_replay *replay, unsigned kind, void *real); /* worker-chosen handle, the same for the same pointer */
 void replay_unbind(struct vgpu_replay *replay, unsigned kind, uint64_t handle);
 void replay_unbind_real(struct vgpu_replay *replay, unsigned kind, void *real);
-bool replay_stream(struct vgpu_replay *replay, uint64_t id, void **real); /* 0 = the legacy stream */
+/* 0 = the legacy stream. Marks the stream dirty: for handlers that put work on it. */
+bool replay_stream(struct vgpu_replay *replay, uint64_t id, void **real);
 /* A function argument may be a CUfunction or a CUkernel; the driver takes either as CUfunction in launches. */
 bool replay_function(struct vgpu_replay *replay, uint64_t handle, void **real, bool *is_kernel);
 void replay_each(struct vgpu_replay *replay, unsigned kind, void (*visit)(struct vgpu_replay *, uint64_t handle, void *real, void *user), void *user);
-/* Streams remember whether work was submitted since the last context fence. */
+/* Streams remember whether they may hold unfinished work. This is what context fences join, what is
+ * polled for faults, and what GPU time is measured by. replay_stream() does it; a handler that submits work to a stream
+ * it did not get from there calls this itself. Unknown ids are harmless. */
 void replay_stream_dirty(struct vgpu_replay *replay, uint64_t stream_id);
 
 /* ---- arena and fences ---- */
@@ -71,6 +75,8 @@ void replay_stream_dirty(struct vgpu_replay *replay, uint64_t stream_id);
  * address equals the device address of registered arena memory. */
 void *replay_arena(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
 bool replay_arena_is_registered(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
+/* A guest thread waits for the word: a handler that was given a fence and fails calls replay_fence_now with it
+ * before it returns its error, or the waiter stays until the session ends. */
 /* Make fence word `index` become `value` once all work submitted to `stream` so far is done. Index 0 is "no fence". */
 CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, uint64_t value);
 CUresult replay_fence_event(struct vgpu_replay *replay, void *event, uint32_t index, uint64_t value);
@@ -82,6 +88,13 @@ bool replay_is_sticky(CUresult error);
 /* Quota: false means CUDA_ERROR_OUT_OF_MEMORY without asking the driver. */
 bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes);
 void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes);
+/* Before cuStreamDestroy: work still in the stream stays known to context fences. */
+void replay_stream_retire(struct vgpu_replay *replay, uint64_t stream_id);
+/* A context of the session ended and with it everything in it. The memory subject defines this to forget (and give back
+ * to the quota) what it counted for that context; absent, nothing is told. `context` is the wire handle. */
+void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context) __attribute__((weak));
+/* Is the stream (0: the legacy one) capturing? False also where the driver cannot say. */
+bool replay_is_capturing(struct vgpu_replay *replay, void *stream);
 /* Host functions: returns when the guest has run it (called on the driver's callback thread). */
 void replay_host_function(struct vgpu_replay *replay, uint32_t kind, uint64_t function, uint64_t user, uint64_t stream, uint32_t status);
 

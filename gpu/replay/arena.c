@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * arena.c - which parts of the segment the driver knows. A chunk is registered once (31 ms for each GiB on an H200) and
+ * from then on copies to and from it are DMA, kernels may read it, and its device address is its host address here.
+ * The first chunk covers pages, ring, slots and fences too, so that the GPU can write fence words.
+ */
+#include "internal.h"
+
+#define REGISTER_PORTABLE 1u
+#define REGISTER_DEVICE_MAP 2u
+#define CHUNK_ALIGNMENT 4096u
+
+void *replay_arena(struct vgpu_replay *replay, uint64_t offset, uint64_t size)
+{
+    if (offset < replay->arena_offset || offset - replay->arena_offset > replay->arena_size ||
+        size > replay->arena_size - (offset - replay->arena_offset))
+        return NULL;
+    return replay->segment + offset;
+}
+
+bool replay_arena_is_registered(struct vgpu_replay *replay, uint64_t offset, uint64_t size)
+{
+    if (replay_arena(replay, offset, size) == NULL)
+        return false;
+    const struct replay_private *private = replay->private;
+    for (unsigned i = 0; i < private->chunk_count; i++) {
+        const struct replay_chunk *chunk = &private->chunk[i];
+        if (offset >= chunk->offset && offset - chunk->offset <= chunk->size && size <= chunk->size - (offset - chunk->offset))
+            return true;
+    }
+    return false;
+}
+
+static CUresult tell_driver(struct vgpu_replay *replay, uint64_t offset, uint64_t size)
+{
+    void *address = replay->segment + offset;
+    int status = replay->driver.cuMemHostRegister_v2(address, size, REGISTER_PORTABLE | REGISTER_DEVICE_MAP);
+    if (status != 0)
+        return (CUresult)status;
+    uint64_t device = 0;
+    status = replay->driver.cuMemHostGetDevicePointer_v2(&device, address, 0);
+    if (status == 0 && device == (uint64_t)(uintptr_t)address)
+        return CUDA_SUCCESS;
+    /* The guest was promised one address for both. */
+    replay->driver.cuMemHostUnregister(address);
+    return status != 0 ? (CUresult)status : CUDA_ERROR_NOT_SUPPORTED;
+}
+
+static void publish(struct vgpu_replay *replay)
+{
+    uint64_t end = replay->arena_offset;
+    for (bool grown = true; grown;) {
+        grown = false;
+        for (unsigned i = 0; i < replay->private->chunk_count; i++) {
+            const struct replay_chunk *chunk = &replay->private->chunk[i];
+            if (chunk->offset <= end && chunk->offset + chunk->size > end) {
+                end = chunk->offset + chunk->size;
+                grown = true;
+            }
+        }
+    }
+    replay->arena_registered = end - replay->arena_offset;
+}
+
+CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size)
+{
+    struct replay_private *private = replay->private;
+    if (size == 0 || offset % CHUNK_ALIGNMENT != 0 || size % CHUNK_ALIGNMENT != 0 || offset > replay->segment_size ||
+        size > replay->segment_size - offset)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < private->chunk_count; i++)
+        if (offset < private->chunk[i].offset + private->chunk[i].size && private->chunk[i].offset < offset + size)
+            return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+    if (private->chunk_count == REPLAY_CHUNKS)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = tell_driver(replay, offset, size);
+    if (status != CUDA_SUCCESS)
+        return status;
+    private->chunk[private->chunk_count++] = (struct replay_chunk){offset, size};
+    publish(replay);
+    return CUDA_SUCCESS;
+}
+
+/* After the primary context was made anew. */
+CUresult replay_register_again(struct vgpu_replay *replay)
+{
+    struct replay_private *private = replay->private;
+    for (unsigned i = 0; i < private->chunk_count; i++) {
+        CUresult status = tell_driver(replay, private->chunk[i].offset, private->chunk[i].size);
+        if (status != CUDA_SUCCESS && status != CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)
+            return status;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult replay_wireArenaRegister(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    if (replay_arena(replay, call->argument[0], call->argument[1]) == NULL)
+        return CUDA_ERROR_INVALID_VALUE;
+    return replay_register(replay, call->argument[0], call->argument[1]);
+}
+
+CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    struct replay_private *private = replay->private;
+    for (unsigned i = 1; i < private->chunk_count; i++) { /* chunk 0 carries the fences and stays */
+        if (private->chunk[i].offset != call->argument[0] || private->chunk[i].size != call->argument[1])
+            continue;
+        int status = replay->driver.cuMemHostUnregister(replay->segment + private->chunk[i].offset);
+        if (status != 0)
+            return (CUresult)status;
+        private->chunk[i] = private->chunk[--private->chunk_count];
+        publish(replay);
+        return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+}
+
+/* ---- quota ---- */
+
+static void publish_memory(struct vgpu_replay *replay)
+{
+    struct vgpu_grant_page *grant = replay->grant;
+    grant->memory_used_bytes = replay->memory_used;
+    if (replay->memory_used > grant->memory_peak_bytes)
+        grant->memory_peak_bytes = replay->memory_used;
+    struct vgpu_device_page *device = (struct vgpu_device_page *)(void *)replay->segment;
+    device->memory_used_bytes = replay->memory_used;
+}
+
+bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes)
+{
+    uint64_t limit = replay->grant->memory_limit_bytes;
+    if (limit != 0 && (replay->memory_used > limit || bytes > limit - replay->memory_used))
+        return false;
+    if (replay->memory_used + bytes < bytes)
+        return false;
+    replay->memory_used += bytes;
+    publish_memory(replay);
+    return true;
+}
+
+void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes)
+{
+    replay->memory_used = bytes < replay->memory_used ? replay->memory_used - bytes : 0;
+    publish_memory(replay);
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * internal.h - what loop.c, fences.c, context.c, arena.c, callbacks.c, handles.c and session.c share and handlers
+ * of the subjects do not need. One replay thread owns all of it; the few words other threads touch are atomics
+ * and say who writes them.
+ */
+#ifndef VGPU_REPLAY_INTERNAL_H
+#define VGPU_REPLAY_INTERNAL_H
+
+#include <stdatomic.h>
+#include <time.h>
+
+#include "replay.h"
+
+#define REPLAY_CONTEXTS 64
+#define REPLAY_HELPERS 4
+#define REPLAY_CHUNKS 1024
+
+/* A stream of ours that carries joins; free again when its last fence word holds the value. */
+struct replay_helper {
+    void *stream;
+    uint32_t index;
+    uint64_t value;
+};
+
+struct replay_context {
+    uint64_t handle; /* wire handle; 0 for a primary context no guest has retained */
+    void *real;      /* NULL: slot free */
+    bool primary;
+    bool legacy_dirty; /* the legacy stream may hold unfinished work */
+    bool retired_dirty; /* helper[0] waits for the work of streams destroyed before it was done */
+    struct replay_helper helper[REPLAY_HELPERS];
+};
+
+struct replay_fence_entry {
+    void *event; /* polled with cuEventQuery; NULL: the GPU writes the word itself */
+    bool owned;  /* the event goes back to the pool */
+    unsigned slot; /* context it was issued in */
+    uint32_t index;
+    uint64_t value;
+    uint64_t issued_ns;
+};
+
+/* Fences not known to be done, in order of issue. Grows up to a few times fence_count entries. */
+struct replay_pending {
+    struct replay_fence_entry *entry;
+    unsigned capacity, count;
+};
+
+struct replay_chunk { uint64_t offset, size; };
+
+enum replay_event { /* bits of replay_private.events: what the control thread passes on */
+    REPLAY_EVENT_DEMAND = 1,
+    REPLAY_EVENT_IDLE = 2,
+    REPLAY_EVENT_FAULT = 4,
+    REPLAY_EVENT_ENDED = 8,
+};
+
+struct replay_private {
+    /* Contexts; slot 0 is the primary one. */
+    struct replay_context context[REPLAY_CONTEXTS];
+    unsigned current; /* slot the driver's thread context stands for */
+    /* Streams that may hold unfinished work: handles, each once (a bit in its table entry says so). */
+    uint64_t *dirty;
+    unsigned dirty_count, dirty_capacity;
+    /* Events for joins and worker-written fences. They belong to the context they were made in. */
+    void **event;
+    uint64_t *event_context;
+    unsigned event_count, event_capacity;
+    struct replay_chunk chunk[REPLAY_CHUNKS]; /* registered ranges of the segment */
+    unsigned chunk_count;
+    struct replay_host_call *captured_calls; /* host functions inside graphs: run any number of times */
+
+    /* Lease, as last read from the grant page. */
+    uint64_t epoch;
+    uint64_t deadline_ns;
+    int64_t credits;
+    bool leased, open_ended, demanded, reported;
+    /* GPU time. */
+    uint64_t busy_since_ns; /* 0: nothing unfinished; else gpu_ns is counted up to here */
+    uint64_t handles_chunks; /* handle table pages in use, bounded */
+
+    /* Written by any thread. */
+    _Atomic uint32_t stop;         /* leave run() */
+    _Atomic uint32_t ended;        /* the session is over: host functions give up */
+    _Atomic uint32_t events;       /* enum replay_event */
+    _Atomic uint64_t callbacks_claimed; /* bit per entry; the page's own state words are the guest's to forge */
+    int event_fd; /* written when a bit of `events` is set; the control thread reads it */
+    int kick_fd;  /* written by the control thread: the grant page changed, or stop */
+    uint64_t spin_ns;
+    _Atomic uint32_t error; /* sticky error, trusted copy; read by callback threads */
+};
+
+static inline uint64_t replay_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static inline _Atomic uint32_t *replay_word(uint32_t *word) { return (_Atomic uint32_t *)word; }
+static inline _Atomic uint64_t *replay_quad(uint64_t *word) { return (_Atomic uint64_t *)word; }
+
+/* handles.c */
+bool replay_handles_open(struct vgpu_replay *replay);
+void replay_handles_close(struct vgpu_replay *replay);
+void replay_handles_end_context(struct vgpu_replay *replay, unsigned slot);
+/* The stream's real pointer and context slot; clears nothing. */
+bool replay_stream_owner(struct vgpu_replay *replay, uint64_t handle, void **real, unsigned *slot);
+void replay_stream_clean(struct vgpu_replay *replay, uint64_t handle);
+
+/* fences.c */
+void replay_wake(struct vgpu_replay *replay);
+void replay_poll_words(struct vgpu_replay *replay);             /* fence words the GPU wrote: memory only */
+bool replay_poll_driver(struct vgpu_replay *replay, uint64_t now); /* events and streams; true: nothing is unfinished */
+bool replay_outstanding(struct vgpu_replay *replay);
+void replay_forget_context(struct vgpu_replay *replay, unsigned slot);
+bool replay_probe_gpu_fence(struct vgpu_replay *replay);
+void *replay_helper_stream(struct vgpu_replay *replay, unsigned slot);
+
+/* context.c */
+CUresult replay_primary_open(struct vgpu_replay *replay);
+bool replay_select_context(struct vgpu_replay *replay, unsigned slot);
+
+/* arena.c */
+CUresult replay_register_again(struct vgpu_replay *replay);
+CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
+
+/* callbacks.c */
+void replay_callbacks_close(struct vgpu_replay *replay);
+
+/* loop.c */
+void replay_notify(struct vgpu_replay *replay, uint32_t event);
+void replay_end(struct vgpu_replay *replay, uint32_t state, CUresult error);
+
+/* device_page.c */
+CUresult replay_fill_device_page(struct vgpu_replay *replay, uint32_t flags);
+
+#endif

@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * loop.c - the replay loop: one record after another, for as long as the session lives and holds a lease.
+ *
+ * A record costs a header copy, five comparisons, one load of the lease's epoch, the handler, and one store of `head`;
+ * no system call, no lock, no clock. Every POLL_RECORDS records, and while idle, the clock is read and what the GPU has
+ * finished (or broken) is looked at. docs/wire.md sections 2 and 3.
+ *
+ * Must never: read a header field from the ring twice; let a record that breaks a rule reach a handler; wait for the GPU.
+ */
+#include "internal.h"
+#include "session.h"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+#define POLL_RECORDS 16u             /* records between two looks at the clock */
+#define POLL_BUSY_NS 1000000ull      /* driver polls while records keep coming */
+#define POLL_IDLE_NS 25000ull        /* while none come and something is unfinished */
+#define POLL_LONG_NS 200000ull       /* when that has lasted for LONG_NS: a long kernel needs no fine clock */
+#define LONG_NS 20000000ull
+#define SLEEP_NS 500000000ull        /* longest sleep; the lifeline and kicks end it sooner */
+#define LEASE_IDLE_NS 300000ull      /* a lease that runs out is given back after so long without a record */
+
+/* One session's loop, on the stack of run(). */
+struct loop {
+    struct vgpu_replay *replay;
+    struct replay_private *private;
+    const uint8_t *ring;
+    uint64_t head, tail;
+    uint64_t polled_ns, idle_since_ns, unfinished_since_ns;
+    bool unfinished;
+};
+
+void replay_notify(struct vgpu_replay *replay, uint32_t event)
+{
+    uint32_t before = atomic_fetch_or(&replay->private->events, event);
+    uint64_t one = 1;
+    if ((before & event) == 0 && replay->private->event_fd >= 0)
+        (void)!write(replay->private->event_fd, &one, sizeof one);
+}
+
+bool replay_is_sticky(CUresult error)
+{
+    switch (error) {
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void wake_all(struct vgpu_replay *replay)
+{
+    atomic_fetch_add(replay_word(&replay->page->wake), 1);
+    syscall(SYS_futex, &replay->page->wake, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+void replay_wake(struct vgpu_replay *replay)
+{
+    /* SAFETY: the barrier pairs with the guest, which counts itself in guest_waiters and then looks once more. */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(replay_word(&replay->page->guest_waiters), memory_order_relaxed) != 0)
+        wake_all(replay);
+}
+
+void replay_fault(struct vgpu_replay *replay, CUresult error)
+{
+    if (replay->private->error != 0)
+        return;
+    replay->private->error = error;
+    replay->grant->last_error = error;
+    /* SAFETY: release: whoever sees the error also sees every answer given before it. */
+    atomic_store_explicit(replay_word(&replay->page->sticky_error), error, memory_order_release);
+    replay_notify(replay, REPLAY_EVENT_FAULT);
+    wake_all(replay);
+}
+
+void replay_end(struct vgpu_replay *replay, uint32_t state, CUresult error)
+{
+    if (error != CUDA_SUCCESS)
+        replay_fault(replay, error);
+    atomic_store(&replay->private->ended, 1);
+    atomic_store_explicit(replay_word(&replay->page->state), state, memory_order_release);
+    wake_all(replay);
+    /* Callback threads of the driver that wait for the guest look at `ended` when woken. */
+    for (unsigned i = 0; i < VGPU_CALLBACK_ENTRIES; i++)
+        syscall(SYS_futex, &replay->page->callback[i].state, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+CUresult replay_wireGoodbye(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    replay_end(replay, VGPU_SESSION_CLOSED, CUDA_SUCCESS);
+    return CUDA_SUCCESS;
+}
+
+/* ---- the lease ---- */
+
+static void lose_lease(struct loop *loop)
+{
+    loop->private->leased = false;
+    loop->private->reported = false;
+}
+
+static void read_lease(struct loop *loop, uint64_t epoch)
+{
+    struct replay_private *private = loop->private;
+    struct vgpu_grant_page *grant = loop->replay->grant;
+    bool granted = grant->granted != 0 && grant->preempt == 0;
+    private->deadline_ns = grant->deadline_ns;
+    private->credits = grant->credits;
+    /* A page half written is followed by one more epoch; what was read under the wrong one is read again then. */
+    private->epoch = epoch;
+    private->open_ended = granted && private->deadline_ns == 0 && private->credits < 0;
+    if (granted) {
+        private->leased = true;
+        private->demanded = false;
+        grant->demand = 0;
+        if (loop->replay->page->busy != 0) {
+            atomic_store(replay_word(&loop->replay->page->busy), 0);
+            replay_wake(loop->replay);
+        }
+    } else {
+        lose_lease(loop); /* also answers a revocation that came when no lease was held */
+    }
+    atomic_store_explicit(replay_quad(&grant->seen_epoch), epoch, memory_order_release);
+}
+
+/* May one more record be consumed? */
+static inline bool lease_allows(struct loop *loop)
+{
+    struct replay_private *private = loop->private;
+    /* SAFETY: acquire pairs with the mediator's store of `epoch`, its last. */
+    uint64_t epoch = atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire);
+    if (UNLIKELY(epoch != private->epoch))
+        read_lease(loop, epoch);
+    if (LIKELY(private->open_ended))
+        return private->leased;
+    if (!private->leased)
+        return false;
+    if (private->credits == 0 || (private->deadline_ns != 0 && replay_now_ns() >= private->deadline_ns)) {
+        lose_lease(loop);
+        return false;
+    }
+    if (private->credits > 0)
+        private->credits--;
+    return true;
+}
+
+/* ---- looking at the device ---- */
+
+static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
+{
+    struct vgpu_replay *replay = loop->replay;
+    if (!replay_outstanding(replay)) {
+        loop->unfinished = false;
+        loop->unfinished_since_ns = 0;
+        return;
+    }
+    replay_poll_words(replay);
+    if (loop->unfinished_since_ns == 0)
+        loop->unfinished_since_ns = now;
+    loop->unfinished = true;
+    if (now - loop->polled_ns < interval_ns)
+        return;
+    loop->polled_ns = now;
+    if (loop->private->error == 0 && replay_poll_driver(replay, now)) {
+        loop->unfinished = false;
+        loop->unfinished_since_ns = 0;
+    }
+    if (loop->private->error != 0)
+        loop->unfinished = false;
+}
+
+/* ---- one record ---- */
+
+static int broken(struct loop *loop)
+{
+    loop->replay->grant->protocol_errors++;
+    replay_end(loop->replay, VGPU_SESSION_DEAD, CUDA_ERROR_INVALID_VALUE);
+    return VGPU_RUN_PROTOCOL;
+}
+
+static void account(struct vgpu_grant_page *grant, const struct vgpu_call *call)
+{
+    if ((call->flags & VGPU_CALL_REPLY) != 0) {
+        grant->reply_records++;
+        return;
+    }
+    switch (call->call) {
+    case VGPU_CALL_wireFence:
+    case VGPU_CALL_wireFenceContext:
+    case VGPU_CALL_wireFenceEvent: grant->fence_records++; return;
+    case VGPU_CALL_wireLaunch:
+    case VGPU_CALL_cuGraphLaunch: grant->launches++; break;
+    case VGPU_CALL_wireCopyInline: grant->bytes_to_device += call->argument[1]; break;
+    case VGPU_CALL_wireCopyToDevice: grant->bytes_to_device += call->argument[2]; break;
+    case VGPU_CALL_wireCopyFromDevice: grant->bytes_from_device += call->argument[2]; break;
+    default: break;
+    }
+    grant->async_records++;
+}
+
+static void answer(struct vgpu_replay *replay, const struct vgpu_call *call, const struct vgpu_result *result, const uint8_t *reply)
+{
+    struct vgpu_slot *slot = (struct vgpu_slot *)(void *)(replay->segment + replay->slots_offset) + call->slot;
+    uint32_t length = result->payload_length <= VGPU_SLOT_PAYLOAD_LIMIT ? result->payload_length : VGPU_SLOT_PAYLOAD_LIMIT;
+    if (length != 0)
+        memcpy(slot->payload, reply, length);
+    slot->result.status = result->status;
+    slot->result.payload_length = (uint16_t)length;
+    memcpy(slot->result.value, result->value, sizeof result->value);
+    /* SAFETY: release pairs with the guest's acquire load of `sequence`. */
+    atomic_store_explicit(replay_word(&slot->result.sequence), call->sequence, memory_order_release);
+    replay_wake(replay);
+}
+
+static void replay_record(struct loop *loop, const struct vgpu_call *call, const void *payload)
+{
+    struct vgpu_replay *replay = loop->replay;
+    struct vgpu_grant_page *grant = replay->grant;
+    uint8_t reply[VGPU_SLOT_PAYLOAD_LIMIT] __attribute__((aligned(16)));
+    struct vgpu_result result = {0};
+    CUresult status;
+    if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
+        status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
+    } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
+        grant->current_call = call->call;
+        if ((call->flags & VGPU_CALL_REPLY) != 0)
+            grant->current_since_ns = replay_now_ns();
+        status = replay_entries[call->call].handler(replay, call, payload, &result, reply);
+        grant->current_call = 0;
+    } else if (call->call < VGPU_CALL_COUNT) {
+        status = CUDA_ERROR_NOT_SUPPORTED;
+    } else {
+        status = CUDA_ERROR_INVALID_VALUE;
+        grant->protocol_errors++;
+    }
+    account(grant, call);
+    if (UNLIKELY(status != CUDA_SUCCESS)) {
+        grant->replay_errors++;
+        if (replay_is_sticky(status))
+            replay_fault(replay, status);
+        else if ((call->flags & VGPU_CALL_REPLY) == 0 && loop->private->error == 0) {
+            uint32_t none = 0;
+            atomic_compare_exchange_strong(replay_word(&replay->page->deferred_error), &none, status);
+        }
+    }
+    if ((call->flags & VGPU_CALL_REPLY) != 0) {
+        result.status = (uint16_t)status;
+        answer(replay, call, &result, reply);
+    }
+}
+
+/* Takes the record at `head`. 0: go on; else the reason to leave run(). */
+static inline int take_record(struct loop *loop)
+{
+    struct vgpu_replay *replay = loop->replay;
+    uint64_t available = loop->tail - loop->head;
+    uint64_t offset = loop->head & (replay->ring_size - 1);
+    uint64_t to_end = replay->ring_size - offset;
+    if (UNLIKELY(available < sizeof(struct vgpu_call) || to_end < sizeof(struct vgpu_call)))
+        return broken(loop);
+    struct vgpu_call call;
+    memcpy(&call, loop->ring + offset, sizeof call);
+    /* SAFETY: after this barrier the compiler may not go back to the ring for what is in `call`. */
+    atomic_signal_fence(memory_order_seq_cst);
+    __asm__ volatile("" : "+m"(call) : : "memory");
+    uint64_t size = (sizeof call + (uint64_t)call.payload_length + (VGPU_RECORD_ALIGNMENT - 1)) & ~(uint64_t)(VGPU_RECORD_ALIGNMENT - 1);
+    if (UNLIKELY(size > available || size > to_end || call.reserved != 0 || (call.flags & ~VGPU_CALL_REPLY) != 0))
+        return broken(loop);
+    if (UNLIKELY(call.call == VGPU_CALL_PAD)) {
+        if (size != to_end || call.flags != 0)
+            return broken(loop);
+    } else {
+        if (UNLIKELY(call.payload_length > VGPU_INLINE_LIMIT))
+            return broken(loop);
+        if (UNLIKELY((call.flags & VGPU_CALL_REPLY) != 0 && call.slot >= replay->slot_count))
+            return broken(loop);
+        replay_record(loop, &call, loop->ring + offset + sizeof call);
+        replay->grant->records++;
+    }
+    loop->head += size;
+    /* SAFETY: release pairs with the guest's acquire load of `head`: the payload has been read. */
+    atomic_store_explicit(replay_quad(&replay->page->head), loop->head, memory_order_release);
+    return 0;
+}
+
+/* ---- waiting ---- */
+
+/* Has the guest produced? Checks what it claims. */
+static bool fetch_tail(struct loop *loop, int *leave)
+{
+    /* SAFETY: acquire pairs with the guest's release store of `tail`. */
+    uint64_t tail = atomic_load_explicit(replay_quad(&loop->replay->page->tail), memory_order_acquire);
+    if (tail == loop->head)
+        return false;
+    if (tail - loop->head > loop->replay->ring_size || (tail & (VGPU_RECORD_ALIGNMENT - 1)) != 0) {
+        *leave = broken(loop);
+        return false;
+    }
+    loop->tail = tail;
+    return true;
+}
+
+static bool epoch_changed(struct loop *loop)
+{
+    return atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire) != loop->private->epoch;
+}
+
+/* Sleeps until a doorbell, a kick or the time-out. 0, or the reason to leave run(). */
+static int sleep_until(struct loop *loop, uint64_t timeout_ns)
+{
+    struct vgpu_replay *replay = loop->replay;
+    struct pollfd source[2] = {{.fd = replay->lifeline, .events = POLLIN | POLLRDHUP}, {.fd = loop->private->kick_fd, .events = POLLIN}};
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000ull), .tv_nsec = (long)(timeout_ns % 1000000000ull)};
+    if (ppoll(source, 2, &timeout, NULL) <= 0)
+        return 0;
+    if ((source[1].revents & POLLIN) != 0) {
+        uint64_t count;
+        (void)!read(loop->private->kick_fd, &count, sizeof count);
+    }
+    if ((source[0].revents & POLLIN) != 0) {
+        uint8_t bytes[64];
+        ssize_t got = recv(replay->lifeline, bytes, sizeof bytes, MSG_DONTWAIT);
+        if (got > 0)
+            replay->grant->doorbells++;
+        else if (got == 0)
+            return VGPU_RUN_GUEST_GONE;
+    }
+    return (source[0].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0 ? VGPU_RUN_GUEST_GONE : 0;
+}
+
+/* When the lease has ended and what it covered is done, say so, once. */
+static void report_lease(struct loop *loop)
+{
+    struct replay_private *private = loop->private;
+    if (private->leased || private->reported || (loop->unfinished && private->error == 0))
+        return;
+    private->reported = true;
+    replay_notify(loop->replay, REPLAY_EVENT_IDLE);
+}
+
+static uint64_t poll_interval(const struct loop *loop, uint64_t now)
+{
+    return loop->unfinished_since_ns != 0 && now - loop->unfinished_since_ns > LONG_NS ? POLL_LONG_NS : POLL_IDLE_NS;
+}
+
+/* No record waits. Spins, then sleeps; returns when something may have changed. */
+static int wait_for_records(struct loop *loop)
+{
+    struct replay_private *private = loop->private;
+    struct vgpu_session_page *page = loop->replay->page;
+    int leave = 0;
+    uint64_t now = replay_now_ns();
+    loop->idle_since_ns = now;
+    loop->replay->grant->demand = 0;
+    while (now - loop->idle_since_ns < private->spin_ns) {
+        for (unsigned i = 0; i < 32; i++) {
+            if (fetch_tail(loop, &leave) || leave != 0)
+                return leave;
+            __builtin_ia32_pause();
+        }
+        if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
+            return VGPU_RUN_STOPPED;
+        now = replay_now_ns();
+        look(loop, now, POLL_IDLE_NS);
+        if (epoch_changed(loop))
+            read_lease(loop, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
+        report_lease(loop);
+    }
+    for (;;) {
+        look(loop, now, 0);
+        if (epoch_changed(loop))
+            read_lease(loop, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
+        uint64_t timeout = loop->unfinished ? poll_interval(loop, now) : SLEEP_NS;
+        if (private->leased && !private->open_ended && !loop->unfinished) {
+            /* A lease that others wait for is not kept for nothing. */
+            if (now - loop->idle_since_ns >= LEASE_IDLE_NS)
+                lose_lease(loop);
+            else
+                timeout = LEASE_IDLE_NS;
+        }
+        report_lease(loop);
+        atomic_store(replay_word(&page->doorbell_wanted), 1);
+        /* SAFETY: the sequentially consistent store above pairs with the guest's full barrier between its store of `tail`
+         * and its look at doorbell_wanted. */
+        if (fetch_tail(loop, &leave) || leave != 0) {
+            atomic_store_explicit(replay_word(&page->doorbell_wanted), 0, memory_order_relaxed);
+            return leave;
+        }
+        leave = sleep_until(loop, timeout);
+        if (leave == 0 && atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
+            leave = VGPU_RUN_STOPPED;
+        if (fetch_tail(loop, &leave) || leave != 0) {
+            atomic_store_explicit(replay_word(&page->doorbell_wanted), 0, memory_order_relaxed);
+            return leave;
+        }
+        now = replay_now_ns();
+    }
+}
+
+/* Records wait and no lease is held: BUSY. Returns when the grant page changed. */
+static int wait_for_lease(struct loop *loop)
+{
+    struct replay_private *private = loop->private;
+    struct vgpu_session_page *page = loop->replay->page;
+    if (!private->demanded) {
+        page->busy_retry_ns = loop->replay->grant->retry_hint_ns;
+        atomic_store(replay_word(&page->busy), 1);
+        private->demanded = true;
+        atomic_store(replay_word(&loop->replay->grant->demand), 1);
+        replay_notify(loop->replay, REPLAY_EVENT_DEMAND);
+    }
+    uint64_t now = replay_now_ns(), began = now;
+    uint64_t spin_ns = private->spin_ns < 50000 ? private->spin_ns : 50000;
+    while (!epoch_changed(loop)) {
+        if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
+            return VGPU_RUN_STOPPED;
+        look(loop, now, now - began < spin_ns ? POLL_IDLE_NS : 0);
+        report_lease(loop);
+        if (now - began < spin_ns) {
+            for (unsigned i = 0; i < 32; i++)
+                __builtin_ia32_pause();
+        } else {
+            int leave = sleep_until(loop, loop->unfinished ? poll_interval(loop, now) : SLEEP_NS);
+            if (leave != 0)
+                return leave;
+        }
+        now = replay_now_ns();
+    }
+    return 0;
+}
+
+int vgpu_replay_run(struct vgpu_replay *replay)
+{
+    struct replay_private *private = replay->private;
+    struct loop loop = {.replay = replay, .private = private, .ring = replay->segment + replay->ring_offset,
+                        .head = atomic_load(replay_quad(&replay->page->head))};
+    loop.tail = loop.head;
+    private->reported = true; /* no lease yet, so none has ended */
+    /* Polling must not invalidate a capture that another stream of this session has open. */
+    unsigned relaxed = 2;
+    replay->driver.cuThreadExchangeStreamCaptureMode(&relaxed);
+    if (replay->driver.cuCtxSetCurrent(private->context[private->current].real) != 0) {
+        replay_end(replay, VGPU_SESSION_DEAD, CUDA_ERROR_INVALID_CONTEXT);
+        return VGPU_RUN_FAILED;
+    }
+    int leave = 0;
+    while (leave == 0) {
+        if (!fetch_tail(&loop, &leave)) {
+            if (leave == 0)
+                leave = wait_for_records(&loop);
+            continue;
+        }
+        unsigned since_poll = 0;
+        while (loop.head != loop.tail && leave == 0) {
+            if (UNLIKELY(!lease_allows(&loop))) {
+                leave = wait_for_lease(&loop);
+                continue;
+            }
+            leave = take_record(&loop);
+            if (UNLIKELY(++since_poll == POLL_RECORDS)) {
+                since_poll = 0;
+                look(&loop, replay_now_ns(), POLL_BUSY_NS);
+                if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
+                    leave = VGPU_RUN_STOPPED;
+            }
+            if (UNLIKELY(atomic_load_explicit(&private->ended, memory_order_relaxed) != 0) && leave == 0)
+                leave = VGPU_RUN_CLOSED;
+        }
+    }
+    if (leave == VGPU_RUN_STOPPED)
+        replay_end(replay, VGPU_SESSION_DEAD, CUDA_SUCCESS);
+    atomic_store(&private->ended, 1);
+    replay_notify(replay, REPLAY_EVENT_ENDED);
+    return leave;
+}

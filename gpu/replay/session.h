@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * session.h - what the worker process (Python, through cffi) may do with a replay: make one, give it a driver, warm it,
+ * hand it a guest, run it, stop it. Handlers do not need it; they see replay.h.
+ */
+#ifndef VGPU_REPLAY_SESSION_H
+#define VGPU_REPLAY_SESSION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct vgpu_replay;
+struct vgpu_driver;
+
+enum vgpu_run_end {
+    VGPU_RUN_STOPPED = 1,    /* vgpu_replay_stop */
+    VGPU_RUN_GUEST_GONE = 2, /* the lifeline ended */
+    VGPU_RUN_CLOSED = 3,     /* the guest said goodbye */
+    VGPU_RUN_PROTOCOL = 4,   /* the ring held something the wire forbids */
+    VGPU_RUN_FAILED = 5,     /* the driver did not take the session's context */
+};
+
+struct vgpu_replay_options {
+    uint64_t address;           /* where to map the segment; 0: anywhere */
+    uint64_t arena_size;        /* bytes, a multiple of 2 MiB */
+    uint64_t arena_registered;  /* bytes of it to register while warm, a multiple of 2 MiB */
+    uint64_t ring_size;         /* power of two, 64 KiB to 1 GiB */
+    uint32_t slot_count, fence_count;
+    uint64_t spin_ns;           /* how long the loop spins before it asks for a doorbell */
+};
+
+/* Bytes of a segment with these options; 0 if they break a rule. */
+uint64_t vgpu_segment_size(const struct vgpu_replay_options *options);
+/* A replay whose driver refuses everything. NULL when out of memory. */
+struct vgpu_replay *vgpu_replay_new(void);
+/* Frees host memory and mappings; the driver's own state ends with the process. */
+void vgpu_replay_free(struct vgpu_replay *replay);
+struct vgpu_driver *vgpu_replay_driver(struct vgpu_replay *replay);
+/* Maps segment and grant page and writes their constant fields. 0 or an errno. The descriptors stay the caller's. */
+int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, const struct vgpu_replay_options *options);
+/* Initialises the driver and the primary context, registers the segment, fills the device page. A CUresult; *step names
+ * the call that failed. Takes 100 to 300 ms on real hardware. */
+int vgpu_replay_warm(struct vgpu_replay *replay, int ordinal, uint32_t device_flags, const char *driver_version_text, const char **step);
+/* Hands the session to a guest. The lifeline stays the caller's to close, after run() returned. */
+void vgpu_replay_assign(struct vgpu_replay *replay, int lifeline, uint64_t session_id, uint64_t memory_limit);
+/* Replays until the session ends; enum vgpu_run_end. Blocks; meant for a thread of its own. */
+int vgpu_replay_run(struct vgpu_replay *replay);
+/* From any thread: run() returns before its next record. */
+void vgpu_replay_stop(struct vgpu_replay *replay);
+/* From any thread: the grant page changed. */
+void vgpu_replay_kick(struct vgpu_replay *replay);
+/* A descriptor that becomes readable (8 bytes, eventfd) when vgpu_replay_events has something to say. */
+int vgpu_replay_event_fd(struct vgpu_replay *replay);
+/* Takes the event bits: 1 demand, 2 lease over, 4 fault, 8 run() ended. */
+uint32_t vgpu_replay_events(struct vgpu_replay *replay);
+/* Name of the wire's call id, for reports; "" when unknown. */
+const char *vgpu_call_name(uint32_t call);
+/* Addresses of the mapped pages, for tests and reports. */
+uint64_t vgpu_replay_address(struct vgpu_replay *replay);
+uint64_t vgpu_replay_mapped(struct vgpu_replay *replay);
+uint32_t vgpu_replay_error(struct vgpu_replay *replay);
+
+/* Fills the vtable from a libcuda by path. NULL, or what is wrong with it. Refuses our own guest library. */
+const char *vgpu_driver_open(struct vgpu_driver *driver, const char *path);
+/* Threads that are made from now on get stacks of this size, whatever RLIMIT_STACK was at exec. */
+void vgpu_thread_stacks(size_t bytes);
+
+#endif
