@@ -40,7 +40,7 @@ PAGE: Final = 2 << 20  # granularity of physical allocations and of reservations
 _RELEASE_FROM: Final = 1 << 20  # frees of at least this size give their pages back to the host
 _WINDOW_ALIGNMENT: Final = 16  # a 16-byte vector access must be as aligned in the buffer as on the device
 
-_UNSIGNED: Final = {
+_UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.uint16),
     4: np.dtype(np.uint32),
@@ -328,7 +328,7 @@ class AddressSpace:
             # SAFETY: the mapping of `size` bytes at `host` lives until `release`, which drops the backing first; only
             # the parts covered by a range, which are mapped readable and writable, are ever touched.
             memory = (ctypes.c_uint8 * size).from_address(host)
-            buffer: Bytes = np.frombuffer(memory, dtype=np.uint8)
+            buffer: Bytes = np.frombuffer(memoryview(memory).cast("B"), dtype=np.uint8)
             self._reservations[base] = _Reservation(Backing(base, buffer), host, size)
             return base
 

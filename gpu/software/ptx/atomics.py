@@ -30,7 +30,8 @@ _UFUNCS: Final[dict[str, np.ufunc]] = {
 
 
 def _increment(old: Array, bound: Array) -> Array:
-    return np.where(old >= bound, old.dtype.type(0), old + old.dtype.type(1))
+    out: Array = np.where(old >= bound, old.dtype.type(0), old + old.dtype.type(1))
+    return out
 
 
 def _decrement(old: Array, bound: Array) -> Array:
@@ -175,6 +176,7 @@ def _compare_and_swap(
 ) -> Array:
     """Each turn finds, at every address at once, the next lane whose comparison succeeds."""
     compare, swap = operands[0][order], operands[1][order]
+    old: Array
     owner = np.cumsum(first) - 1
     current = memory[ordered[starts]]
     old = current[owner]
@@ -191,6 +193,6 @@ def _compare_and_swap(
         after = position >= reached[owner]
         old = np.where(after, current[owner], old)
     memory[ordered[starts]] = current
-    out = np.empty_like(old)
+    out: Array = np.empty_like(old)
     out[order] = old
     return out

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedPtx
-from .flow import Block, destinations
+from .flow import Block, destinations, exit_sources, sources
 from .lowering import LoweredKernel
 from .syntax import (
     TYPE_BITS,
@@ -321,8 +321,6 @@ def result_is_wanted(emitter: BlockEmitter, instruction: Instruction) -> bool:
     if not wanted:
         return False
     position = next(i for i, other in enumerate(emitter.block.body) if other is instruction)
-    from .flow import exit_sources, sources
-
     for later in emitter.block.body[position + 1 :]:
         if wanted & set(sources(later)):
             return True

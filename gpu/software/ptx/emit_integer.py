@@ -6,10 +6,12 @@ Arithmetic with a type that may also be floating point (add, mul, min, ...) is d
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import numpy.typing as npt
 
 from . import emit_float
-from .emit import DTYPES, BlockEmitter, emits
+from .emit import DTYPES, BlockEmitter, constant_bits, emits
 from .syntax import TYPE_BITS, Immediate, Instruction, Pair, Register, Sink, Special, SymbolReference, Vector
 
 INTEGER: Final = frozenset(f"{letter}{bits}" for letter in "us" for bits in (8, 16, 32, 64))
@@ -134,9 +136,7 @@ def _wide_product(e: BlockEmitter, kind: str, a: object, b: object) -> str:
     return f"{factors[0]} * {factors[1]}"
 
 
-def _wide_constant(operand: Immediate, kind: str) -> object:
-    from .emit import constant_bits
-
+def _wide_constant(operand: Immediate, kind: str) -> npt.NDArray[Any]:
     return constant_bits(operand, kind).astype(DTYPES[f"{kind[0]}{TYPE_BITS[kind] * 2}"])
 
 
@@ -363,7 +363,7 @@ def mov(e: BlockEmitter, i: Instruction) -> None:
         _unpack(e, d, e.value(a, f"u{TYPE_BITS[kind]}"), TYPE_BITS[kind])
     elif isinstance(a, Vector):
         _pack(e, i, d, a, TYPE_BITS[kind])
-    elif isinstance(a, SymbolReference) or isinstance(a, Special | Immediate) or isinstance(a, Register):
+    elif isinstance(a, SymbolReference | Special | Immediate | Register):
         e.define(d, e.value(a, kind), kind)
     else:
         raise e.unsupported()

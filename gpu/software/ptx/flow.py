@@ -180,7 +180,8 @@ def build_blocks(statements: list[Statement]) -> list[Block]:
     end = len(bodies)  # falling off the end of a kernel is an exit
 
     def target(reference: object) -> int:
-        assert isinstance(reference, LabelReference) and reference.label is not None
+        assert isinstance(reference, LabelReference)
+        assert reference.label is not None
         return place[reference.label]
 
     blocks: list[Block] = []

@@ -75,7 +75,8 @@ def leading_zeros(a: Array) -> Array:
     while shift < bits:
         x = x | (x >> a.dtype.type(shift))
         shift *= 2
-    return np.uint32(bits) - population(x)
+    out: Array = np.uint32(bits) - population(x)
+    return out
 
 
 def find_top(a: Array, shift_amount: bool) -> Array:
@@ -100,7 +101,8 @@ def _low_mask(count: Array, kind: np.dtype[Any]) -> Array:
     one = kind.type(1)
     full = kind.type(np.iinfo(kind).max)
     bits = kind.itemsize * 8
-    return np.where(count >= bits, full, (one << np.minimum(count, bits - 1).astype(kind)) - one)
+    out: Array = np.where(count >= bits, full, (one << np.minimum(count, bits - 1).astype(kind)) - one)
+    return out
 
 
 def extract(a: Array, position: Array, length: Array) -> Array:

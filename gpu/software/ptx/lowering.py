@@ -184,6 +184,7 @@ class _Inliner:
                 continue
             guard = rename(statement.guard) if statement.guard is not None else None
             assert guard is None or isinstance(guard, Register)
+            operands: tuple[Operand, ...]
             if statement.opcode == "brx":
                 operands = (rename(statement.operands[0]), self._targets(function, statement, rename))
             else:
@@ -286,7 +287,7 @@ class _Inliner:
             move = Instruction(call.line, "ld", ("param", kind), (actual, place))
         else:
             move = Instruction(call.line, "st", ("param", kind), (place, actual))
-        out.append(move)  # type: ignore[arg-type]
+        out.append(move)
         return variable
 
 

@@ -45,7 +45,8 @@ def flush(x: Array) -> Array:
 def saturate(x: Array) -> Array:
     """Into [0, 1]; NaN becomes +0."""
     kind = x.dtype.type
-    return np.where(np.isnan(x), kind(0), np.clip(x, kind(0), kind(1)) + kind(0))
+    out: Array = np.where(np.isnan(x), kind(0), np.clip(x, kind(0), kind(1)) + kind(0))
+    return out
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -144,9 +144,9 @@ class Parser:
             raise self._error(f"expected a number, found {text!r}")
         start = text[:2].lower()
         if start == "0f" and len(text) == 10:
-            return Immediate(int(text[2:], 16), 32)
+            return Immediate(int(text[2:], 16), 32)  # noqa: FURB166
         if start == "0d" and len(text) == 18:
-            return Immediate(int(text[2:], 16), 64)
+            return Immediate(int(text[2:], 16), 64)  # noqa: FURB166
         digits = text.rstrip("U")
         if start == "0x":
             return Immediate(int(digits, 16))
@@ -292,7 +292,8 @@ class Parser:
                 continue
             count *= self._integer()
             self._expect("]")
-        initial, relocations = None, []
+        initial: bytes | None = None
+        relocations: list[Relocation] = []
         if self._accept("="):
             values = self._initializer()
             if unsized:

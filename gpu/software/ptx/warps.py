@@ -76,15 +76,16 @@ def _ballots(batch: Batch, group: Group, predicate: Array) -> Array:
 
 def vote(batch: Batch, group: Group, count: int, mode: str, predicate: Array, members: Array) -> Array:
     warp = group.slots >> 5
-    yes = _ballots(batch, group, predicate)[warp] & members
+    yes: Array = _ballots(batch, group, predicate)[warp] & members
     if mode == "ballot":
         return yes
+    result: Array
     if mode == "any":
-        return yes != 0
-    everybody = _ballots(batch, group, np.ones(1, bool))[warp] & members
-    if mode == "all":
-        return yes == everybody
-    return (yes == everybody) | (yes == 0)
+        result = yes != 0
+        return result
+    everybody: Array = _ballots(batch, group, np.ones(1, bool))[warp] & members
+    result = yes == everybody
+    return result if mode == "all" else result | (yes == 0)
 
 
 def _by_warp(batch: Batch, group: Group, values: Array) -> Array:
