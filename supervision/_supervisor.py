@@ -218,7 +218,17 @@ class Supervisor(Actor):
     @handles(TerminateChild)
     async def _terminate_child(self, request: TerminateChild) -> None:
         child = self._find(request.id)
+        is_waited_for = child.timer is not None
         await self._stop(child)
+        if is_waited_for:
+            # The rest of its group was down for its sake only.
+            await self._start_group(
+                [
+                    other
+                    for other in self._children.values()
+                    if other.state is ActorState.RESTARTING and other.timer is None
+                ]
+            )
         if self._is_simple or child.spec.restart is Restart.TEMPORARY:
             self._forget((request.id,))
 
@@ -274,18 +284,25 @@ class Supervisor(Actor):
         if not self._window.record(trio.current_time()):
             self._give_up(ReportContext.INTENSITY_EXCEEDED, child, reason, "restart intensity exceeded")
             return
-        # Expected back from here on, whatever comes first.
-        child.state = ActorState.RESTARTING
-        await self._stop_children([self._children[stopped] for stopped in plan.stops], come_back=plan.starts)
-        self._forget(plan.forgets)
+        # All of them are expected back from here on; a try that one of them waits for is part of this one now.
         for started in plan.starts:
             one = self._children[started]
-            one.restarts += 1
-            self.life.system.child_restarting(self.name, one.name, one.restarts)
+            one.call_off_retry()
+            if one.life is None:
+                one.state = ActorState.RESTARTING
+        await self._stop_children([self._children[stopped] for stopped in plan.stops], come_back=plan.starts)
+        self._forget(plan.forgets)
+        await self._start_group([self._children[started] for started in plan.starts])
+
+    async def _start_group(self, children: Iterable[_Child]) -> None:
+        """Start again in order; the first that fails is tried again later, and the ones behind it wait for it."""
+        for child in children:
+            child.restarts += 1
+            self.life.system.child_restarting(self.name, child.name, child.restarts)
             try:
-                await self._start(one)
+                await self._start(child)
             except StartFailed as error:
-                self._start_failed_again(one, error.reason)
+                self._start_failed_again(child, error.reason)
                 return
             if self.life.stop_requested:
                 return
@@ -366,11 +383,6 @@ class Supervisor(Actor):
 
     async def _stop(self, child: _Child, *, will_return: bool = False) -> None:
         """Stop one child as its spec says, and report an end that was not the one asked for."""
-        if child.timer is not None and not will_return:
-            # The siblings that were to follow it stay down too.
-            for other in self._children.values():
-                if other.state is ActorState.RESTARTING and other.timer is None:
-                    self._settle_stopped(other)
         child.call_off_retry()
         life = child.life
         if life is not None:
