@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory functions of the software GPU: allocation, copies, memsets, pinned windows, VMM, pools."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from .entries import INVALID_VALUE, entry
+from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
+from .memory import PAGE
+from .state import CudaError, Device, Pool
+
+INVALID_ADDRESS_SPACE = 717
+# struct layout of CUDA_MEMCPY2D and CUDA_MEMCPY3D as public documentation gives them.
+MEMCPY_2D = "<QQIxxxxQQQQQQIxxxxQQQQQQ"
+MEMCPY_3D = "<QQQQIxxxxQQQQQQQQQQIxxxxQQQQQQQQQ"
+NODE_MEMCPY, NODE_MEMSET = 1, 2
+HOST, DEVICE, ARRAY, UNIFIED = 1, 2, 3, 4
+
+
+@entry
+def cuMemGetInfo_v2(device: Device, free: int, total: int) -> None:
+    put_u64(free, device.space.capacity - device.space.used)
+    put_u64(total, device.space.capacity)
+
+
+@entry
+def cuMemAlloc_v2(device: Device, out: int, size: int) -> None:
+    if not size:
+        raise CudaError(INVALID_VALUE)
+    put_u64(out, device.space.allocate(size))
+
+
+@entry
+def cuMemAllocPitch_v2(device: Device, out: int, pitch: int, width: int, height: int, element: int) -> None:
+    if element not in (4, 8, 16) or not width or not height:
+        raise CudaError(INVALID_VALUE)
+    row = -(-width // 512) * 512
+    put_u64(out, device.space.allocate(row * height, 512))
+    put_u64(pitch, row)
+
+
+@entry
+def cuMemFree_v2(device: Device, address: int) -> None:
+    if not address:
+        return
+    try:
+        device.space.free(address)
+    except KeyError:
+        raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation") from None
+
+
+@entry
+def cuMemGetAddressRange_v2(device: Device, base: int, size: int, address: int) -> None:
+    found = device.space.find(address)
+    if found is None:
+        raise CudaError(500)
+    put_u64(base, found[0])
+    put_u64(size, found[1])
+
+
+@entry
+def cuMemHostRegister_v2(device: Device, address: int, size: int, flags: int) -> None:
+    # SAFETY: the worker keeps the segment mapped until it has unregistered it.
+    buffer = np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=np.uint8)
+    try:
+        device.space.map_window(address, buffer)
+    except ValueError as error:
+        raise CudaError(712, str(error)) from None
+    device.windows[address] = size
+
+
+@entry
+def cuMemHostUnregister(device: Device, address: int) -> None:
+    if device.windows.pop(address, None) is None:
+        raise CudaError(713)
+    device.space.unmap_window(address)
+
+
+@entry
+def cuMemHostGetDevicePointer_v2(device: Device, out: int, address: int, flags: int) -> None:
+    if device.space.find(address) is None:
+        raise CudaError(INVALID_VALUE)
+    put_u64(out, address)
+
+
+def _to_device(device: Device, destination: int, source: int, size: int) -> None:
+    device.space.view(destination, size, is_write=True)[:] = np.frombuffer(get_bytes(source, size), np.uint8)
+
+
+def _from_device(device: Device, destination: int, source: int, size: int) -> None:
+    put_bytes(destination, device.space.view(source, size).tobytes())
+
+
+def _within(device: Device, destination: int, source: int, size: int) -> None:
+    data = device.space.view(source, size).copy()
+    device.space.view(destination, size, is_write=True)[:] = data
+
+
+@entry
+def cuMemcpyHtoDAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
+    if size:
+        target = device.stream(stream)
+        device.submit(target, NODE_MEMCPY, lambda: _to_device(device, destination, source, size))
+
+
+@entry
+def cuMemcpyDtoHAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
+    if size:
+        target = device.stream(stream)
+        device.submit(target, NODE_MEMCPY, lambda: _from_device(device, destination, source, size))
+
+
+@entry
+def cuMemcpyDtoDAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
+    if size:
+        target = device.stream(stream)
+        device.submit(target, NODE_MEMCPY, lambda: _within(device, destination, source, size))
+
+
+@entry
+def cuMemcpyHtoD_v2(device: Device, destination: int, source: int, size: int) -> None:
+    cuMemcpyHtoDAsync_v2(device, destination, source, size, 0)
+
+
+@entry
+def cuMemcpyDtoH_v2(device: Device, destination: int, source: int, size: int) -> None:
+    cuMemcpyDtoHAsync_v2(device, destination, source, size, 0)
+
+
+@entry
+def cuMemcpyDtoD_v2(device: Device, destination: int, source: int, size: int) -> None:
+    cuMemcpyDtoDAsync_v2(device, destination, source, size, 0)
+
+
+class _Side:
+    """One side of a 2D/3D copy: where byte (x, y, z) lies."""
+
+    def __init__(
+        self, kind: int, host: int, address: int, x: int, y: int, z: int, pitch: int, height: int
+    ) -> None:
+        if kind not in (HOST, DEVICE, UNIFIED):
+            raise CudaError(801, "arrays are not built")
+        self.is_host = kind == HOST
+        self.base = host if kind == HOST else address
+        self.x, self.y, self.z, self.pitch, self.height = x, y, z, pitch, height
+
+    def row(self, y: int, z: int) -> int:
+        """Address of a row's first byte."""
+        return self.base + ((self.z + z) * self.height + self.y + y) * self.pitch + self.x
+
+
+def _copy_rows(
+    device: Device, source: _Side, destination: _Side, width: int, height: int, depth: int
+) -> None:
+    if not source.is_host and device.space.find(source.base) is None:
+        source.is_host = True
+    if not destination.is_host and device.space.find(destination.base) is None:
+        destination.is_host = True
+    for z in range(depth):
+        for y in range(height):
+            a, b = source.row(y, z), destination.row(y, z)
+            data = get_bytes(a, width) if source.is_host else device.space.read(a, width)
+            if destination.is_host:
+                put_bytes(b, data)
+            else:
+                device.space.write(b, data)
+
+
+@entry
+def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
+    (sx, sy, sk, sh, sd, _sa, sp, dx, dy, dk, dh, dd, _da, dp, width, height) = unpack(MEMCPY_2D, parameters)
+    source = _Side(sk, sh, sd, sx, sy, 0, sp or width, 0)
+    destination = _Side(dk, dh, dd, dx, dy, 0, dp or width, 0)
+    device.submit(
+        device.stream(stream), NODE_MEMCPY, lambda: _copy_rows(device, source, destination, width, height, 1)
+    )
+
+
+@entry
+def cuMemcpy3DAsync_v2(device: Device, parameters: int, stream: int) -> None:
+    device.submit(device.stream(stream), NODE_MEMCPY, copy_3d(device, get_bytes(parameters, 200)))
+
+
+def copy_3d(device: Device, raw: bytes) -> _Copy3D:
+    """The copy that a CUDA_MEMCPY3D describes, as something to run."""
+    return _Copy3D(device, raw)
+
+
+class _Copy3D:
+    def __init__(self, device: Device, raw: bytes) -> None:
+        buffer = ctypes.create_string_buffer(raw, len(raw))
+        (
+            sx, sy, sz, _sl, sk, sh, sd, _sa, _r0, sp, sheight, dx, dy, dz, _dl, dk, dh, dd, _da, _r1, dp, dheight,
+            width, height, depth,
+        ) = unpack(MEMCPY_3D, ctypes.addressof(buffer))  # fmt: skip
+        self.device, self.raw = device, raw
+        self.source = _Side(sk, sh, sd, sx, sy, sz, sp or width, sheight or height)
+        self.destination = _Side(dk, dh, dd, dx, dy, dz, dp or width, dheight or height)
+        self.shape = (width, height, depth)
+
+    def __call__(self) -> None:
+        _copy_rows(self.device, self.source, self.destination, *self.shape)
+
+
+def memset_2d(
+    device: Device, address: int, pitch: int, value: int, element: int, width: int, height: int
+) -> None:
+    """Fill ``height`` rows of ``width`` elements of ``element`` bytes."""
+    if address % element or pitch % element:
+        raise CudaError(INVALID_VALUE)
+    pattern = np.frombuffer((value & (1 << 8 * element) - 1).to_bytes(element, "little"), np.uint8)
+    for y in range(height):
+        row = device.space.view(address + y * pitch, width * element, is_write=True)
+        row.reshape(-1, element)[:] = pattern
+
+
+def _memset(device: Device, stream: int, *shape: int) -> None:
+    address, pitch, value, element, width, height = shape
+    if width and height:
+        device.submit(
+            device.stream(stream),
+            NODE_MEMSET,
+            lambda: memset_2d(device, address, pitch, value, element, width, height),
+        )
+
+
+@entry
+def cuMemsetD8Async(device: Device, address: int, value: int, count: int, stream: int) -> None:
+    _memset(device, stream, address, 0, value, 1, count, 1)
+
+
+@entry
+def cuMemsetD16Async(device: Device, address: int, value: int, count: int, stream: int) -> None:
+    _memset(device, stream, address, 0, value, 2, count, 1)
+
+
+@entry
+def cuMemsetD32Async(device: Device, address: int, value: int, count: int, stream: int) -> None:
+    _memset(device, stream, address, 0, value, 4, count, 1)
+
+
+@entry
+def cuMemsetD2D8Async(
+    device: Device, address: int, pitch: int, value: int, width: int, height: int, stream: int
+) -> None:
+    _memset(device, stream, address, pitch, value, 1, width, height)
+
+
+@entry
+def cuMemsetD2D16Async(
+    device: Device, address: int, pitch: int, value: int, width: int, height: int, stream: int
+) -> None:
+    _memset(device, stream, address, pitch, value, 2, width, height)
+
+
+@entry
+def cuMemsetD2D32Async(
+    device: Device, address: int, pitch: int, value: int, width: int, height: int, stream: int
+) -> None:
+    _memset(device, stream, address, pitch, value, 4, width, height)
+
+
+# -- virtual memory management --------------------------------------------------------------------
+
+
+@entry
+def cuMemGetAllocationGranularity(device: Device, out: int, properties: int, option: int) -> None:
+    put_u64(out, PAGE)
+
+
+@entry
+def cuMemAddressReserve(
+    device: Device, out: int, size: int, alignment: int, address: int, flags: int
+) -> None:
+    try:
+        put_u64(out, device.space.reserve(size, alignment, address))
+    except ValueError as error:
+        raise CudaError(INVALID_VALUE, str(error)) from None
+
+
+@entry
+def cuMemAddressFree(device: Device, address: int, size: int) -> None:
+    try:
+        device.space.release(address)
+    except (KeyError, ValueError) as error:
+        raise CudaError(INVALID_VALUE, str(error)) from None
+
+
+@entry
+def cuMemCreate(device: Device, out: int, size: int, properties: int, flags: int) -> None:
+    try:
+        physical = device.space.create_physical(size)
+    except ValueError as error:
+        raise CudaError(INVALID_VALUE, str(error)) from None
+    handle = device.add(physical)
+    device.physical[handle] = physical
+    put_u64(out, handle)
+
+
+@entry
+def cuMemRelease(device: Device, handle: int) -> None:
+    physical = device.physical.pop(handle, None)
+    if physical is None:
+        raise CudaError(INVALID_VALUE)
+    device.objects.pop(handle, None)
+    device.space.release_physical(physical)
+
+
+@entry
+def cuMemMap(device: Device, address: int, size: int, offset: int, handle: int, flags: int) -> None:
+    physical = device.physical.get(handle)
+    if physical is None or offset or size != physical.size:
+        raise CudaError(INVALID_VALUE)
+    try:
+        device.space.map(address, physical)
+    except (KeyError, ValueError) as error:
+        raise CudaError(INVALID_VALUE, str(error)) from None
+
+
+@entry
+def cuMemUnmap(device: Device, address: int, size: int) -> None:
+    end = address + size
+    while address < end:
+        found = device.space.find(address)
+        if found is None or found[0] != address:
+            raise CudaError(INVALID_VALUE)
+        try:
+            device.space.unmap(address)
+        except KeyError:
+            raise CudaError(INVALID_VALUE) from None
+        address += found[1]
+
+
+@entry
+def cuMemSetAccess(device: Device, address: int, size: int, descriptors: int, count: int) -> None:
+    for index in range(count):
+        _kind, _identity, flags = unpack("<iii", descriptors + 12 * index)
+        try:
+            device.space.set_access(address, size, readable=flags in (1, 3), writable=flags == 3)
+        except KeyError:
+            raise CudaError(INVALID_VALUE) from None
+
+
+# -- pools: memory goes back at once ----------------------------------------------------------------
+
+
+@entry
+def cuDeviceGetDefaultMemPool(device: Device, out: int, dev: int) -> None:
+    put_u64(out, device.default_pool)
+
+
+@entry
+def cuDeviceGetMemPool(device: Device, out: int, dev: int) -> None:
+    put_u64(out, device.pool)
+
+
+@entry
+def cuDeviceSetMemPool(device: Device, dev: int, pool: int) -> None:
+    device.get(pool, Pool)
+    device.pool = pool
+
+
+@entry
+def cuMemAllocAsync(device: Device, out: int, size: int, stream: int) -> None:
+    cuMemAllocFromPoolAsync(device, out, size, device.pool, stream)
+
+
+@entry
+def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stream: int) -> None:
+    if device.stream(stream).capture is not None:
+        raise CudaError(801, "memory nodes are not built")
+    holder = device.get(pool, Pool)
+    if not size:
+        raise CudaError(INVALID_VALUE)
+    address = device.space.allocate(size)
+    found = device.space.find(address)
+    holder.used += found[1] if found else size
+    holder.high = max(holder.high, holder.used)
+    put_u64(out, address)
+
+
+@entry
+def cuMemFreeAsync(device: Device, address: int, stream: int) -> None:
+    if device.stream(stream).capture is not None:
+        raise CudaError(801, "memory nodes are not built")
+    found = device.space.find(address)
+    cuMemFree_v2(device, address)
+    holder = device.get(device.pool, Pool)
+    holder.used = max(holder.used - (found[1] if found else 0), 0)
+
+
+@entry
+def cuMemPoolCreate(device: Device, out: int, properties: int) -> None:
+    put_u64(out, device.add(Pool()))
+
+
+@entry
+def cuMemPoolDestroy(device: Device, pool: int) -> None:
+    if pool == device.default_pool:
+        raise CudaError(INVALID_VALUE)
+    device.remove(pool, Pool)
+    if device.pool == pool:
+        device.pool = device.default_pool
+
+
+@entry
+def cuMemPoolTrimTo(device: Device, pool: int, keep: int) -> None:
+    device.get(pool, Pool)
+
+
+@entry
+def cuMemPoolSetAttribute(device: Device, pool: int, attribute: int, value: int) -> None:
+    holder = device.get(pool, Pool)
+    if attribute in (1, 2, 3):
+        holder.attributes[attribute] = get_u64(value) & 0xFFFFFFFF
+    elif attribute == 4:
+        holder.attributes[attribute] = get_u64(value)
+    elif attribute in (6, 8):
+        holder.high = holder.used
+    else:
+        raise CudaError(INVALID_VALUE)
+
+
+@entry
+def cuMemPoolGetAttribute(device: Device, pool: int, attribute: int, value: int) -> None:
+    holder = device.get(pool, Pool)
+    if attribute in (1, 2, 3):
+        put_i32(value, holder.attributes.get(attribute, 1))
+    elif attribute == 4:
+        put_u64(value, holder.attributes.get(4, 0))
+    elif attribute in (5, 7):
+        put_u64(value, holder.used)
+    elif attribute in (6, 8):
+        put_u64(value, holder.high)
+    else:
+        raise CudaError(INVALID_VALUE)
+
+
+@entry
+def cuMemPoolSetAccess(device: Device, pool: int, descriptors: int, count: int) -> None:
+    device.get(pool, Pool)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The software GPU's objects: contexts, streams, events, modules, graphs, and the one device.
+
+Work runs to its end when it is submitted, in submission order, which is one of the orders CUDA allows;
+so a stream has no queue and an event is done once it is recorded. A stream that is capturing collects
+nodes instead. One thread at a time is inside the driver (the worker's replay thread).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from .memory import AddressSpace, PhysicalAllocation
+from .ptx import Instance, Kernel
+
+T = TypeVar("T")
+
+
+class CudaError(Exception):
+    """A driver call failed with this CUresult."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(f"CUDA error {code}" + (f": {text}" if text else ""))
+        self.code = code
+
+
+@attrs.define(eq=False)
+class Context:
+    """A context; every object of the device belongs to the device, whichever context made it."""
+
+    flags: int = 0
+    limits: dict[int, int] = attrs.Factory(lambda: {0: 1024, 1: 1 << 20, 2: 8 << 20, 5: 128})
+
+
+@attrs.define(eq=False)
+class Node:
+    """A graph node: its type (CUgraphNodeType), what it does, what it waits for."""
+
+    kind: int
+    run: Callable[[], None]
+    dependencies: list[Node] = attrs.Factory(list)
+    enabled: bool = True
+    # What the Get calls of its type give back.
+    details: dict[str, Any] = attrs.Factory(dict)
+
+
+@attrs.define(eq=False)
+class Graph:
+    """Nodes in the order they were added, which respects dependencies while it is captured."""
+
+    nodes: list[Node] = attrs.Factory(list)
+
+    def ordered(self) -> list[Node]:
+        """Nodes so that each comes after those it waits for.
+
+        Raises:
+            CudaError: INVALID_VALUE for a cycle.
+        """
+        done: list[Node] = []
+        state: dict[int, int] = {}
+
+        def visit(node: Node) -> None:
+            if state.get(id(node)) == 2:
+                return
+            if state.get(id(node)) == 1:
+                raise CudaError(1, "the graph has a cycle")
+            state[id(node)] = 1
+            for before in node.dependencies:
+                visit(before)
+            state[id(node)] = 2
+            done.append(node)
+
+        for node in self.nodes:
+            visit(node)
+        return done
+
+
+@attrs.define(eq=False)
+class Executable:
+    """An instantiated graph: pairs of original node and what runs for it."""
+
+    graph: Graph
+    steps: list[tuple[Node, Callable[[], None]]]
+    flags: int = 0
+    disabled: set[int] = attrs.Factory(set)
+
+
+_capture_ids = itertools.count(1)
+
+
+@attrs.define(eq=False)
+class Capture:
+    """A capture in progress, shared by all streams that joined it."""
+
+    graph: Graph
+    origin: Stream
+    number: int = attrs.Factory(lambda: next(_capture_ids))
+    streams: list[Stream] = attrs.Factory(list)
+    invalid: bool = False
+
+
+@attrs.define(eq=False)
+class Stream:
+    """A stream. ``leaves`` are the nodes its next captured node waits for."""
+
+    flags: int = 0
+    priority: int = 0
+    capture: Capture | None = None
+    leaves: list[Node] = attrs.Factory(list)
+
+
+@attrs.define(eq=False)
+class Event:
+    """An event; in a capture it stands for the nodes before it."""
+
+    flags: int = 0
+    recorded_ns: int = 0
+    capture: Capture | None = None
+    nodes: list[Node] = attrs.Factory(list)
+
+
+@attrs.define(eq=False)
+class Function:
+    """A kernel of a loaded module. As CUkernel and CUfunction it is the same object."""
+
+    module: LoadedModule
+    kernel: Kernel
+    max_dynamic_shared: int
+    carveout: int = -1
+    # The name must lie at a fixed address for cuFuncGetName.
+    name_bytes: bytes = b""
+
+
+@attrs.define(eq=False)
+class LoadedModule:
+    """A module or library and its functions by name."""
+
+    instance: Instance
+    functions: dict[str, Function] = attrs.Factory(dict)
+
+
+@attrs.define(eq=False)
+class Pool:
+    """A memory pool: attributes only, as freed memory goes back at once."""
+
+    attributes: dict[int, int] = attrs.Factory(dict)
+    used: int = 0
+    high: int = 0
+
+
+class Device:
+    """All state of the software GPU in this process."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.space = AddressSpace(capacity_bytes)
+        self.objects: dict[int, object] = {}
+        self._numbers = itertools.count(0x10000, 16)
+        self.primary = Context()
+        self.primary_handle = self.add(self.primary)
+        self.primary_active = 0
+        self.current: int = 0
+        self.legacy = Stream()
+        self.per_thread = Stream()
+        self.default_pool = self.add(Pool())
+        self.pool = self.default_pool
+        self.captures: list[Capture] = []
+        # Error that poisoned the context; every later call returns it.
+        self.fault = 0
+        self.fault_text = ""
+        self.kernel_ns = 0
+        self.launches = 0
+        self.physical: dict[int, PhysicalAllocation] = {}
+        self.windows: dict[int, int] = {}
+        # Asked now and then by a running kernel; true stops it.
+        self.should_stop: Callable[[], bool] = lambda: False
+
+    def add(self, value: object) -> int:
+        """Give an object a handle."""
+        handle = next(self._numbers)
+        self.objects[handle] = value
+        return handle
+
+    def get(self, handle: int, kind: type[T]) -> T:
+        """The object behind a handle.
+
+        Raises:
+            CudaError: INVALID_HANDLE.
+        """
+        value = self.objects.get(handle)
+        if not isinstance(value, kind):
+            raise CudaError(400, f"{handle:#x} is no {kind.__name__}")
+        return value
+
+    def remove(self, handle: int, kind: type[T]) -> T:
+        """Forget a handle and return what was behind it."""
+        value = self.get(handle, kind)
+        del self.objects[handle]
+        return value
+
+    def handle_of(self, value: object) -> int:
+        """The handle of an object, made where it has none."""
+        for handle, known in self.objects.items():
+            if known is value:
+                return handle
+        return self.add(value)
+
+    def stream(self, handle: int) -> Stream:
+        """A stream by handle; 0 and 1 are the legacy stream, 2 the per-thread one."""
+        if handle in (0, 1):
+            return self.legacy
+        if handle == 2:
+            return self.per_thread
+        return self.get(handle, Stream)
+
+    def submit(self, stream: Stream, kind: int, run: Callable[[], None], **details: Any) -> None:
+        """Run work on a stream now, or make it a node of the capture the stream is in.
+
+        Raises:
+            CudaError: STREAM_CAPTURE_IMPLICIT when the legacy stream would join a capture.
+        """
+        capture = stream.capture
+        if capture is None:
+            if stream is self.legacy and any(not (s.flags & 1) for c in self.captures for s in c.streams):
+                raise CudaError(906, "the legacy stream depends on a capturing stream")
+            run()
+            return
+        node = Node(kind, run, list(stream.leaves), details=details)
+        capture.graph.nodes.append(node)
+        stream.leaves = [node]
+
+    def poison(self, code: int, text: str) -> None:
+        """A kernel faulted: from now on every call fails with ``code``."""
+        if not self.fault:
+            self.fault, self.fault_text = code, text
+
+    def now_ns(self) -> int:
+        """The clock of events."""
+        return time.perf_counter_ns()
