@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection actor per VM: takes its guest processes in and gets each a session.
+
+A guest's socket lives in a task of this actor. Its end says that the guest process is gone; the worker
+sees the same on the session's lifeline, so a connection actor that dies takes no session with it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import os
+import socket
+
+import attrs
+import trio
+
+from vgpu.transport.attach import Hello, Status, Welcome
+
+from . import Actor, ActorError, Ref, StartChild, handles
+from .messages import Attach, Attachment, EnsureVm, GuestLeft, SessionRequest
+
+_log = logging.getLogger("vgpu.connection")
+
+# What a guest is told to wait before it asks again when no session could be had.
+RETRY_MILLISECONDS = 200
+START_SECONDS = 60.0
+
+
+@attrs.frozen
+class GuestArrived:
+    """From the listener: a guest process with a valid HELLO. This actor owns the socket from now on."""
+
+    hello: Hello
+    stream: trio.SocketStream
+    pid: int
+    uid: int
+
+
+def send_with_descriptors(sock: socket.socket, data: bytes, descriptors: list[int]) -> None:
+    """One message with descriptors attached. The socket must have room; small messages always do."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    sent = sock.sendmsg([data], ancillary)
+    if sent != len(data):
+        raise OSError(f"{sent} of {len(data)} bytes sent with descriptors")
+
+
+@attrs.define(eq=False)
+class Connection(Actor):
+    """Guests of one VM. Sessions are children of the executors supervisor, not of this actor."""
+
+    vm: str
+    executors: str
+    _serial: int = 0
+
+    @handles(GuestArrived)
+    def arrived(self, message: GuestArrived) -> None:
+        self.nursery.start_soon(self._serve, message)
+
+    async def _serve(self, guest: GuestArrived) -> None:
+        async with guest.stream:
+            try:
+                executor = await self._welcome(guest)
+                if executor is None:
+                    return
+                with contextlib.suppress(trio.BrokenResourceError):
+                    # Nothing is expected on this socket any more; bytes that come are dropped, the end matters.
+                    while await guest.stream.receive_some(4096):
+                        pass
+                executor.send_nowait(GuestLeft())
+            except (OSError, trio.BrokenResourceError) as error:
+                _log.info("guest pid %d of %s went away while attaching: %s", guest.pid, self.vm, error)
+
+    async def _welcome(self, guest: GuestArrived) -> Ref[object] | None:
+        while True:
+            try:
+                vm = await self.find("mediator/ledger").ask(EnsureVm(self.vm))
+                request = SessionRequest(vm, guest.pid, guest.hello.program)
+                supervisor = self.find(self.executors)
+                executor = await supervisor.ask(StartChild((request,)), timeout_seconds=START_SECONDS)
+                attachment = await executor.ask(Attach())
+            except ActorError as error:
+                _log.warning("no session for pid %d of %s: %s", guest.pid, self.vm, error)
+                await guest.stream.send_all(Welcome(Status.BUSY, RETRY_MILLISECONDS).encode())
+                # The guest repeats its HELLO on this connection; its content was checked once already.
+                if not await self._another_hello(guest):
+                    return None
+                continue
+            self._send_attachment(guest, attachment)
+            return executor
+
+    async def _another_hello(self, guest: GuestArrived) -> bool:
+        wanted = len(guest.hello.encode())
+        while wanted:
+            got = await guest.stream.receive_some(wanted)
+            if not got:
+                return False
+            wanted -= len(got)
+        return True
+
+    def _send_attachment(self, guest: GuestArrived, attachment: Attachment) -> None:
+        welcome = Welcome(
+            Status.WELCOME,
+            session_id=attachment.session,
+            segment_size=attachment.segment_size,
+            worker_address=attachment.worker_address,
+        )
+        with contextlib.ExitStack() as owned:
+            owned.callback(os.close, attachment.segment_fd)
+            owned.callback(os.close, attachment.lifeline_fd)
+            raw = socket.socket(fileno=os.dup(guest.stream.socket.fileno()))
+            owned.callback(raw.close)
+            send_with_descriptors(raw, welcome.encode(), [attachment.segment_fd, attachment.lifeline_fd])

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The executor actor: owns one worker process, and with it one session's GPU context.
+
+CUDA cannot cancel a running kernel; the only clean cut is the process's death. So this actor's end *is*
+the worker's end: however it stops (asked, cancelled, crashed), ``stopped`` kills the worker, tells the
+guest through the session page, and reports the last counters. It carries leases between scheduler and
+worker; it sees no call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+
+import attrs
+import trio
+
+from vgpu.gpu.control import WorkerLink, open_worker_link
+from vgpu.transport._generated_calls import CallId
+from vgpu.transport.layout import GrantPage, SessionPage
+
+from . import Actor, ActorError, Crashed, Down, ExitReason, Refused, handles
+from .messages import (
+    Adoption,
+    Attach,
+    Attachment,
+    Demand,
+    Fault,
+    GrantLease,
+    GuestLeft,
+    LeaseEnded,
+    NextSession,
+    RecordEnd,
+    RecordFault,
+    RecordStart,
+    RevokeLease,
+    Sample,
+    SessionClosed,
+    SessionId,
+    SessionInfo,
+    SessionOpened,
+    SessionRequest,
+    SessionSample,
+    TakeWorker,
+    Unwatch,
+    Watch,
+    WorkerHandle,
+)
+
+_log = logging.getLogger("vgpu.executor")
+
+SESSION_DEAD = 3
+CUDA_ERROR_UNKNOWN = 999
+# A worker that lost its guest leaves by itself; past this it is helped.
+LEAVE_SECONDS = 1.0
+
+
+class NotAttachable(ActorError):
+    """The session cannot be attached to: it has a guest already, or its worker is gone."""
+
+
+@attrs.define(eq=False)
+class Executor(Actor):
+    """One session."""
+
+    gpu: str  # name of the gpu's supervisor, whose children are scheduler, pool and watchdog
+    origin: SessionRequest | Adoption
+    _link: WorkerLink | None = None
+    _info: SessionInfo | None = None
+    _weight: int = 50
+    _grant: GrantPage | None = None
+    _page: SessionPage | None = None
+    _pidfd: int = -1
+    _reported_ns: int = 0
+    _cause: str = ""
+    _fault: int = 0
+    _holding: bool = False
+    _final: SessionSample | None = None
+
+    # -- a session's life
+
+    async def started(self) -> None:
+        if isinstance(self.origin, Adoption):
+            await self._adopt(self.origin.handle)
+
+    @handles(Attach)
+    async def attach(self, message: Attach) -> Attachment:
+        if self._info is not None or not isinstance(self.origin, SessionRequest):
+            raise Refused(NotAttachable(f"{self.name} has a guest already"))
+        try:
+            return await self._begin(self.origin)
+        except (OSError, trio.BrokenResourceError, ActorError) as error:
+            # Nothing of this session is of use to anybody; the guest will be told to try again.
+            self.stop(Crashed(error))
+            raise Refused(NotAttachable(f"{self.name}: {error}")) from error
+
+    async def _begin(self, request: SessionRequest) -> Attachment:
+        ledger = self.find("mediator/ledger")
+        handle = await self.find(f"{self.gpu}/workers").ask(TakeWorker(), timeout_seconds=60)
+        self._open_process(handle)
+        session = await ledger.ask(NextSession())
+        link = await self._open_link(handle)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(ours.close)
+            cleanup.callback(theirs.close)
+            limit = request.vm.memory_limit_bytes
+            await link.send(
+                {
+                    "do": "assign",
+                    "session": session,
+                    "vm": request.vm.name,
+                    "memory_limit": limit,
+                    "guest_pid": request.guest_pid,
+                    "program": request.program,
+                    "watchdog": request.vm.watchdog_seconds,
+                    "weight": request.vm.weight,
+                },
+                [theirs.fileno()],
+            )
+            event, _ = await link.receive()
+            if event is None or event.get("event") != "assigned":
+                raise OSError(f"worker {handle.worker} answered {event!r} to its assignment")
+            info = SessionInfo(
+                session,
+                request.vm.name,
+                request.guest_pid,
+                request.program,
+                handle.worker,
+                handle.pid,
+                request.vm.watchdog_seconds,
+            )
+            await self._announce(info, request.vm.weight)
+            await ledger.send(RecordStart(info))
+            return Attachment(
+                session,
+                os.dup(link.segment_fd),
+                ours.detach(),
+                int(link.hello["segment_size"]),
+                int(link.hello["worker_address"]),
+            )
+
+    async def _adopt(self, handle: WorkerHandle) -> None:
+        self._open_process(handle)
+        link = await self._open_link(handle)
+        hello = link.hello
+        info = SessionInfo(
+            SessionId(int(hello["session"])),
+            str(hello["vm"]),
+            int(hello.get("guest_pid", 0)),
+            str(hello.get("program", "")),
+            handle.worker,
+            handle.pid,
+            float(hello.get("watchdog", 30.0)),
+        )
+        await self._announce(info, int(hello.get("weight", 50)))
+        _log.info("adopted session %d of %s (worker %d)", info.session, info.vm, info.worker_pid)
+
+    def _open_process(self, handle: WorkerHandle) -> None:
+        self._pidfd = os.pidfd_open(handle.pid)
+
+    async def _open_link(self, handle: WorkerHandle) -> WorkerLink:
+        self._link = link = await open_worker_link(handle.socket_path)
+        self._grant = GrantPage(link.grant_fd)
+        self._page = SessionPage(link.segment_fd)
+        return link
+
+    async def _announce(self, info: SessionInfo, weight: int) -> None:
+        assert self._grant is not None
+        self._info = info
+        self._weight = weight
+        self._holding = bool(self._grant.get("granted"))
+        opened = SessionOpened(info.session, weight, self.ref, self._holding)
+        watch = Watch(info.session, self.ref)
+        self.monitor(self.find(f"{self.gpu}/scheduler"))
+        await self.find(f"{self.gpu}/scheduler").send(opened)
+        for name in (f"{self.gpu}/watchdog", "mediator/telemetry"):
+            self.monitor(self.find(name))
+            await self.find(name).send(watch)
+        if not self._holding:
+            # A new session may want the GPU at once: have a lease ready, open-ended if nobody else is there.
+            await self.find(f"{self.gpu}/scheduler").send(Demand(info.session))
+        self.nursery.start_soon(self._read_events)
+
+    @handles(Down)
+    async def peer_restarted(self, message: Down) -> None:
+        """Scheduler, watchdog or telemetry ended: announce this session to the successor."""
+        if self._info is not None:
+            self.nursery.start_soon(self._announce_again, message.name, self._info)
+
+    async def _announce_again(self, name: str, info: SessionInfo) -> None:
+        peer = self.find(name)
+        await peer.wait_alive()
+        self.monitor(peer)
+        if name.endswith("/scheduler"):
+            await peer.send(SessionOpened(info.session, self._weight, self.ref, self._holding))
+            if not self._holding:
+                await peer.send(Demand(info.session))
+        else:
+            await peer.send(Watch(info.session, self.ref))
+
+    # -- the worker
+
+    async def _read_events(self) -> None:
+        assert self._link is not None
+        assert self._info is not None
+        scheduler = self.find(f"{self.gpu}/scheduler")
+        while True:
+            event, _ = await self._link.receive()
+            kind = event.get("event") if event is not None else None
+            if kind == "demand":
+                if self._holding:
+                    await self._lease_over(wants_more=True)
+                else:
+                    await scheduler.send(Demand(self._info.session))
+            elif kind == "idle":
+                await self._lease_over(wants_more=False)
+            elif kind == "fault":
+                assert event is not None
+                await self._record_fault(
+                    int(event.get("error", CUDA_ERROR_UNKNOWN)), str(event.get("call", ""))
+                )
+            elif kind == "guest-gone" or event is None:
+                self._cause = self._cause or ("guest ended" if event is not None else "worker ended")
+                self.stop()
+                return
+
+    async def _lease_over(self, *, wants_more: bool) -> None:
+        assert self._info is not None
+        assert self._grant is not None
+        self._holding = False
+        used = self._grant.get("gpu_ns")
+        report = LeaseEnded(self._info.session, max(used - self._reported_ns, 0), wants_more)
+        self._reported_ns = used
+        await self.find(f"{self.gpu}/scheduler").send(report)
+
+    @handles(GrantLease)
+    async def grant(self, message: GrantLease) -> None:
+        if self._grant is None or self._link is None:
+            return
+        self._holding = True
+        self._grant.grant(deadline_ns=message.deadline_ns)
+        await self._kick()
+
+    @handles(RevokeLease)
+    async def revoke(self, message: RevokeLease) -> None:
+        if self._grant is None or self._link is None:
+            return
+        self._grant.revoke()
+        await self._kick()
+
+    async def _kick(self) -> None:
+        assert self._link is not None
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._link.send({"do": "kick"})
+
+    # -- looking, and ending
+
+    @handles(Sample)
+    def sample(self, message: Sample) -> SessionSample:
+        if self._info is None:
+            raise Refused(NotAttachable(f"{self.name} has no session yet"))
+        return self._take_sample("")
+
+    def _take_sample(self, ended: str) -> SessionSample:
+        assert self._info is not None
+        assert self._grant is not None
+        assert self._page is not None
+        names = {int(c): c.name for c in CallId}
+        refused = {names.get(i, f"call {i}"): n for i, n in self._page.refused().items()}
+        return SessionSample(
+            self._info,
+            time.monotonic_ns(),
+            self._grant.snapshot(),
+            self._page.snapshot(),
+            refused,
+            ended,
+        )
+
+    @handles(GuestLeft)
+    def guest_left(self, message: GuestLeft) -> None:
+        self._cause = self._cause or "guest ended"
+        self.nursery.start_soon(self._leave_soon)
+
+    async def _leave_soon(self) -> None:
+        # The worker sees its lifeline end and goes; its link's end stops this actor before the time is up.
+        await trio.sleep(LEAVE_SECONDS)
+        self.stop()
+
+    @handles(Fault)
+    async def fault(self, message: Fault) -> None:
+        await self._record_fault(message.error, message.what)
+        self._fault = message.error
+        self._cause = message.what
+        self.stop()
+
+    async def _record_fault(self, error: int, what: str) -> None:
+        if self._info is not None:
+            _log.warning("session %d of %s: error %d: %s", self._info.session, self._info.vm, error, what)
+            await self.find("mediator/ledger").send(RecordFault(self._info, error, what))
+
+    async def stopped(self, reason: ExitReason) -> None:
+        if self._page is not None and self._info is not None:
+            self._final = self._take_sample(self._cause or str(reason))
+            if not self._page.get("sticky_error"):
+                self._page.set("sticky_error", self._fault or CUDA_ERROR_UNKNOWN)
+            self._page.set("state", SESSION_DEAD)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.close(self._pidfd)
+        if self._link is not None:
+            await self._link.aclose()
+        for page in (self._grant, self._page):
+            if page is not None:
+                page.close()
+        if self._info is not None and self._final is not None:
+            for name in (f"{self.gpu}/watchdog", "mediator/telemetry"):
+                self.find(name).send_nowait(Unwatch(self._final))
+            self.find(f"{self.gpu}/scheduler").send_nowait(SessionClosed(self._info.session))
+            self.find("mediator/ledger").send_nowait(RecordEnd(self._final))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warm workers: processes that have paid for interpreter, driver and context before anybody asks.
+
+Keeps a few ready per GPU, hands them out, and starts the next at once. A worker given away belongs to
+the executor that took it. At its start the pool looks for workers an earlier mediator left: warm ones are
+taken over, assigned ones get an executor that adopts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import trio
+
+from vgpu.gpu.control import open_worker_link
+
+from . import Actor, ActorError, ExitReason, Reply, StartChild, handles
+from .messages import Adoption, TakeWorker, WorkerHandle
+
+_log = logging.getLogger("vgpu.workers")
+
+# After a worker failed to start; doubles up to the limit.
+RETRY_SECONDS = 0.5
+RETRY_LIMIT_SECONDS = 10.0
+
+
+class Process(Protocol):
+    """What the pool needs of a started worker process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def wait(self) -> int: ...
+
+
+class Spawn(Protocol):
+    """Start a worker process of the given name and wait until it is warm."""
+
+    async def __call__(self, worker: str) -> tuple[Process, str]: ...
+
+
+@attrs.frozen
+class WorkerReady:
+    """A worker is warm (or failed to become so)."""
+
+    handle: WorkerHandle | None
+    error: str = ""
+
+
+@attrs.define(eq=False)
+class WorkerPool(Actor):
+    """Warm workers of one GPU."""
+
+    executors: str
+    directory: Path
+    spawn: Spawn
+    warm: int = 1
+    new_name: Callable[[], str] = attrs.field(default=lambda: os.urandom(6).hex())
+    _ready: deque[WorkerHandle] = attrs.Factory(deque)
+    _waiting: deque[Reply[WorkerHandle]] = attrs.Factory(deque)
+    _starting: int = 0
+    _retry_seconds: float = RETRY_SECONDS
+
+    async def started(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        await self._take_over()
+        self._fill()
+
+    async def stopped(self, reason: ExitReason) -> None:
+        for handle in self._ready:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(handle.pid, signal.SIGKILL)
+
+    async def _take_over(self) -> None:
+        for path in sorted(self.directory.glob("*.sock")):
+            try:
+                with trio.fail_after(2):
+                    link = await open_worker_link(str(path))
+            except (OSError, trio.TooSlowError, trio.BrokenResourceError):
+                path.unlink(missing_ok=True)
+                continue
+            hello = link.hello
+            await link.aclose()
+            handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
+            if hello["state"] == "warm":
+                self._ready.append(handle)
+            else:
+                self.nursery.start_soon(self._start_adopter, handle)
+
+    async def _start_adopter(self, handle: WorkerHandle) -> None:
+        supervisor = self.find(self.executors)
+        await supervisor.wait_alive()
+        try:
+            await supervisor.ask(StartChild((Adoption(handle),)), timeout_seconds=30)
+        except ActorError as error:
+            _log.error("cannot adopt worker %d: %s; it is ended", handle.pid, error)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(handle.pid, signal.SIGKILL)
+
+    def _fill(self) -> None:
+        wanted = self.warm + len(self._waiting)
+        while len(self._ready) + self._starting < wanted:
+            self._starting += 1
+            self.nursery.start_soon(self._start_one)
+
+    async def _start_one(self) -> None:
+        worker = self.new_name()
+        try:
+            process, socket_path = await self.spawn(worker)
+        except OSError as error:
+            await self.ref.send(WorkerReady(None, str(error)))
+            return
+        await self.ref.send(WorkerReady(WorkerHandle(worker, process.pid, socket_path)))
+        # Reap it whenever it ends. Cancelled, this leaves the process alone: a successor adopts it.
+        await process.wait()
+
+    @handles(WorkerReady)
+    async def ready(self, message: WorkerReady) -> None:
+        self._starting -= 1
+        if message.handle is None:
+            _log.error("a worker did not start: %s", message.error)
+            self._retry_seconds = min(self._retry_seconds * 2, RETRY_LIMIT_SECONDS)
+            self.nursery.start_soon(self._fill_later, self._retry_seconds)
+            return
+        self._retry_seconds = RETRY_SECONDS
+        self._ready.append(message.handle)
+        self._serve()
+
+    async def _fill_later(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self._fill()
+
+    @handles(TakeWorker)
+    def take(self, message: TakeWorker) -> None:
+        reply = self.take_reply()
+        if reply is not None:
+            self._waiting.append(reply)
+        self._serve()
+        self._fill()
+
+    def _serve(self) -> None:
+        while self._waiting and self._ready:
+            if not self._waiting[0].is_awaited:
+                self._waiting.popleft()
+                continue
+            handle = self._ready.popleft()
+            if not Path(f"/proc/{handle.pid}").exists():
+                continue
+            self._waiting.popleft().answer(handle)
+        self._fill()

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mediator's assembly: the supervisor tree of architecture, and nothing else.
+
+mediator (rest_for_one)
+├── ledger
+├── telemetry
+├── gpus (one_for_one)
+│   └── gpuN (rest_for_one)
+│       ├── scheduler
+│       ├── watchdog
+│       ├── executors (simple_one_for_one): one executor per session, each owning a worker process
+│       └── workers: warm worker processes
+├── connections (simple_one_for_one): one connection actor per VM
+├── listener
+└── admin
+
+This is the only module that sees all five rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+
+from vgpu.actors import ActorSnapshot, ActorSystem, open_system
+from vgpu.actors.admin import Admin
+from vgpu.actors.connection import Connection
+from vgpu.actors.executor import Executor
+from vgpu.actors.ledger import Ledger
+from vgpu.actors.listener import Listener
+from vgpu.actors.scheduler import Scheduler
+from vgpu.actors.telemetry import Telemetry
+from vgpu.actors.worker_pool import Spawn, WorkerPool
+from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
+from vgpu.supervision.watchdog import Watchdog
+
+# A crash here and there is survived; a mediator that cannot keep an actor alive for long says so by ending.
+INTENSITY = 10
+PERIOD_SECONDS = 10.0
+
+
+@attrs.frozen
+class GpuPlan:
+    """One GPU of this host and how its workers are started."""
+
+    index: int
+    spawn: Spawn
+    warm_workers: int = 1
+    quantum_ns: int = 2_000_000
+
+
+@attrs.frozen
+class MediatorPlan:
+    """Everything the tree is made from."""
+
+    run_dir: Path
+    state_dir: Path
+    gpus: tuple[GpuPlan, ...]
+    describe: dict[str, object] = attrs.Factory(dict)
+
+
+def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
+    """The actors of one GPU. Its scheduler's death restarts what depends on it, never the workers' sessions."""
+    name = f"gpu{plan.index}"
+    path = f"mediator/gpus/{name}"
+    executor = ChildSpec(
+        "executor", Executor, (path,), restart=Restart.TEMPORARY, shutdown=5.0, start_timeout_seconds=30.0
+    )
+    pool = partial(WorkerPool, f"{path}/executors", run_dir / "workers", plan.spawn, plan.warm_workers)
+    return SupervisorSpec(
+        name,
+        (
+            ChildSpec("scheduler", Scheduler, (plan.quantum_ns,)),
+            ChildSpec("watchdog", Watchdog),
+            SupervisorSpec("executors", (executor,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
+            ChildSpec("workers", pool),
+        ),
+        # Not rest_for_one: executors outlive a scheduler's restart and announce themselves to its successor.
+        Strategy.ONE_FOR_ONE,
+        INTENSITY,
+        PERIOD_SECONDS,
+    )
+
+
+def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSpec:
+    """The whole tree. ``system`` is filled by the caller once the system is open (the admin shows its tree)."""
+
+    def tree() -> tuple[ActorSnapshot, ...]:
+        return system[0].tree() if system else ()
+
+    first = f"mediator/gpus/gpu{plan.gpus[0].index}"
+    schedulers = tuple(f"mediator/gpus/gpu{g.index}/scheduler" for g in plan.gpus)
+    connection = ChildSpec("connection", _connection, (f"{first}/executors",))
+    return SupervisorSpec(
+        "mediator",
+        (
+            ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
+            ChildSpec("telemetry", Telemetry),
+            SupervisorSpec(
+                "gpus",
+                tuple(gpu_spec(g, plan.run_dir) for g in plan.gpus),
+                Strategy.ONE_FOR_ONE,
+                INTENSITY,
+                PERIOD_SECONDS,
+            ),
+            SupervisorSpec(
+                "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
+            ),
+            ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
+            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", schedulers, tree, plan.describe)),
+        ),
+        # A ledger's restart must not end sessions; every actor finds the others by name again.
+        Strategy.ONE_FOR_ONE,
+        INTENSITY,
+        PERIOD_SECONDS,
+    )
+
+
+def _connection(executors: str, vm: str) -> Connection:
+    return Connection(vm, executors)
+
+
+@asynccontextmanager
+async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
+    """Run the mediator while the block runs. Sockets exist when it is entered; sessions end when it is left."""
+    holder: list[ActorSystem] = []
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    async with open_system(mediator_spec(plan, holder)) as system:
+        holder.append(system)
+        yield system
