@@ -276,11 +276,17 @@ def _directed(near: Array, remainder_sign: Array, mode: str) -> Array:
 
 
 def div_f64(a: Array, b: Array, mode: str = "rn") -> Array:
-    near = a / b
+    near: Array = a / b
     if mode == "rn":
         return near
-    finite = np.where(np.isfinite(near), near, 0.0)
-    return _directed(near, fma_f64(-finite, b, a) * np.sign(b), mode)
+    out = near.copy()
+    for lane, (x, y) in enumerate(
+        zip(*(np.broadcast_to(v, near.shape).tolist() for v in (a, b)), strict=True)
+    ):
+        if math.isfinite(x) and math.isfinite(y) and x != 0 and y != 0:
+            exact = Fraction(x) / Fraction(y)
+            out[lane] = math.copysign(_round_fraction(exact, mode), 1.0 if exact > 0 else -1.0)
+    return out
 
 
 def rcp_f64(a: Array, mode: str = "rn") -> Array:
@@ -291,8 +297,16 @@ def sqrt_f64(a: Array, mode: str = "rn") -> Array:
     near: Array = np.sqrt(a)
     if mode == "rn":
         return near
-    finite = np.where(np.isfinite(near), near, 0.0)
-    return _directed(near, fma_f64(-finite, finite, np.where(np.isfinite(near), a, 0.0)), mode)
+    sides = [_side_of_square(root, x) for root, x in zip(near.tolist(), a.tolist(), strict=True)]
+    return _directed(near, np.array(sides), mode)
+
+
+def _side_of_square(root: float, x: float) -> float:
+    """+1 where the true root is above `root`, -1 where below, 0 where it is exact or not finite."""
+    if not math.isfinite(root):
+        return 0.0
+    square = Fraction(root) ** 2
+    return float((square < x) - (square > x))
 
 
 def minimum(a: Array, b: Array) -> Array:
