@@ -93,12 +93,14 @@ CUresult replay_register_again(struct vgpu_replay *replay)
     return CUDA_SUCCESS;
 }
 
+/* arguments: offset from the arena's start, size; both multiples of 4096 */
 CUresult replay_wireArenaRegister(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    if (replay_arena(replay, call->argument[0], call->argument[1]) == NULL)
+    uint64_t from = call->argument[0], size = call->argument[1];
+    if (from > replay->arena_size || size > replay->arena_size - from)
         return CUDA_ERROR_INVALID_VALUE;
-    return replay_register(replay, call->argument[0], call->argument[1]);
+    return replay_register(replay, replay->arena_offset + from, size);
 }
 
 CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
@@ -106,7 +108,7 @@ CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     struct replay_private *private = replay->private;
     for (unsigned i = 1; i < private->chunk_count; i++) { /* chunk 0 carries the fences and stays */
-        if (private->chunk[i].offset != call->argument[0] || private->chunk[i].size != call->argument[1])
+        if (private->chunk[i].offset - replay->arena_offset != call->argument[0] || private->chunk[i].size != call->argument[1])
             continue;
         int status = replay->driver.cuMemHostUnregister(replay->segment + private->chunk[i].offset);
         if (status != 0)

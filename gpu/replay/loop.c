@@ -117,6 +117,8 @@ CUresult replay_wireGoodbye(REPLAY_PARAMETERS)
 
 static void lose_lease(struct loop *loop)
 {
+    if (!loop->private->leased)
+        return; /* a revocation that crossed our own giving up: reported already, or about to be */
     loop->private->leased = false;
     loop->private->reported = false;
 }
@@ -140,7 +142,7 @@ static void read_lease(struct loop *loop, uint64_t epoch)
             replay_wake(loop->replay);
         }
     } else {
-        lose_lease(loop); /* also answers a revocation that came when no lease was held */
+        lose_lease(loop);
     }
     atomic_store_explicit(replay_quad(&grant->seen_epoch), epoch, memory_order_release);
 }
@@ -350,14 +352,22 @@ static int sleep_until(struct loop *loop, uint64_t timeout_ns)
     return (source[0].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0 ? VGPU_RUN_GUEST_GONE : 0;
 }
 
-/* When the lease has ended and what it covered is done, say so, once. */
-static void report_lease(struct loop *loop)
+/* When the lease has ended and what it covered is done, say so, once: "idle" when no record waits, else "demand", which
+ * is both the report and the next wish. A session that never held a lease has nothing to finish and asks at once. */
+static void report_lease(struct loop *loop, bool records_wait)
 {
     struct replay_private *private = loop->private;
-    if (private->leased || private->reported || (loop->unfinished && private->error == 0))
+    if (private->leased || (loop->unfinished && !private->reported && private->error == 0))
         return;
-    private->reported = true;
-    replay_notify(loop->replay, REPLAY_EVENT_IDLE);
+    if (records_wait && !private->demanded) {
+        private->demanded = true;
+        private->reported = true;
+        atomic_store(replay_word(&loop->replay->grant->demand), 1);
+        replay_notify(loop->replay, REPLAY_EVENT_DEMAND);
+    } else if (!private->reported) {
+        private->reported = true;
+        replay_notify(loop->replay, REPLAY_EVENT_IDLE);
+    }
 }
 
 static uint64_t poll_interval(const struct loop *loop, uint64_t now)
@@ -386,7 +396,7 @@ static int wait_for_records(struct loop *loop)
         look(loop, now, POLL_IDLE_NS);
         if (epoch_changed(loop))
             read_lease(loop, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
-        report_lease(loop);
+        report_lease(loop, false);
     }
     for (;;) {
         look(loop, now, 0);
@@ -400,7 +410,7 @@ static int wait_for_records(struct loop *loop)
             else
                 timeout = LEASE_IDLE_NS;
         }
-        report_lease(loop);
+        report_lease(loop, false);
         atomic_store(replay_word(&page->doorbell_wanted), 1);
         /* SAFETY: the sequentially consistent store above pairs with the guest's full barrier between its store of `tail`
          * and its look at doorbell_wanted. */
@@ -424,20 +434,15 @@ static int wait_for_lease(struct loop *loop)
 {
     struct replay_private *private = loop->private;
     struct vgpu_session_page *page = loop->replay->page;
-    if (!private->demanded) {
-        page->busy_retry_ns = loop->replay->grant->retry_hint_ns;
-        atomic_store(replay_word(&page->busy), 1);
-        private->demanded = true;
-        atomic_store(replay_word(&loop->replay->grant->demand), 1);
-        replay_notify(loop->replay, REPLAY_EVENT_DEMAND);
-    }
+    page->busy_retry_ns = loop->replay->grant->retry_hint_ns;
+    atomic_store(replay_word(&page->busy), 1);
     uint64_t now = replay_now_ns(), began = now;
     uint64_t spin_ns = private->spin_ns < 50000 ? private->spin_ns : 50000;
     while (!epoch_changed(loop)) {
         if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             return VGPU_RUN_STOPPED;
         look(loop, now, now - began < spin_ns ? POLL_IDLE_NS : 0);
-        report_lease(loop);
+        report_lease(loop, true);
         if (now - began < spin_ns) {
             for (unsigned i = 0; i < 32; i++)
                 __builtin_ia32_pause();

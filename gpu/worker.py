@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process: one GPU context, one segment, one guest process, then the end.
+
+    python -m vgpu.gpu.worker --run-dir DIR --id ID --gpu nvidia|software [--device N] [--library PATH]
+
+It starts warm: driver initialised, primary context made, segment mapped and registered, before any guest
+asks. Then it listens on ``DIR/workers/ID.sock`` (docs/wire.md section 4). The first ``assign`` hands it a guest's
+lifeline; from then on a thread replays calls in C without the interpreter lock, and this module only
+passes on what happens: kicks inwards; demand, idle and fault outwards.
+
+The worker belongs to its guest, not to its mediator. When the lifeline ends it leaves at once, in the middle of
+whatever it does: process death is how a GPU is freed. When the mediator ends it goes on under the lease it
+has, and says hello again, descriptors and all, to the next one that connects.
+
+No trio here: one thread replays, one waits in epoll. Must never: hold anything that a dead guest's memory
+depends on; ask to be killed with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+
+# The driver puts device addresses where mmap puts things, by default just below the stack, where the
+# libraries of guest processes lie too. A pointer must be either the one or the other there: a stack limit of
+# this size at exec moves our mmap base down by as much (measured: 0x7f... becomes 0x6f...).
+STACK_GAP_BYTES = 16 << 40
+THREAD_STACK_BYTES = 8 << 20
+_RELOCATED = "VGPU_WORKER_RELOCATED"
+
+SEGMENT_ADDRESS = 0x2000_0000_0000
+RING_BYTES = 4 << 20
+SLOT_COUNT = 256
+FENCE_COUNT = 8192
+# A warm worker that no mediator has spoken to, and whose parent is gone, does not stay for ever.
+ORPHAN_SECONDS = 120.0
+TICK_SECONDS = 5.0
+
+EVENT_DEMAND, EVENT_IDLE, EVENT_FAULT, EVENT_ENDED = 1, 2, 4, 8
+
+
+def _arena_default() -> int:
+    """A quarter of the host's memory, between 1 and 64 GiB. Pages are taken only when touched."""
+    quarter = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return max(1 << 30, min(64 << 30, quarter)) & ~((2 << 20) - 1)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m vgpu.gpu.worker", description="one GPU session's worker")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--id", required=True, help="name of this worker; its socket is workers/ID.sock")
+    parser.add_argument("--gpu", choices=["nvidia", "software"], required=True)
+    parser.add_argument("--device", type=int, default=0, help="CUDA ordinal on this host")
+    parser.add_argument("--library", type=Path, help="the real libcuda (nvidia only)")
+    parser.add_argument(
+        "--arena-bytes", type=int, default=_arena_default(), help="shared memory for payloads"
+    )
+    parser.add_argument("--registered-bytes", type=int, default=64 << 20, help="of it, registered while warm")
+    parser.add_argument("--spin-us", type=int, help="spin so long before asking for a doorbell")
+    parser.add_argument("--address", type=lambda text: int(text, 0), default=SEGMENT_ADDRESS)
+    options = parser.parse_args(arguments)
+    if not options.id or "/" in options.id or options.id.startswith("."):
+        parser.error(f"--id {options.id!r} is no name for a socket")
+    return options
+
+
+def _spin_default_us() -> int:
+    """Long where a processor can be spared for it: waking a sleeper costs more than most kernels take."""
+    return 2000 if len(os.sched_getaffinity(0)) > 2 else 4
+
+
+def _relocate() -> None:
+    """Exec once more with a stack limit that moves the mmap base, unless done or not permitted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if _RELOCATED in os.environ:
+        os.environ.pop(_RELOCATED)
+        # The limit has done its work at exec; what is made from here on gets ordinary stacks.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_STACK, (THREAD_STACK_BYTES, hard))
+        return
+    if hard != resource.RLIM_INFINITY and hard < STACK_GAP_BYTES:
+        return
+    if soft != STACK_GAP_BYTES:
+        resource.setrlimit(resource.RLIMIT_STACK, (STACK_GAP_BYTES, hard))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _RELOCATED: "1"})
+
+
+def _set_title(text: str) -> None:
+    """The name that ``ps`` and ``top`` show for the process (15 characters)."""
+    pr_set_name = 15
+    ctypes.CDLL(None).prctl(pr_set_name, ctypes.c_char_p(text.encode()[:15]), 0, 0, 0)
+
+
+def _sealed_memory(name: str, size: int) -> int:
+    """A memfd that cannot change its size, so that no mapping of it can be made to fault."""
+    import fcntl
+
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return descriptor
+
+
+class WorkerFailed(Exception):
+    """The worker cannot become warm; the message says at which step."""
+
+
+@attrs.define(eq=False)
+class Worker:
+    """State of the process. Built warm; ``serve`` never returns."""
+
+    options: argparse.Namespace
+    _ffi: Any
+    _lib: Any
+    _replay: Any
+    _segment_fd: int
+    _grant_fd: int
+    _segment_size: int
+    _device: dict[str, Any]
+    _keep: object
+    _listener: socket.socket | None = None
+    _link: socket.socket | None = None
+    _protocol: Any = None
+    _assignment: dict[str, Any] | None = None
+    _lifeline: int = -1
+    _last_contact: float = attrs.Factory(time.monotonic)
+    _parent: int = attrs.Factory(os.getppid)
+    _poll: Any = attrs.Factory(select.epoll)
+    _ready: dict[int, Callable[[int], None]] = attrs.Factory(dict)
+
+    @classmethod
+    def warm(cls, options: argparse.Namespace) -> Worker:
+        """Initialise the driver and everything a guest would otherwise wait for.
+
+        Raises:
+            WorkerFailed: the driver is unusable, or memory cannot be had.
+        """
+        from vgpu.transport.layout import GRANT_PAGE_SIZE
+
+        from . import driver
+        from ._replay import ffi, lib
+        from .errors import result_name
+
+        lib.vgpu_thread_stacks(THREAD_STACK_BYTES)
+        replay = lib.vgpu_replay_new()
+        if replay == ffi.NULL:
+            raise WorkerFailed("out of memory")
+        struct = lib.vgpu_replay_driver(replay)
+        version = ""
+        flags = 0
+        keep: object = None
+        if options.gpu == "software":
+            from .software.driver import install
+
+            keep = install(ffi, struct)
+            flags = lib.VGPU_DEVICE_SOFTWARE
+        else:
+            try:
+                library = driver.find_library(options.library)
+            except driver.DriverNotFound as error:
+                raise WorkerFailed(str(error)) from error
+            wrong = lib.vgpu_driver_open(struct, os.fsencode(library))
+            if wrong != ffi.NULL:
+                raise WorkerFailed(f"{library}: {ffi.string(wrong).decode()}")
+            version = driver.version_text(library)
+        spin_us = options.spin_us if options.spin_us is not None else _spin_default_us()
+        layout = ffi.new(
+            "struct vgpu_replay_options *",
+            {
+                "address": options.address,
+                "arena_size": options.arena_bytes,
+                "arena_registered": min(options.registered_bytes, options.arena_bytes),
+                "ring_size": RING_BYTES,
+                "slot_count": SLOT_COUNT,
+                "fence_count": FENCE_COUNT,
+                "spin_ns": spin_us * 1000,
+            },
+        )
+        size = lib.vgpu_segment_size(layout)
+        if size == 0:
+            raise WorkerFailed("--arena-bytes and --registered-bytes must be multiples of 2 MiB")
+        segment_fd = _sealed_memory("vgpu-segment", size)
+        grant_fd = _sealed_memory("vgpu-grant", GRANT_PAGE_SIZE)
+        errno = lib.vgpu_replay_map(replay, segment_fd, grant_fd, layout)
+        if errno:
+            raise WorkerFailed(f"mapping {size} bytes at {options.address:#x}: {os.strerror(errno)}")
+        step = ffi.new("const char **")
+        status = lib.vgpu_replay_warm(replay, options.device, flags, version.encode(), step)
+        if status:
+            raise WorkerFailed(f"{ffi.string(step[0]).decode()}: {result_name(status)}")
+        device = _describe(segment_fd)
+        return cls(options, ffi, lib, replay, segment_fd, grant_fd, size, device, keep)
+
+    # -- the control socket
+
+    def listen(self) -> None:
+        """Make the socket. Who may connect is who may write the run directory: this user."""
+        folder = self.options.run_dir / "workers"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / f"{self.options.id}.sock"
+        unfinished = folder / f".{self.options.id}.new"
+        unfinished.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._listener.bind(str(unfinished))
+        os.chmod(unfinished, 0o600)
+        self._listener.listen(4)
+        self._listener.setblocking(False)
+        unfinished.rename(path)  # it appears listening
+        self._watch(self._listener.fileno(), select.EPOLLIN, self._accept)
+        self._watch(self._lib.vgpu_replay_event_fd(self._replay), select.EPOLLIN, self._replay_event)
+
+    def _watch(self, descriptor: int, events: int, react: Callable[[int], None]) -> None:
+        self._poll.register(descriptor, events)
+        self._ready[descriptor] = react
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._ready[descriptor]
+
+    def serve(self) -> NoReturn:
+        """Wait for whatever comes, until something ends the process."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.leave("terminated"))
+        while True:
+            for descriptor, events in self._poll.poll(TICK_SECONDS):
+                react = self._ready.get(descriptor)
+                if react is not None:
+                    react(events)
+            self._leave_if_orphaned()
+
+    def _leave_if_orphaned(self) -> None:
+        unheld = self._assignment is None and self._link is None and os.getppid() != self._parent
+        if unheld and time.monotonic() - self._last_contact > ORPHAN_SECONDS:
+            self.leave("no mediator")
+
+    def _accept(self, _events: int) -> None:
+        from .control import LineProtocol
+
+        assert self._listener is not None
+        try:
+            link, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        if not _is_ours(link):
+            link.close()
+            return
+        self._drop_link()  # the newest mediator is the one that lives
+        self._last_contact = time.monotonic()
+        self._link = link
+        self._protocol = LineProtocol()
+        link.settimeout(1.0)  # a mediator that does not read must not hold us
+        self._watch(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP, self._hear)
+        self._say(self._hello(), [self._segment_fd, self._grant_fd])
+        if self._assignment is not None and self._grant("demand"):
+            self._say({"event": "demand"})
+
+    def _hello(self) -> dict[str, Any]:
+        assignment = self._assignment or {}
+        extra = {k: v for k, v in assignment.items() if k not in ("do", "session", "vm")}
+        return {
+            **extra,
+            "event": "hello",
+            "worker": self.options.id,
+            "pid": os.getpid(),
+            "state": "assigned" if self._assignment else "warm",
+            "device": self._device,
+            "session": assignment.get("session"),
+            "vm": assignment.get("vm"),
+            "segment_size": self._segment_size,
+            "worker_address": self._lib.vgpu_replay_address(self._replay),
+        }
+
+    def _say(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        from .control import rights
+
+        if self._link is None:
+            return
+        line = self._protocol.encode(message, len(descriptors or []))
+        try:
+            sent = self._link.sendmsg([line], rights(descriptors or []), socket.MSG_NOSIGNAL)
+            self._link.sendall(line[sent:])
+        except OSError:
+            self._drop_link()
+
+    def _drop_link(self) -> None:
+        if self._link is None:
+            return
+        self._forget(self._link.fileno())
+        self._link.close()
+        self._protocol.close()
+        self._link = self._protocol = None
+
+    def _hear(self, _events: int) -> None:
+        from vgpu.transport.errors import RemoteProtocolError
+
+        from .control import ANCILLARY_SIZE, LINE_LIMIT, take_rights
+
+        assert self._link is not None
+        try:
+            data, ancillary, _, _ = self._link.recvmsg(LINE_LIMIT, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            return
+        except OSError:
+            self._drop_link()
+            return
+        descriptors = take_rights(ancillary)
+        if not data:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._drop_link()
+            return
+        try:
+            messages = self._protocol.receive_data(data, descriptors)
+        except RemoteProtocolError as error:
+            _log(f"mediator: {error}")
+            self._drop_link()
+            return
+        for message, owned in messages:
+            self._obey(message, owned)
+
+    def _obey(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        what = message.get("do")
+        if what == "kick":
+            self._lib.vgpu_replay_kick(self._replay)
+        elif what == "stop":
+            self.leave("told to stop")
+        elif what == "assign" and len(descriptors) == 1 and self._assignment is None:
+            if _is_assignment(message):
+                self._assign(message, descriptors.pop())
+                return
+            _log(f"an assignment that is none: {message!r}")
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    # -- the session
+
+    def _assign(self, message: dict[str, Any], lifeline: int) -> None:
+        self._assignment = message
+        self._lifeline = lifeline
+        self._lib.vgpu_replay_assign(
+            self._replay, lifeline, message["session"], message.get("memory_limit", 0)
+        )
+        # Readable means doorbells, which are the loop's business; only its end is ours.
+        self._watch(lifeline, select.EPOLLRDHUP, lambda _events: self.leave("guest-gone"))
+        threading.Thread(target=self._replay_calls, name="replay", daemon=True).start()
+        self._say({"event": "assigned", "session": message["session"]})
+
+    def _replay_calls(self) -> None:
+        self._lib.vgpu_replay_run(self._replay)
+
+    def _replay_event(self, _events: int) -> None:
+        bits = self._lib.vgpu_replay_events(self._replay)
+        if bits & EVENT_FAULT:
+            error = self._lib.vgpu_replay_error(self._replay)
+            call = self._ffi.string(self._lib.vgpu_call_name(self._grant("current_call"))).decode()
+            self._say({"event": "fault", "error": error, "call": call})
+        if bits & EVENT_IDLE:
+            self._say({"event": "idle"})
+        if bits & EVENT_DEMAND:
+            self._say({"event": "demand"})
+        if bits & EVENT_ENDED:
+            self.leave("guest-gone")
+
+    def _grant(self, field: str) -> int:
+        from vgpu.transport.layout import GrantPage
+
+        page = GrantPage(self._grant_fd)
+        try:
+            return page.get(field)
+        finally:
+            page.close()
+
+    def leave(self, why: str) -> NoReturn:
+        """End the process now. The kernel frees the GPU; nothing in here is waited for."""
+        with contextlib.suppress(OSError):
+            (self.options.run_dir / "workers" / f"{self.options.id}.sock").unlink()
+        if why == "guest-gone":
+            if self._link is not None:
+                self._link.settimeout(0)
+            self._say({"event": "guest-gone"})
+        elif self._assignment is not None:
+            self._end_session()
+        os._exit(0)
+
+    def _end_session(self) -> None:
+        """Tell the guest that nobody is behind its session any more."""
+        from vgpu.transport.layout import SessionPage
+
+        from .errors import Result
+
+        page = SessionPage(self._segment_fd)
+        if not page.get("sticky_error"):
+            page.set("sticky_error", Result.DEVICE_UNAVAILABLE)
+        page.set("state", 3)
+
+
+def _is_assignment(message: dict[str, Any]) -> bool:
+    limit = message.get("memory_limit", 0)
+    session = message.get("session")
+    numbers = type(session) is int and 0 <= session < 1 << 64 and type(limit) is int and 0 <= limit < 1 << 64
+    return numbers and isinstance(message.get("vm"), str)
+
+
+def _is_ours(link: socket.socket) -> bool:
+    """Does the peer run as this user, or as root?"""
+    peer = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    user = int.from_bytes(peer[4:8], sys.byteorder)
+    return user in (0, os.geteuid())
+
+
+def _describe(segment_fd: int) -> dict[str, Any]:
+    """What the hello says of the device, from the device page (offsets as in wire.h; a test compares)."""
+    page = os.pread(segment_fd, 4096, 0)
+    driver_version = int.from_bytes(page[12:16], "little")
+    uuid = page[272:288].hex()
+    return {
+        "name": page[16:272].split(b"\0", 1)[0].decode("utf-8", "replace"),
+        "uuid": f"GPU-{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}",
+        "driver_version": driver_version,
+        "memory_bytes": int.from_bytes(page[304:312], "little"),
+        "gpu_fences": bool(int.from_bytes(page[312:316], "little") & 2),
+    }
+
+
+def _log(text: str) -> None:
+    print(json.dumps({"worker": os.getpid(), "message": text}), file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker; 1 if it cannot become warm, else the process ends in ``Worker.leave``."""
+    _relocate()
+    options = _parse(arguments)
+    _set_title(f"vgpu-{options.id}")
+    try:
+        worker = Worker.warm(options)
+        worker.listen()
+    except (WorkerFailed, OSError) as error:
+        _log(f"not started: {error}")
+        return 1
+    return worker.serve()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
