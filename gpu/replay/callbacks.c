@@ -78,7 +78,7 @@ static void host_call(void *user)
         free(call);
 }
 
-/* arguments: stream, function, user, kind */
+/* arguments: stream, function, user, kind, the stream as the guest's function is to be told of it */
 CUresult replay_wireHostFunction(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -93,7 +93,7 @@ CUresult replay_wireHostFunction(REPLAY_PARAMETERS)
     *node = (struct replay_host_call){.replay = replay,
                                       .function = call->argument[1],
                                       .user = call->argument[2],
-                                      .stream = call->argument[0],
+                                      .stream = call->argument[4],
                                       .kind = (uint32_t)call->argument[3],
                                       /* A captured function runs once for each launch of its graph, so its node stays. */
                                       .repeats = replay_is_capturing(replay, stream)};
