@@ -139,7 +139,8 @@ def entry_body(row: Row) -> list[str]:
             inner = p.type[4:]
             kind = c_type(inner, opaque=False)
             through = "(uintptr_t)" if inner.startswith("h.") and inner != "h.memory" else ""
-            outs.append(f"        *{p.name} = ({kind}){through}wire_value[{len(outs)}];")
+            adopt = f" shim_handle_adopt(wire_value[{len(outs)}], NULL);" if inner.startswith("h.") else ""
+            outs.append(f"        *{p.name} = ({kind}){through}wire_value[{len(outs)}];{adopt}")
         elif p.type.startswith("in."):
             checks.append(f"    if ({p.name} == NULL) return CUDA_ERROR_INVALID_VALUE;")
             payload.append((p.name, int(p.type[3:])))

@@ -1237,4 +1237,4 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuWaitExternalSemaphoresAsync: "refused",
 }
 
-TABLE_HASH = 0x88872EC03AB602B9
+TABLE_HASH = 0x10BC1072DC32E29E

@@ -151,6 +151,7 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
     "cuEventElapsedTime_v2",
     "cuGraphCreate",
     "cuGraphDestroy",
@@ -358,6 +359,7 @@ static int refuse_cuEventRecordWithFlags(void *hEvent, void *hStream, unsigned i
 static int refuse_cuEventQuery(void *hEvent) { (void)hEvent; return 801; }
 static int refuse_cuEventSynchronize(void *hEvent) { (void)hEvent; return 801; }
 static int refuse_cuEventDestroy_v2(void *hEvent) { (void)hEvent; return 801; }
+static int refuse_cuEventElapsedTime(void *pMilliseconds, void *hStart, void *hEnd) { (void)pMilliseconds; (void)hStart; (void)hEnd; return 801; }
 static int refuse_cuEventElapsedTime_v2(void *pMilliseconds, void *hStart, void *hEnd) { (void)pMilliseconds; (void)hStart; (void)hEnd; return 801; }
 static int refuse_cuGraphCreate(void *phGraph, unsigned int flags) { (void)phGraph; (void)flags; return 801; }
 static int refuse_cuGraphDestroy(void *hGraph) { (void)hGraph; return 801; }
@@ -564,6 +566,7 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuEventQuery = refuse_cuEventQuery,
     .cuEventSynchronize = refuse_cuEventSynchronize,
     .cuEventDestroy_v2 = refuse_cuEventDestroy_v2,
+    .cuEventElapsedTime = refuse_cuEventElapsedTime,
     .cuEventElapsedTime_v2 = refuse_cuEventElapsedTime_v2,
     .cuGraphCreate = refuse_cuGraphCreate,
     .cuGraphDestroy = refuse_cuGraphDestroy,
@@ -1041,6 +1044,7 @@ extern replay_handler replay_cuEventRecordWithFlags __attribute__((weak));
 extern replay_handler replay_cuEventQuery __attribute__((weak));
 extern replay_handler replay_cuEventSynchronize __attribute__((weak));
 extern replay_handler replay_cuEventDestroy_v2 __attribute__((weak));
+extern replay_handler replay_cuEventElapsedTime __attribute__((weak));
 extern replay_handler replay_cuEventElapsedTime_v2 __attribute__((weak));
 extern replay_handler replay_cuGraphCreate __attribute__((weak));
 extern replay_handler replay_cuGraphDestroy __attribute__((weak));
@@ -1352,7 +1356,7 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuEventSynchronize] = {"cuEventSynchronize", replay_cuEventSynchronize},
     [VGPU_CALL_cuEventDestroy_v2] = {"cuEventDestroy_v2", replay_cuEventDestroy_v2},
     [VGPU_CALL_cuEventDestroy] = {"cuEventDestroy", NULL},
-    [VGPU_CALL_cuEventElapsedTime] = {"cuEventElapsedTime", NULL},
+    [VGPU_CALL_cuEventElapsedTime] = {"cuEventElapsedTime", replay_cuEventElapsedTime},
     [VGPU_CALL_cuEventElapsedTime_v2] = {"cuEventElapsedTime_v2", replay_cuEventElapsedTime_v2},
     [VGPU_CALL_cuGraphCreate] = {"cuGraphCreate", replay_cuGraphCreate},
     [VGPU_CALL_cuGraphDestroy] = {"cuGraphDestroy", replay_cuGraphDestroy},

@@ -155,6 +155,7 @@ struct vgpu_driver {
     int (*cuEventQuery)(void *hEvent);
     int (*cuEventSynchronize)(void *hEvent);
     int (*cuEventDestroy_v2)(void *hEvent);
+    int (*cuEventElapsedTime)(void *pMilliseconds, void *hStart, void *hEnd);
     int (*cuEventElapsedTime_v2)(void *pMilliseconds, void *hStart, void *hEnd);
     int (*cuGraphCreate)(void *phGraph, unsigned int flags);
     int (*cuGraphDestroy)(void *hGraph);
@@ -213,7 +214,7 @@ struct vgpu_driver {
     int (*cuGraphMemsetNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphMemsetNodeSetParams)(void *hNode, const void *nodeParams);
 };
-#define VGPU_DRIVER_FUNCTIONS 205
+#define VGPU_DRIVER_FUNCTIONS 206
 extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];
 /* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */
 extern const struct vgpu_driver vgpu_driver_refusing;

@@ -21,6 +21,7 @@
 
 struct replay_table; /* handles of one kind */
 struct replay_pending; /* fences and event waits not yet done */
+struct replay_allocations; /* what the session has allocated (allocations.h) */
 struct replay_code;    /* modules, functions, graphs, links: what belongs to them (code.h) */
 
 struct vgpu_replay {
@@ -42,6 +43,7 @@ struct vgpu_replay {
     void *helper_stream;       /* non-blocking; joins streams for context fences */
     bool gpu_fences;           /* the device writes fence words itself */
     uint64_t memory_used;      /* bytes counted against grant->memory_limit_bytes */
+    struct replay_allocations *allocations; /* made on first use */
     struct replay_private *private; /* of the files in internal.h's list */
 };
 

@@ -76,7 +76,7 @@ CUresult cuDeviceGetMemPool(CUmemoryPool *pool, int dev)
     uint64_t wire_value[4] = {0};
     status = shim_reply(VGPU_CALL_cuDeviceGetMemPool, wire_argument, NULL, 0, wire_value, NULL, 0, NULL);
     if (status == CUDA_SUCCESS) {
-        *pool = (CUmemoryPool)(uintptr_t)wire_value[0];
+        *pool = (CUmemoryPool)(uintptr_t)wire_value[0]; shim_handle_adopt(wire_value[0], NULL);
     }
     return status;
 }

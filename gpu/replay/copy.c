@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * copy.c - copies. Host memory is always the arena (registered: DMA, no staging) or the record itself.
+ *
+ * A record's payload lies in the ring, which the guest may overwrite as soon as the record is consumed and at
+ * any moment before. It is copied to this thread's stack first: ordinary memory, which the driver takes over
+ * before it returns, so nothing here outlives the call.
+ */
+#include "replay.h"
+
+/* A failed copy still releases who waits for its fence; the error itself is the status. */
+static CUresult fail(struct vgpu_replay *replay, uint64_t index, uint64_t value, CUresult status)
+{
+    if (index <= UINT32_MAX)
+        replay_fence_now(replay, (uint32_t)index, value);
+    return status;
+}
+
+static CUresult finish(struct vgpu_replay *replay, void *stream, uint64_t index, uint64_t value, int status)
+{
+    if (status != 0)
+        return fail(replay, index, value, (CUresult)status);
+    if (index > UINT32_MAX)
+        return CUDA_ERROR_INVALID_VALUE;
+    return replay_fence(replay, stream, (uint32_t)index, value);
+}
+
+/* arguments: destination, size, stream; payload: the bytes */
+CUresult replay_wireCopyInline(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint8_t bytes[VGPU_INLINE_LIMIT];
+    uint64_t size = call->argument[1];
+    void *stream;
+    if (!replay_stream(replay, call->argument[2], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (size > call->payload_length || size > sizeof bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (size == 0)
+        return CUDA_SUCCESS;
+    memcpy(bytes, payload, size);
+    return (CUresult)replay->driver.cuMemcpyHtoDAsync_v2(call->argument[0], bytes, size, stream);
+}
+
+/* arguments: destination, arena offset, size, stream, fence index, value */
+CUresult replay_wireCopyToDevice(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    const uint64_t *a = call->argument;
+    void *stream;
+    if (!replay_stream(replay, a[3], &stream))
+        return fail(replay, a[4], a[5], CUDA_ERROR_INVALID_HANDLE);
+    if (!replay_arena_is_registered(replay, a[1], a[2]))
+        return fail(replay, a[4], a[5], CUDA_ERROR_INVALID_VALUE);
+    int status = replay->driver.cuMemcpyHtoDAsync_v2(a[0], replay_arena(replay, a[1], a[2]), a[2], stream);
+    return finish(replay, stream, a[4], a[5], status);
+}
+
+/* arguments: arena offset, source, size, stream, fence index, value */
+CUresult replay_wireCopyFromDevice(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    const uint64_t *a = call->argument;
+    void *stream;
+    if (!replay_stream(replay, a[3], &stream))
+        return fail(replay, a[4], a[5], CUDA_ERROR_INVALID_HANDLE);
+    if (!replay_arena_is_registered(replay, a[0], a[2]))
+        return fail(replay, a[4], a[5], CUDA_ERROR_INVALID_VALUE);
+    int status = replay->driver.cuMemcpyDtoHAsync_v2(replay_arena(replay, a[0], a[2]), a[1], a[2], stream);
+    return finish(replay, stream, a[4], a[5], status);
+}
+
+/* Device addresses of arena memory are this process's addresses of it. NULL: not (wholly, registered) arena. */
+static void *arena_address(struct vgpu_replay *replay, uint64_t address, uint64_t size)
+{
+    uint64_t offset = address - (uint64_t)(uintptr_t)replay->segment;
+    return replay_arena_is_registered(replay, offset, size) ? replay_arena(replay, offset, size) : NULL;
+}
+
+/* arguments: destination, source, size, stream; either side may be pinned memory by its device address */
+CUresult replay_wireCopyDevice(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    const uint64_t *a = call->argument;
+    void *stream;
+    if (!replay_stream(replay, a[3], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    void *to = arena_address(replay, a[0], a[2]), *from = arena_address(replay, a[1], a[2]);
+    if (to != NULL && from == NULL)
+        return (CUresult)replay->driver.cuMemcpyDtoHAsync_v2(to, a[1], a[2], stream);
+    if (from != NULL)
+        return (CUresult)replay->driver.cuMemcpyHtoDAsync_v2(a[0], from, a[2], stream);
+    return (CUresult)replay->driver.cuMemcpyDtoDAsync_v2(a[0], a[1], a[2], stream);
+}
+
+/* Bytes from a pitched box's first to its last; false on overflow. */
+static bool box_size(uint64_t width, uint64_t height, uint64_t depth, uint64_t pitch, uint64_t rows, uint64_t *size)
+{
+    uint64_t lines, last;
+    return !__builtin_mul_overflow(depth - 1, rows, &lines) && !__builtin_add_overflow(lines, height - 1, &lines) &&
+           !__builtin_mul_overflow(lines, pitch, &last) && !__builtin_add_overflow(last, width, size);
+}
+
+#define SOURCE_IN_ARENA 1u
+#define DESTINATION_IN_ARENA 2u
+
+/* arguments: stream, host flags, fence index, value; payload: CUDA_MEMCPY3D whose addresses point at the box's first
+ * byte; an arena side carries its offset where the host pointer would be */
+CUresult replay_wireCopy3D(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    const uint64_t *a = call->argument;
+    CUDA_MEMCPY3D asked, copy = {0};
+    void *stream;
+    uint64_t from_size, to_size;
+    if (!replay_stream(replay, a[0], &stream))
+        return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_HANDLE);
+    if (call->payload_length < sizeof asked)
+        return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
+    memcpy(&asked, payload, sizeof asked);
+    /* SAFETY: from here on only the private copy is looked at. */
+    __asm__ volatile("" : "+m"(asked) : : "memory");
+    if (asked.WidthInBytes == 0 || asked.Height == 0 || asked.Depth == 0 ||
+        !box_size(asked.WidthInBytes, asked.Height, asked.Depth, asked.srcPitch, asked.srcHeight, &from_size) ||
+        !box_size(asked.WidthInBytes, asked.Height, asked.Depth, asked.dstPitch, asked.dstHeight, &to_size))
+        return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
+    copy.WidthInBytes = asked.WidthInBytes;
+    copy.Height = asked.Height;
+    copy.Depth = asked.Depth;
+    copy.srcPitch = asked.srcPitch;
+    copy.srcHeight = asked.srcHeight;
+    copy.dstPitch = asked.dstPitch;
+    copy.dstHeight = asked.dstHeight;
+    if ((a[1] & SOURCE_IN_ARENA) != 0) {
+        uint64_t offset = (uint64_t)(uintptr_t)asked.srcHost;
+        if (!replay_arena_is_registered(replay, offset, from_size))
+            return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
+        copy.srcMemoryType = CU_MEMORYTYPE_HOST;
+        copy.srcHost = replay_arena(replay, offset, from_size);
+    } else {
+        copy.srcMemoryType = CU_MEMORYTYPE_DEVICE;
+        copy.srcDevice = asked.srcDevice;
+    }
+    if ((a[1] & DESTINATION_IN_ARENA) != 0) {
+        uint64_t offset = (uint64_t)(uintptr_t)asked.dstHost;
+        if (!replay_arena_is_registered(replay, offset, to_size))
+            return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
+        copy.dstMemoryType = CU_MEMORYTYPE_HOST;
+        copy.dstHost = replay_arena(replay, offset, to_size);
+    } else {
+        copy.dstMemoryType = CU_MEMORYTYPE_DEVICE;
+        copy.dstDevice = asked.dstDevice;
+    }
+    return finish(replay, stream, a[2], a[3], replay->driver.cuMemcpy3DAsync_v2(&copy, stream));
+}

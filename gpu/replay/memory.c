@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * memory.c - device memory: allocation under the VM's quota, freeing of what this session allocated, memsets.
+ *
+ * The quota is charged before the driver is asked and given back when the driver has freed. Addresses a guest
+ * names are freed only if they are in the table; any other use of an address the driver checks itself.
+ */
+#include "allocations.h"
+
+#include <stdlib.h>
+
+#define PITCH_UNIT 512u
+
+static CUresult record(struct vgpu_replay *replay, uint64_t address, uint64_t size)
+{
+    const struct replay_allocation allocation = {.address = address, .size = size, .context = replay->current_context,
+                                                 .kind = REPLAY_ALLOCATION_DEVICE};
+    if (replay_allocation_add(replay, allocation))
+        return CUDA_SUCCESS;
+    replay->driver.cuMemFree_v2(address);
+    replay_memory_release(replay, size);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* argument: bytes; value[0]: address */
+CUresult replay_cuMemAlloc_v2(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t size = call->argument[0], address = 0;
+    if (size == 0)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!replay_memory_charge(replay, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = (CUresult)replay->driver.cuMemAlloc_v2(&address, size);
+    if (status != CUDA_SUCCESS) {
+        replay_memory_release(replay, size);
+        return status;
+    }
+    result->value[0] = address;
+    return record(replay, address, size);
+}
+
+/* arguments: width in bytes, height, element size; value: address, pitch */
+CUresult replay_cuMemAllocPitch_v2(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t width = call->argument[0], height = call->argument[1], guess, address = 0;
+    if (width == 0 || height == 0 || width > UINT64_MAX - PITCH_UNIT ||
+        __builtin_mul_overflow((width + PITCH_UNIT - 1) / PITCH_UNIT * PITCH_UNIT, height, &guess))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!replay_memory_charge(replay, guess))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    size_t pitch = 0;
+    CUresult status = (CUresult)replay->driver.cuMemAllocPitch_v2(&address, &pitch, width, height, (unsigned)call->argument[2]);
+    if (status != CUDA_SUCCESS) {
+        replay_memory_release(replay, guess);
+        return status;
+    }
+    uint64_t size = pitch * height;
+    replay_memory_release(replay, guess);
+    if (!replay_memory_charge(replay, size)) { /* rows further apart than guessed, and the quota ends between */
+        replay->driver.cuMemFree_v2(address);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    result->value[0] = address;
+    result->value[1] = pitch;
+    return record(replay, address, size);
+}
+
+/* argument: address of an allocation of either kind */
+CUresult replay_wireMemoryFree(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t address = call->argument[0];
+    const struct replay_allocation *found = replay_allocation_find(replay, address);
+    if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t size = found->size;
+    CUresult status = (CUresult)replay->driver.cuMemFree_v2(address);
+    if (status != CUDA_SUCCESS)
+        return status;
+    replay_allocation_remove(replay, address);
+    replay_memory_release(replay, size);
+    return CUDA_SUCCESS;
+}
+
+/* value: free, total; what this VM may still have, not what the card has */
+CUresult replay_cuMemGetInfo_v2(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    size_t available = 0, total = 0;
+    CUresult status = (CUresult)replay->driver.cuMemGetInfo_v2(&available, &total);
+    if (status != CUDA_SUCCESS)
+        return status;
+    uint64_t limit = replay->grant->memory_limit_bytes;
+    if (limit != 0 && limit < total) {
+        uint64_t left = replay->memory_used < limit ? limit - replay->memory_used : 0;
+        total = limit;
+        if (left < available)
+            available = left;
+    }
+    result->value[0] = available;
+    result->value[1] = total;
+    return CUDA_SUCCESS;
+}
+
+/* argument: address; value: base, size. For addresses the guest's table does not know: globals of modules. */
+CUresult replay_cuMemGetAddressRange_v2(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t base = 0;
+    size_t size = 0;
+    CUresult status = (CUresult)replay->driver.cuMemGetAddressRange_v2(&base, &size, call->argument[0]);
+    result->value[0] = base;
+    result->value[1] = size;
+    return status;
+}
+
+/* arguments: destination, pitch, value, element size, width in elements, height, stream */
+CUresult replay_wireMemset(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    const uint64_t destination = call->argument[0], width = call->argument[4], height = call->argument[5];
+    const size_t pitch = call->argument[1];
+    const unsigned value = (unsigned)call->argument[2];
+    struct vgpu_driver *driver = &replay->driver;
+    void *stream;
+    if (!replay_stream(replay, call->argument[6], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (width == 0 || height == 0)
+        return CUDA_SUCCESS;
+    switch (call->argument[3]) {
+    case 1:
+        return (CUresult)(height == 1 ? driver->cuMemsetD8Async(destination, (unsigned char)value, width, stream)
+                                      : driver->cuMemsetD2D8Async(destination, pitch, (unsigned char)value, width, height, stream));
+    case 2:
+        return (CUresult)(height == 1 ? driver->cuMemsetD16Async(destination, (unsigned short)value, width, stream)
+                                      : driver->cuMemsetD2D16Async(destination, pitch, (unsigned short)value, width, height, stream));
+    case 4:
+        return (CUresult)(height == 1 ? driver->cuMemsetD32Async(destination, value, width, stream)
+                                      : driver->cuMemsetD2D32Async(destination, pitch, value, width, height, stream));
+    default: return CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
+/* Device allocations end with their context; pools and mappings do not. */
+void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context)
+{
+    uint64_t address = 0;
+    struct replay_allocation *found;
+    while ((found = replay_allocation_next(replay, address)) != NULL) {
+        address = found->address;
+        if (found->kind == REPLAY_ALLOCATION_DEVICE && found->context == context) {
+            replay_memory_release(replay, found->size);
+            replay_allocation_remove(replay, address);
+        } else {
+            address++;
+        }
+    }
+}

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pool.c - memory in stream order and its pools. What is allocated counts against the quota; what a pool merely
+ * keeps for later does not, and goes back to the driver when the session ends.
+ */
+#include "allocations.h"
+
+#define LOCATION_DEVICE 1
+#define ALLOCATION_PINNED 1
+#define ACCESS_MOST 16u
+
+struct pool_properties { /* CUmemPoolProps */
+    int allocation, handle_types;
+    CUmemLocation location;
+    void *security;
+    size_t most;
+    unsigned short usage;
+    unsigned char reserved[54];
+};
+_Static_assert(sizeof(struct pool_properties) == 88, "CUmemPoolProps");
+
+static CUresult record(struct vgpu_replay *replay, CUresult status, uint64_t address, uint64_t size, void *stream,
+                       struct vgpu_result *result)
+{
+    const struct replay_allocation allocation = {.address = address, .size = size, .kind = REPLAY_ALLOCATION_POOL};
+    if (status == CUDA_SUCCESS && !replay_allocation_add(replay, allocation)) {
+        replay->driver.cuMemFreeAsync(address, stream);
+        status = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (status != CUDA_SUCCESS)
+        replay_memory_release(replay, size);
+    else
+        result->value[0] = address;
+    return status;
+}
+
+/* arguments: size, stream; value[0]: address */
+CUresult replay_cuMemAllocAsync(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t size = call->argument[0], address = 0;
+    void *stream;
+    if (!replay_stream(replay, call->argument[1], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!replay_memory_charge(replay, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = (CUresult)replay->driver.cuMemAllocAsync(&address, size, stream);
+    return record(replay, status, address, size, stream, result);
+}
+
+/* arguments: size, pool, stream; value[0]: address */
+CUresult replay_cuMemAllocFromPoolAsync(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t size = call->argument[0], address = 0;
+    void *stream, *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[1], &pool) || !replay_stream(replay, call->argument[2], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!replay_memory_charge(replay, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = (CUresult)replay->driver.cuMemAllocFromPoolAsync(&address, size, pool, stream);
+    return record(replay, status, address, size, stream, result);
+}
+
+/* arguments: address of an allocation of either kind, stream */
+CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t address = call->argument[0];
+    void *stream;
+    if (!replay_stream(replay, call->argument[1], &stream))
+        return CUDA_ERROR_INVALID_HANDLE;
+    const struct replay_allocation *found = replay_allocation_find(replay, address);
+    if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t size = found->size;
+    CUresult status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
+    if (status != CUDA_SUCCESS)
+        return status;
+    replay_allocation_remove(replay, address);
+    replay_memory_release(replay, size);
+    return CUDA_SUCCESS;
+}
+
+/* value[0]: handle, the same every time */
+CUresult replay_cuDeviceGetDefaultMemPool(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    void *pool = NULL;
+    CUresult status = (CUresult)replay->driver.cuDeviceGetDefaultMemPool(&pool, replay->device);
+    if (status == CUDA_SUCCESS)
+        result->value[0] = replay_intern(replay, VGPU_KIND_POOL, pool);
+    return status;
+}
+
+/* argument: handle; payload: CUmemPoolProps */
+CUresult replay_cuMemPoolCreate(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    struct pool_properties asked, properties = {0};
+    void *pool = NULL;
+    if (call->payload_length < sizeof asked)
+        return CUDA_ERROR_INVALID_VALUE;
+    memcpy(&asked, payload, sizeof asked);
+    /* SAFETY: from here on only the private copy is looked at. */
+    __asm__ volatile("" : "+m"(asked) : : "memory");
+    if (asked.allocation != ALLOCATION_PINNED || asked.location.type != LOCATION_DEVICE)
+        return CUDA_ERROR_INVALID_VALUE;
+    properties.allocation = asked.allocation;
+    properties.location = (CUmemLocation){.type = LOCATION_DEVICE, .id = replay->device};
+    properties.most = asked.most;
+    CUresult status = (CUresult)replay->driver.cuMemPoolCreate(&pool, &properties);
+    if (status != CUDA_SUCCESS)
+        return status;
+    if (replay_bind(replay, VGPU_KIND_POOL, call->argument[0], pool))
+        return CUDA_SUCCESS;
+    replay->driver.cuMemPoolDestroy(pool);
+    return CUDA_ERROR_INVALID_HANDLE;
+}
+
+/* argument: handle */
+CUresult replay_cuMemPoolDestroy(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    CUresult status = (CUresult)replay->driver.cuMemPoolDestroy(pool);
+    if (status == CUDA_SUCCESS)
+        replay_unbind(replay, VGPU_KIND_POOL, call->argument[0]);
+    return status;
+}
+
+/* arguments: pool, attribute, value (int or u64, little endian) */
+CUresult replay_cuMemPoolSetAttribute(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t value = call->argument[2];
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    return (CUresult)replay->driver.cuMemPoolSetAttribute(pool, (unsigned)call->argument[1], &value);
+}
+
+/* arguments: pool, attribute; value[0] */
+CUresult replay_cuMemPoolGetAttribute(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    uint64_t value = 0;
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    CUresult status = (CUresult)replay->driver.cuMemPoolGetAttribute(pool, (unsigned)call->argument[1], &value);
+    result->value[0] = value;
+    return status;
+}
+
+/* arguments: pool, count; payload: count CUmemAccessDesc */
+CUresult replay_cuMemPoolSetAccess(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    CUmemAccessDesc description[ACCESS_MOST];
+    uint64_t count = call->argument[1];
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (count == 0 || count > ACCESS_MOST || call->payload_length < count * sizeof description[0])
+        return CUDA_ERROR_INVALID_VALUE;
+    memcpy(description, payload, count * sizeof description[0]);
+    for (uint64_t i = 0; i < count; i++)
+        if (description[i].location.type == LOCATION_DEVICE)
+            description[i].location.id = replay->device;
+    return (CUresult)replay->driver.cuMemPoolSetAccess(pool, description, count);
+}
+
+/* arguments: pool, location type, location id; value[0]: flags */
+CUresult replay_cuMemPoolGetAccess(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    CUmemLocation location = {.type = (int)call->argument[1], .id = (int)call->argument[2]};
+    unsigned flags = 0;
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (location.type == LOCATION_DEVICE)
+        location.id = replay->device;
+    CUresult status = (CUresult)replay->driver.cuMemPoolGetAccess(&flags, pool, &location);
+    result->value[0] = flags;
+    return status;
+}
