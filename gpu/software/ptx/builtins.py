@@ -93,11 +93,7 @@ def _format(batch: Batch, group: Group, lane: int, text: str, arguments: _Argume
         if letter in "diouxXc":
             bits = arguments.take(8 if length in _LONG else 4)
             if letter == "c":
-                return (
-                    spec.partition(".")[0] % () + chr(int(bits[0]) & 0xFF)
-                    if spec == "%"
-                    else ((spec.partition(".")[0] + "s") % chr(int(bits[0]) & 0xFF))
-                )
+                return (spec.partition(".")[0] + "s") % chr(int(bits[0]) & 0xFF)
             signed = letter in "di"
             value = int(bits.view(f"i{bits.itemsize}")[0]) if signed else int(bits[0])
             if length in ("h", "hh"):

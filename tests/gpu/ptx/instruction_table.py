@@ -815,8 +815,9 @@ def operand_bits(row: Row, number: int) -> Array:
     columns = []
     for place, kind in enumerate(row.operands):
         column = inputs(kind, row.count, generator, place)
-        if row.limit and row.limit[place]:
-            column = [bits % row.limit[place] for bits in column]
+        limit = row.limit[place] if row.limit else None
+        if limit is not None:
+            column = [bits % limit for bits in column]
         columns.append(column)
     return np.array(columns, dtype=np.uint64).T.copy()
 
