@@ -97,6 +97,9 @@ void memory_side_of(uint64_t address, uint64_t size, enum memory_expectation exp
         }
     }
     if (shim_map_find(&shim_reserved_map, address, &range)) return; /* reserved, nothing mapped */
+    uint64_t offset;
+    if (address - (shim.worker_address + shim.arena_offset) < shim.arena_size || shim_arena_offset(side->host, 1, &offset))
+        return; /* pinned memory that was freed: the host knows the address, the application must not */
     if (expectation == MEMORY_EXPECT_HOST || (expectation == MEMORY_EXPECT_ANY && readable(address))) {
         side->place = MEMORY_PAGEABLE;
         return;
@@ -156,6 +159,7 @@ CUresult cuMemAlloc_v2(void *dptr, size_t bytesize)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (dptr == NULL || bytesize == 0) return CUDA_ERROR_INVALID_VALUE;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {bytesize};
     uint64_t value[4] = {0};
     status = shim_reply(VGPU_CALL_cuMemAlloc_v2, argument, NULL, 0, value, NULL, 0, NULL);
@@ -170,6 +174,7 @@ CUresult cuMemAllocPitch_v2(void *dptr, void *pPitch, size_t width, size_t heigh
     if (status != CUDA_SUCCESS) return status;
     if (dptr == NULL || pPitch == NULL || width == 0 || height == 0) return CUDA_ERROR_INVALID_VALUE;
     if (element_size != 4 && element_size != 8 && element_size != 16) return CUDA_ERROR_INVALID_VALUE;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {width, height, element_size};
     uint64_t value[4] = {0};
     status = shim_reply(VGPU_CALL_cuMemAllocPitch_v2, argument, NULL, 0, value, NULL, 0, NULL);
@@ -187,6 +192,7 @@ CUresult cuMemFree_v2(unsigned long long dptr)
     if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr ||
         (range.kind != SHIM_RANGE_DEVICE && range.kind != SHIM_RANGE_POOL) || vgpu_handle_kind(range.owner) == VGPU_KIND_MEMORY)
         return CUDA_ERROR_INVALID_VALUE;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {dptr};
     if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0) {
         /* The driver may refuse it while capturing, and then the allocation stays. */

@@ -27,6 +27,7 @@ static CUresult allocate(void **pointer, size_t size, unsigned flags)
         *pointer = NULL;
         return CUDA_SUCCESS;
     }
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     uint64_t offset;
     void *memory = shim_arena_allocate(size, 4096, &offset);
     if (memory == NULL) {
@@ -52,6 +53,7 @@ CUresult cuMemFreeHost(void *p)
     uint64_t base = (uint64_t)(uintptr_t)p;
     if (!shim_map_find(&shim_memory_map, base, &range) || range.base != base || range.kind != SHIM_RANGE_PINNED)
         return CUDA_ERROR_INVALID_VALUE;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     /* As natively, freeing waits for the device: a copy under way must not write into what is handed out next. */
     if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) == 0) {
         struct shim_fence fence;

@@ -70,6 +70,7 @@ CUresult cuStreamDestroy_v2(CUstream hStream)
     /* Sent before the handle is free: another thread that is given the same index must be behind this record. */
     const uint64_t argument[8] = {handle};
     status = memory_submit(VGPU_CALL_cuStreamDestroy_v2, argument, NULL, 0);
+    shim_capture_stream_gone(handle);
     shim_handle_free(handle);
     return status;
 }
@@ -89,6 +90,7 @@ CUresult cuStreamSynchronize(CUstream hStream)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if ((status = shim_stream(hStream, &id)) != CUDA_SUCCESS) return status;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     if (stream_captures_active() && (status = ask(id)) != CUDA_ERROR_NOT_READY) return shim_take_deferred(status);
     return shim_take_deferred(memory_wait_stream(id));
 }
@@ -99,6 +101,7 @@ CUresult cuStreamQuery(CUstream hStream)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if ((status = shim_stream(hStream, &id)) != CUDA_SUCCESS) return status;
+    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     return shim_take_deferred(ask(id));
 }
 
