@@ -10,7 +10,6 @@
 /* Deprecated and without effect in every driver of this API version. */
 CUresult cuProfilerInitialize(const char *configFile, const char *outputFile, unsigned int outputMode)
 {
-    SHIM_LOCAL_ENTRY;
     (void)configFile;
     (void)outputFile;
     (void)outputMode;

@@ -101,6 +101,21 @@ CUresult shim_capture_forbid(uint64_t stream_id)
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
+CUresult shim_capture_forbid_all(void)
+{
+    uint64_t concerned[64];
+    unsigned count = 0;
+    pthread_mutex_lock(&mutex);
+    for (struct capture *c = captures; c != NULL && count < 64; c = c->next) {
+        if (c->spoilt) continue;
+        c->spoilt = true;
+        concerned[count++] = c->stream;
+    }
+    pthread_mutex_unlock(&mutex);
+    for (unsigned i = 0; i < count; i++) spoil(concerned[i]);
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+
 CUresult shim_capture_check(void)
 {
     if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) == 0, 1)) return CUDA_SUCCESS;

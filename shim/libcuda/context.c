@@ -11,16 +11,10 @@
 #define CONTEXT_FLAGS_MASK 0xffu
 #define SCHEDULE_MASK 0x07u
 #define SCHEDULE_BLOCKING 0x04u
+#define MAP_HOST 0x08u
+#define MULTIPROCESSOR_COUNT 16
 #define API_VERSION 3020u /* what cuCtxGetApiVersion answers for contexts of this API */
 #define END_HOOKS 16
-
-/* Until the file of captures is linked in: nothing captures. */
-__attribute__((weak)) _Atomic uint32_t shim_captures_active;
-__attribute__((weak)) bool shim_stream_is_capturing(uint64_t stream_id) { (void)stream_id; return false; }
-__attribute__((weak)) CUresult shim_capture_check(void)
-{
-    return atomic_load(&shim_captures_active) == 0 ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-}
 
 /* ---- objects ---- */
 
@@ -154,10 +148,10 @@ CUresult cuCtxDestroy_v2(CUcontext ctx)
     if (!atomic_compare_exchange_strong(&context->active, &active, 2)) return CUDA_ERROR_INVALID_CONTEXT; /* another thread was first */
     vgpu_context_storage_drop(ctx);
     shim_context_run_end_hooks(handle);
+    atomic_store(&context->active, 0); /* from here on no record names it */
     const uint64_t argument[8] = {handle};
     status = shim_reply(VGPU_CALL_wireContextDestroy, argument, NULL, 0, NULL, NULL, 0, NULL);
     shim_context_unmake(context);
-    shim_ring_forget_context(handle);
     struct shim_thread *thread = shim_thread();
     if (thread->depth != 0 && thread->context[thread->depth - 1] == handle) thread->depth--;
     return status;
@@ -187,7 +181,8 @@ CUresult cuCtxPushCurrent_v2(CUcontext ctx)
     SHIM_LOCAL_ENTRY;
     uint64_t handle = (uint64_t)(uintptr_t)ctx;
     struct shim_thread *thread = shim_thread();
-    if (handle == 0 || shim_context_find(handle) == NULL) return CUDA_ERROR_INVALID_CONTEXT;
+    if (handle == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (shim_context_find(handle) == NULL) return CUDA_ERROR_INVALID_CONTEXT;
     if (thread->depth >= SHIM_CONTEXT_DEPTH) return CUDA_ERROR_OUT_OF_MEMORY;
     thread->context[thread->depth++] = handle;
     return CUDA_SUCCESS;
@@ -262,11 +257,13 @@ CUresult cuCtxGetDevice_v2(int *device, CUcontext ctx)
 CUresult cuCtxGetFlags(unsigned int *flags)
 {
     SHIM_LOCAL_ENTRY;
-    struct shim_context *context;
     if (flags == NULL) return CUDA_ERROR_INVALID_VALUE;
-    CUresult status = active_context(NULL, &context);
-    if (status == CUDA_SUCCESS) *flags = atomic_load(&context->flags);
-    return status;
+    uint64_t handle = shim_current_context_id();
+    if (handle == 0) return CUDA_ERROR_INVALID_CONTEXT;
+    /* As natively, a context that is no more or not yet still answers this one. */
+    const struct shim_context *context = shim_context_find(handle);
+    *flags = context == NULL ? 0 : atomic_load(&context->flags) | (context->is_primary ? MAP_HOST : 0);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetId(CUcontext ctx, unsigned long long *ctxId)
@@ -285,7 +282,7 @@ CUresult cuCtxGetApiVersion(CUcontext ctx, unsigned int *version)
     struct shim_context *context;
     if (version == NULL) return CUDA_ERROR_INVALID_VALUE;
     CUresult status = active_context(ctx, &context);
-    if (status != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
+    if (status != CUDA_SUCCESS) return ctx != NULL ? CUDA_ERROR_INVALID_CONTEXT : status;
     *version = API_VERSION;
     return CUDA_SUCCESS;
 }
@@ -307,8 +304,11 @@ CUresult cuCtxGetExecAffinity(void *pExecAffinity, unsigned int type)
     struct shim_context *context;
     CUresult status = active_context(NULL, &context);
     if (status != CUDA_SUCCESS) return status;
-    if (pExecAffinity == NULL || type != 0) return CUDA_ERROR_INVALID_VALUE;
-    return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+    if (pExecAffinity == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (type != 0) return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+    const unsigned answer[2] = {0, (unsigned)shim.device->attribute[MULTIPROCESSOR_COUNT]}; /* type, number of multiprocessors: all */
+    memcpy(pExecAffinity, answer, sizeof answer);
+    return CUDA_SUCCESS;
 }
 
 /* A context is not its own peer, and all contexts here are on one device. */
@@ -319,7 +319,7 @@ CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags)
     CUresult status = active_context(NULL, &mine);
     if (status != CUDA_SUCCESS) return status;
     if (Flags != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (peerContext == NULL || named_context(peerContext, &peer) != CUDA_SUCCESS || peer == mine) return CUDA_ERROR_INVALID_CONTEXT;
+    if (peerContext == NULL || named_context(peerContext, &peer) != CUDA_SUCCESS) return CUDA_ERROR_INVALID_CONTEXT;
     return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
 }
 
@@ -341,7 +341,7 @@ CUresult cuCtxGetLimit(size_t *pvalue, unsigned int limit)
     struct shim_context *context;
     if (status != CUDA_SUCCESS) return status;
     if (pvalue == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (limit >= SHIM_LIMITS) return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    if (limit >= SHIM_LIMITS) return CUDA_ERROR_INVALID_VALUE;
     if ((status = active_context(NULL, &context)) != CUDA_SUCCESS) return status;
     if (atomic_load_explicit(&context->limit_known[limit], memory_order_acquire) == 0) {
         const uint64_t argument[8] = {limit};
@@ -364,7 +364,7 @@ CUresult cuCtxSetLimit(unsigned int limit, size_t value)
     CUresult status = shim_enter_context();
     struct shim_context *context;
     if (status != CUDA_SUCCESS) return status;
-    if (limit >= SHIM_LIMITS) return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    if (limit >= SHIM_LIMITS) return CUDA_ERROR_INVALID_VALUE;
     if ((status = active_context(NULL, &context)) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {limit, value};
     status = shim_reply(VGPU_CALL_cuCtxSetLimit, argument, NULL, 0, NULL, NULL, 0, NULL);
@@ -391,7 +391,8 @@ CUresult cuCtxSynchronize(void)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
-    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
+    /* Whatever the modes of the captures and of this thread, as natively. */
+    if (atomic_load(&shim_captures_active) != 0) return shim_capture_forbid_all();
     return shim_context_synchronise();
 }
 
@@ -407,12 +408,14 @@ CUresult cuCtxSynchronize_v2(CUcontext ctx)
 
 /* ---- capture mode of a thread ---- */
 
+/* As natively, the value is kept as it is; only the three modes mean anything. */
 CUresult cuThreadExchangeStreamCaptureMode(void *mode)
 {
     SHIM_LOCAL_ENTRY;
-    unsigned wanted;
-    if (mode == NULL || (memcpy(&wanted, mode, sizeof wanted), wanted > 2)) return CUDA_ERROR_INVALID_VALUE;
+    if (mode == NULL) return CUDA_ERROR_INVALID_VALUE;
     struct shim_thread *thread = shim_thread();
+    unsigned wanted;
+    memcpy(&wanted, mode, sizeof wanted);
     memcpy(mode, &thread->capture_mode, sizeof wanted);
     thread->capture_mode = wanted;
     return CUDA_SUCCESS;

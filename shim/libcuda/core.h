@@ -78,7 +78,6 @@ extern bool shim_many_processors; /* spinning makes sense */
 void shim_ring_attach(void); /* private copies of the ring's geometry */
 void shim_ring_doorbell(void); /* rings if the worker asked for it */
 void shim_ring_goodbye(void);  /* wireGoodbye if there is room this instant; never waits */
-void shim_ring_forget_context(uint64_t context); /* the next record of a thread in this context names it again */
 void shim_fence_attach(void);  /* fence.c */
 void shim_fence_give_word(uint32_t index); /* a word its thread no longer keeps; 0 is fine */
 
@@ -134,7 +133,7 @@ CUresult shim_context_synchronise(void);
 /* ---- devices (device.c, visible.c) ---- */
 
 /* Is device `index` (of `count`, with these UUIDs) shown under this value of CUDA_VISIBLE_DEVICES? list may be NULL (unset).
- * Writes the indexes shown, in order, to out (room for count); returns how many. Pure. */
+ * Writes the indexes shown, in order, to out (room for count); returns how many, -1 if one is named twice. Pure. */
 int shim_visible_devices(const char *list, const uint8_t (*uuid)[16], int count, int *out);
 extern int shim_devices; /* 0 or 1, fixed before phase READY */
 static inline bool shim_device_ok(int device) { return device >= 0 && device < shim_devices; }

@@ -204,7 +204,8 @@ CUresult cuDeviceGetP2PAttribute(int *value, unsigned int attrib, int srcDevice,
 CUresult cuDeviceGetExecAffinitySupport(int *pi, unsigned int type, int dev)
 {
     SHIM_LOCAL_ENTRY;
-    if (pi == NULL || type != 0) return CUDA_ERROR_INVALID_VALUE;
+    (void)type;
+    if (pi == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
     *pi = 0; /* it would need MPS */
     return CUDA_SUCCESS;

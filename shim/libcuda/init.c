@@ -100,12 +100,13 @@ CUresult shim_initialise(void)
         status = shim_session_attach();
         if (status != CUDA_SUCCESS) break;
         int shown[1];
-        if (shim_visible_devices(visible, &shim.device->uuid, 1, shown) == 0) {
+        shim_devices = shim_visible_devices(visible, &shim.device->uuid, 1, shown);
+        if (shim_devices <= 0) {
+            status = shim_devices < 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_NO_DEVICE;
+            shim_devices = 0;
             shim_session_detach();
-            status = CUDA_ERROR_NO_DEVICE;
             break;
         }
-        shim_devices = 1;
         shim_ring_attach();
         shim_fence_attach();
         shim_primary_attach();

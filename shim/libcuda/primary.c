@@ -9,7 +9,7 @@
 #include "core.h"
 #include "_generated_prototypes.h"
 
-#define FLAGS_MASK 0xffu
+#define FLAGS_MASK 0xf7u /* mapping host memory is always on and may not be asked for */
 
 static struct {
     pthread_mutex_t lock; /* held across the round trip that activates: others have to wait for that anyway */
@@ -55,12 +55,10 @@ static CUresult end_context(struct shim_context *context)
 {
     vgpu_context_storage_drop((CUcontext)(uintptr_t)context->handle); /* may call the driver: the context still lives */
     shim_context_run_end_hooks(context->handle);
-    const uint64_t argument[8] = {context->handle};
-    CUresult status = shim_async(VGPU_CALL_wirePrimaryReset, argument, NULL, 0);
-    atomic_store(&context->active, 0);
+    atomic_store(&context->active, 0); /* from here on no record names it */
     for (unsigned i = 0; i < SHIM_LIMITS; i++) atomic_store(&context->limit_known[i], 0);
-    shim_ring_forget_context(context->handle);
-    return status;
+    const uint64_t argument[8] = {context->handle};
+    return shim_async(VGPU_CALL_wirePrimaryReset, argument, NULL, 0);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(int dev)

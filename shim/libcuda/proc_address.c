@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 #define PER_THREAD_DEFAULT_STREAM 2u
-#define KNOWN_FLAGS 3u
+#define KNOWN_FLAGS 3ull
 
 enum { FOUND = 0, NOT_FOUND = 1, VERSION_TOO_OLD = 2 };
 
@@ -31,46 +31,51 @@ static const struct proc_entry *find_base(const char *name, unsigned *count)
     return *count != 0 ? &proc_entries[low] : NULL;
 }
 
-static int look_up(const char *name, int version, uint64_t flags, void **function)
+/* What the real driver does (measured, 580): with the per-thread flag a function that has a twin is only ever its twin; names
+ * newer than the driver do not exist. Unlike it, a name that carries its suffix already (runtime 12.1 asks for
+ * cuGraphInstantiateWithParams_ptsz) is found here: that can only help. */
+static int look_up(const char *name, unsigned version, unsigned long long flags, void **function)
 {
-    unsigned count;
-    const struct proc_entry *entry = find_base(name, &count), *plain = NULL, *twin = NULL;
+    unsigned driver = (unsigned)shim_reported_version(), count;
+    const struct proc_entry *entry = find_base(name, &count), *best = NULL;
+    bool twins = false, exists = false;
     *function = NULL;
+    for (unsigned i = 0; i < count; i++) twins |= entry[i].flags != 0 && (flags & PER_THREAD_DEFAULT_STREAM) != 0;
     for (unsigned i = 0; i < count; i++) {
-        const struct proc_entry **best = entry[i].flags != 0 ? &twin : &plain;
-        if (entry[i].since <= version && (*best == NULL || entry[i].since >= (*best)->since)) *best = &entry[i];
+        unsigned since = (unsigned)entry[i].since;
+        if ((entry[i].flags != 0) != twins || since > driver) continue;
+        exists = true;
+        if (since <= version && (best == NULL || since >= (unsigned)best->since)) best = &entry[i];
     }
-    if ((flags & PER_THREAD_DEFAULT_STREAM) != 0 && twin != NULL) plain = twin;
-    if (plain != NULL) {
-        *function = plain->function;
-        return FOUND;
+    for (unsigned i = 0; count == 0 && i < proc_entry_count; i++) {
+        if (strcmp(proc_entries[i].symbol, name) != 0 || (unsigned)proc_entries[i].since > driver) continue;
+        exists = true;
+        if ((unsigned)proc_entries[i].since <= version) best = &proc_entries[i];
+        break;
     }
-    if (count != 0) return VERSION_TOO_OLD;
-    /* Some callers name the very symbol: cuGraphInstantiateWithParams_ptsz. */
-    for (unsigned i = 0; i < proc_entry_count; i++) {
-        if (strcmp(proc_entries[i].symbol, name) != 0) continue;
-        if (proc_entries[i].since > version) return VERSION_TOO_OLD;
-        *function = proc_entries[i].function;
-        return FOUND;
-    }
-    return NOT_FOUND;
+    if (best == NULL) return exists ? VERSION_TOO_OLD : NOT_FOUND;
+    *function = best->function;
+    return FOUND;
+}
+
+static bool is_proper(const char *symbol, const void *pfn, int version, unsigned long long flags)
+{
+    return symbol != NULL && pfn != NULL && (flags & ~KNOWN_FLAGS) == 0 && version <= shim_reported_version();
 }
 
 CUresult cuGetProcAddress_v2(const char *symbol, void *pfn, int cudaVersion, unsigned long long flags, void *symbolStatus)
 {
-    if (symbol == NULL || pfn == NULL || (flags & ~(unsigned long long)KNOWN_FLAGS) != 0 || flags == KNOWN_FLAGS)
-        return CUDA_ERROR_INVALID_VALUE;
-    int result = look_up(symbol, cudaVersion, flags, pfn);
+    if (!is_proper(symbol, pfn, cudaVersion, flags)) return CUDA_ERROR_INVALID_VALUE;
+    int result = look_up(symbol, (unsigned)cudaVersion, flags, pfn);
     if (symbolStatus != NULL) *(int *)symbolStatus = result;
     return CUDA_SUCCESS;
 }
 
 CUresult cuGetProcAddress(const char *symbol, void *pfn, int cudaVersion, unsigned long long flags)
 {
-    if (symbol == NULL || pfn == NULL || (flags & ~(unsigned long long)KNOWN_FLAGS) != 0 || flags == KNOWN_FLAGS)
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!is_proper(symbol, pfn, cudaVersion, flags)) return CUDA_ERROR_INVALID_VALUE;
     void *function;
-    if (look_up(symbol, cudaVersion, flags, &function) != FOUND) return CUDA_ERROR_NOT_FOUND;
+    if (look_up(symbol, (unsigned)cudaVersion, flags, &function) != FOUND) return CUDA_ERROR_NOT_FOUND;
     *(void **)pfn = function;
     return CUDA_SUCCESS;
 }

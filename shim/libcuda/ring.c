@@ -14,6 +14,8 @@
 #include <sys/socket.h>
 
 _Static_assert(sizeof(struct vgpu_call) % VGPU_RECORD_ALIGNMENT == 0, "a header keeps the ring's alignment");
+_Static_assert(VGPU_CALL_wireContextDestroy - VGPU_CALL_wirePrimaryRetain == 3, "the records that change contexts stand together");
+_Static_assert(VGPU_CALL_wireFenceEvent - VGPU_CALL_wireFence == 2, "the records that fence stand together");
 #define SLOT_WORDS (VGPU_DEFAULT_SLOT_COUNT / 64)
 
 static struct {
@@ -126,6 +128,9 @@ static bool try_submit(const struct record *record, uint64_t context, uint32_t *
     }
     put(record, size);
     *sequence = ring.sequence - 1;
+    /* These move the worker to another context; whoever comes next names its own. */
+    if (SHIM_UNLIKELY(record->call >= VGPU_CALL_wirePrimaryRetain && record->call <= VGPU_CALL_wireContextDestroy))
+        __atomic_store_n(&ring.context, 0, __ATOMIC_RELAXED);
     /* SAFETY: release pairs with the worker's acquire load of `tail`: the record is whole when it can be seen. */
     __atomic_store_n(&shim.page->tail, ring.tail, __ATOMIC_RELEASE);
     return true;
@@ -188,13 +193,6 @@ void shim_count_flush(struct shim_thread_block *block)
     shim.page->local_calls += block->local_calls;
     shim_lock_give(&ring.lock);
     block->local_calls = 0;
-}
-
-void shim_ring_forget_context(uint64_t context)
-{
-    shim_lock_take(&ring.lock);
-    if (ring.context == context || context == 0) __atomic_store_n(&ring.context, 0, __ATOMIC_RELAXED);
-    shim_lock_give(&ring.lock);
 }
 
 void shim_ring_goodbye(void)

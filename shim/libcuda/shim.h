@@ -2,6 +2,10 @@
 /*
  * shim.h - what every file of libcuda.so.1 may use: the session, how a call is submitted, how a thread
  * waits, handles, contexts and the allocation table. One session per process; one ring, one total order.
+ *
+ * By hand, in this folder:
+ *   gcc -std=gnu11 -O2 -fPIC -shared -pthread -fvisibility=hidden -Wall -Wextra -D_GNU_SOURCE *.c -o libcuda.so.1 \
+ *       -Wl,-soname,libcuda.so.1,--version-script=libcuda.map,-z,defs
  */
 #ifndef VGPU_SHIM_H
 #define VGPU_SHIM_H
@@ -136,6 +140,8 @@ bool shim_stream_is_capturing(uint64_t stream_id); /* exact while captures_activ
 CUresult shim_capture_check(void);
 /* As the entry of a call on one stream: that stream captures, so the call is forbidden and its capture is spoilt. */
 CUresult shim_capture_forbid(uint64_t stream_id);
+/* cuCtxSynchronize while anything captures: forbidden whatever the modes, and every capture is spoilt. */
+CUresult shim_capture_forbid_all(void);
 void shim_capture_stream_gone(uint64_t stream_id); /* cuStreamDestroy */
 /* cuDevicePrimaryCtxReset, cuCtxDestroy: drop everything that belonged to the context (subjects register hooks). */
 void shim_on_context_end(void (*hook)(uint64_t context));
