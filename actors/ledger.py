@@ -81,7 +81,10 @@ class LedgerFile:
         rows = self._db.execute(
             "SELECT name, pool, priority, weight, memory_limit_bytes, watchdog_seconds, ad_hoc FROM vms ORDER BY name"
         )
-        return tuple(VmRecord(*row[:-1], ad_hoc=bool(row[-1])) for row in rows)
+        return tuple(
+            VmRecord(name, pool, priority, weight, memory, watchdog, ad_hoc=bool(ad_hoc))
+            for name, pool, priority, weight, memory, watchdog, ad_hoc in rows
+        )
 
     def next_session(self) -> SessionId:
         """Reserve a session number."""

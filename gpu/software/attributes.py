@@ -80,3 +80,8 @@ ATTRIBUTES: dict[int, int] = {
     127: 0,
     130: 0, 131: 0, 132: 0, 133: 0, 134: 0,
 }  # fmt: skip
+
+# Every number a 13.0 driver knows has an answer, since runtimes ask for all of them and give up at the first that
+# has none; what is not listed above is a feature this device lacks.
+LAST_ATTRIBUTE = 149
+ATTRIBUTES.update({number: 0 for number in range(1, LAST_ATTRIBUTE) if number not in ATTRIBUTES})

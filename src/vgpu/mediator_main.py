@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``run-mediator``: the host daemon.
+
+Ready means: sd_notify READY was sent (where systemd asked for it) and ``mediator.sock`` exists. SIGTERM
+drains: nobody new is let in, and the daemon ends when the last session has. A second SIGTERM (or SIGINT)
+stops at once: sessions end. A mediator that is killed leaves its sessions to the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from vgpu import __version__
+from vgpu.actors import ActorSystem, StartFailed, SystemFailed
+from vgpu.actors.messages import ListSessions
+from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
+from vgpu.gpu.driver import DriverNotFound, Kind, choose
+from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
+from vgpu.paths import configuration_file, run_directory, state_directory
+
+_log = logging.getLogger("vgpu.mediator")
+
+DRAIN_LOOK_SECONDS = 0.2
+
+EXAMPLES = """examples:
+  run-mediator                               the real GPU if there is one, else the software GPU
+  run-mediator --gpu software --run-dir /tmp/vgpu/run --state-dir /tmp/vgpu/state
+"""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="run-mediator",
+        description="Share this host's GPU among VMs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"run-mediator {__version__}")
+    parser.add_argument("--gpu", choices=GPU_CHOICES)
+    parser.add_argument("--device", help="CUDA device number of the GPU to share (default 0)")
+    parser.add_argument("--run-dir", help="where the sockets go")
+    parser.add_argument("--state-dir", help="where the ledger goes")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--library", help="path of the real libcuda.so.1 (default: looked for)")
+    parser.add_argument("--warm-workers", type=int, help="worker processes kept ready (default 1)")
+    parser.add_argument(
+        "--quantum-ms", type=float, help="lease length while several sessions compete (default 2)"
+    )
+    parser.add_argument("--log-level", choices=LOG_LEVELS)
+    parser.add_argument("--log-format", choices=("text", "json"))
+    return parser
+
+
+def read_settings(arguments: Sequence[str] | None) -> Settings:
+    """Settings from command line, file and environment.
+
+    Raises:
+        ConfigError: a value that cannot be meant.
+    """
+    options = build_parser().parse_args(arguments)
+    path = options.config or configuration_file(os.environ)
+    from_file = read_file(path) if options.config or path.exists() else {}
+    devices: list[int] | None = None
+    if options.device is not None:
+        try:
+            devices = [int(part) for part in options.device.split(",")]
+        except ValueError:
+            raise ConfigError(f"--device is {options.device!r}, expected numbers like 0 or 0,1") from None
+        if len(devices) > 1:
+            raise ConfigError("--device names several GPUs; this version shares one")
+    line = {
+        "gpu": options.gpu,
+        "devices": devices,
+        "run_dir": options.run_dir,
+        "state_dir": options.state_dir,
+        "library": options.library,
+        "warm_workers": options.warm_workers,
+        "quantum_ms": options.quantum_ms,
+        "log_level": options.log_level,
+        "log_format": options.log_format,
+    }
+    defaults = Settings(run_dir=run_directory(os.environ), state_dir=state_directory(os.environ))
+    return make_settings(defaults, from_file, line)
+
+
+def make_plan(settings: Settings) -> MediatorPlan:
+    """What to run.
+
+    Raises:
+        DriverNotFound: a real GPU was asked for and there is none.
+    """
+    kind, library = choose(settings.gpu, settings.library)
+    gpus = tuple(
+        GpuPlan(
+            device,
+            partial(start_worker, WorkerOptions(settings.run_dir, kind.value, device, library)),
+            settings.warm_workers,
+            int(settings.quantum_ms * 1e6),
+        )
+        for device in (settings.devices if kind is Kind.NVIDIA else (0,))
+    )
+    describe: dict[str, object] = {
+        "gpu": kind.value,
+        "library": str(library) if library else None,
+        "version": __version__,
+        "pid": os.getpid(),
+    }
+    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it asked (sd_notify protocol)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.send(state.encode())
+
+
+async def serve(plan: MediatorPlan) -> None:
+    """Run until told to stop."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_mediator(plan) as system, trio.open_nursery() as nursery:
+            notify("READY=1")
+            _log.info("ready: %s GPU, sockets in %s", plan.describe["gpu"], plan.run_dir)
+            async for number in signals:
+                if number == signal.SIGINT or nursery.child_tasks:
+                    _log.info("stopping")
+                    notify("STOPPING=1")
+                    nursery.cancel_scope.cancel()
+                    break
+                _log.info("draining: no new sessions; a second signal stops at once")
+                notify("STOPPING=1")
+                nursery.start_soon(_drain, system, nursery.cancel_scope)
+
+
+async def _drain(system: ActorSystem, done: trio.CancelScope) -> None:
+    system.ref("mediator/listener").stop()
+    while True:
+        samples = await system.ref("mediator/telemetry").ask(ListSessions())
+        if all(sample.ended for sample in samples):
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        await trio.sleep(DRAIN_LOOK_SECONDS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    try:
+        settings = read_settings(arguments)
+    except ConfigError as error:
+        print(f"run-mediator: {error}", file=sys.stderr)
+        return 2
+    handler = logging.StreamHandler()
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    try:
+        trio.run(serve, make_plan(settings))
+    except DriverNotFound as error:
+        print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
+        return 1
+    except (StartFailed, SystemFailed) as error:
+        print(f"run-mediator: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
