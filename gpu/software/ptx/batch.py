@@ -96,6 +96,7 @@ class Batch:
     dynamic_shared: int
     parameters: Array  # uint8
     printf: Callable[[str], None]
+    workspace: int = 0  # device address of what a grid-wide barrier counts in; 0 unless the launch is cooperative
     clock: Callable[[], int] = time.perf_counter_ns
 
     threads: int = attrs.field(init=False)  # of one block
@@ -204,6 +205,9 @@ class Batch:
             "cluster_nctarank": 1,
             "is_explicit_cluster": 0,
             "current_graph_exec": 0,
+            # where cooperative_groups looks for the grid's workspace
+            "envreg1": self.workspace >> 32,
+            "envreg2": self.workspace & 0xFFFF_FFFF,
         }
         if base in ("clock64", "globaltimer", "gridid", "current_graph_exec"):
             return np.array([numbers.get(base, self.clock())], dtype=np.uint64)

@@ -306,24 +306,34 @@ class Instance:
         parameters[: kernel.params_size] = np.frombuffer(params, np.uint8, kernel.params_size)
         total = grid[0] * grid[1] * grid[2]
         per_batch = self._blocks_at_once(lowered, threads, dynamic_shared) if not together else total
-        batches = 0
-        with np.errstate(all="ignore"):
-            for first in range(0, total, per_batch):
-                running = Batch(
-                    space=self.space,
-                    kernel=lowered,
-                    symbols=self._symbols,
-                    grid=grid,
-                    block=block,
-                    first_block=first,
-                    block_count=min(per_batch, total - first),
-                    dynamic_shared=dynamic_shared,
-                    parameters=parameters,
-                    printf=printf or _discard,
-                )
-                Scheduler(running, blocks, deadline).run()
-                batches += 1
-        return LaunchResult(total * threads, batches)
+        workspace = self._grid_workspace() if together else 0
+        try:
+            with np.errstate(all="ignore"):
+                for first in range(0, total, per_batch):
+                    running = Batch(
+                        space=self.space,
+                        kernel=lowered,
+                        symbols=self._symbols,
+                        grid=grid,
+                        block=block,
+                        first_block=first,
+                        block_count=min(per_batch, total - first),
+                        dynamic_shared=dynamic_shared,
+                        parameters=parameters,
+                        printf=printf or _discard,
+                        workspace=workspace,
+                    )
+                    Scheduler(running, blocks, deadline).run()
+        finally:
+            if workspace:
+                self.space.free(workspace)
+        return LaunchResult(total * threads, -(-total // per_batch))
+
+    def _grid_workspace(self) -> int:
+        """What cooperative_groups' grid.sync() counts in: its size, then the barrier's counter."""
+        address = self.space.allocate(8)
+        self.space.write(address, (8).to_bytes(8, "little"))
+        return address
 
     @staticmethod
     def _blocks_at_once(kernel: LoweredKernel, threads: int, dynamic_shared: int) -> int:

@@ -559,9 +559,12 @@ def test_wide_integers(cuda: Harness) -> None:
 def test_grid_synchronisation(cuda: Harness) -> None:
     threads = 6 * 64
     data, out = cuda.upload(np.zeros(threads, np.int32)), cuda.upload(np.zeros(threads, np.int32))
-    cuda.launch("tiles", 1, 64, out)
-    cuda.launch("special", (2, 3, 1), (8, 8, 1), cuda.upload(np.zeros(4 * threads, np.uint32)))
-    cuda.download(data, np.zeros(threads, np.int32))
+    live = cuda.space.used
+    cuda.launch("grid_sync", 6, 64, data, out, together=True)
+    np.testing.assert_array_equal(cuda.download(out, np.zeros(threads, np.int32)), range(threads - 1, -1, -1))
+    assert cuda.space.used == live
+    with pytest.raises(Trap):  # as on hardware where the launch is not cooperative
+        cuda.launch("grid_sync", 6, 64, data, out)
 
 
 def test_tiles_and_coalesced_groups(cuda: Harness) -> None:
