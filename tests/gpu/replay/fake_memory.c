@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fake_memory.c - the fake driver with memory: device memory is host memory in a table, so addresses are checked as the
+ * real driver checks them. Work is done at once; being busy (cuCtxSetLimit 1001) only makes it report so later.
+ *
+ *   cuCtxSetLimit(1007, n)        the n-th asynchronous copy from now on fails with 999
+ *   cuCtxGetLimit(1008)           bytes of device memory in use
+ */
+#define cuMemAlloc_v2 plain_alloc
+#define cuMemFree_v2 plain_free
+#define cuMemHostRegister_v2 plain_register
+#define cuCtxSetLimit plain_set_limit
+#define cuCtxGetLimit plain_get_limit
+#include "fake_driver.c"
+#undef cuMemAlloc_v2
+#undef cuMemFree_v2
+#undef cuMemHostRegister_v2
+#undef cuCtxSetLimit
+#undef cuCtxGetLimit
+
+#include <stdbool.h>
+#include <sys/mman.h>
+
+#define UNIT (2ull << 20)
+#define ENTRIES 65536
+#define HOST 1
+#define DEVICE 2
+
+enum kind { FREE, ALLOCATED, POOLED, PINNED, RESERVED, MAPPED };
+static struct area { uint64_t base, size; enum kind kind; int access; void *memory; } areas[ENTRIES];
+static struct area *top = areas;
+static uint64_t in_use;
+static _Atomic long fail_after = -1;
+
+struct physical { uint64_t size; int handles, mappings; };
+
+static struct area *find(uint64_t address, uint64_t size, bool reserved)
+{
+    for (struct area *a = areas; a < top; a++)
+        if (a->kind != FREE && (a->kind == RESERVED) == reserved && address - a->base < a->size)
+            return size <= a->size - (address - a->base) ? a : NULL;
+    return NULL;
+}
+
+/* Mappings side by side are one range. */
+static bool reachable(uint64_t address, uint64_t size)
+{
+    struct area *a;
+    while ((a = find(address, 1, false)) != NULL && (a->kind != MAPPED || a->access != 0)) {
+        uint64_t left = a->size - (address - a->base);
+        if (size <= left)
+            return true;
+        if (a->kind != MAPPED)
+            return false;
+        size -= left;
+        address += left;
+    }
+    return false;
+}
+
+static struct area *add(uint64_t base, uint64_t size, enum kind kind, void *memory)
+{
+    struct area *a = areas;
+    while (a < top && a->kind != FREE)
+        a++;
+    if (a == areas + ENTRIES)
+        abort();
+    *a = (struct area){base, size, kind, 0, memory};
+    if (a == top)
+        top++;
+    return a;
+}
+
+static uint64_t allocate(uint64_t size, enum kind kind)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return 0;
+    pthread_mutex_lock(&lock);
+    add((uint64_t)memory, size, kind, NULL);
+    in_use += size;
+    pthread_mutex_unlock(&lock);
+    return (uint64_t)memory;
+}
+
+static int release(uint64_t address)
+{
+    pthread_mutex_lock(&lock);
+    struct area *a = find(address, 1, false);
+    int status = address == 0 ? 0 : a == NULL || a->base != address || (a->kind != ALLOCATED && a->kind != POOLED) ? 1 : 0;
+    if (status == 0 && a != NULL) {
+        munmap((void *)a->base, a->size);
+        in_use -= a->size;
+        a->kind = FREE;
+    }
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+
+EXPORT int cuMemAlloc_v2(uint64_t *address, size_t size) { return size == 0 ? 1 : size >= 1ull << 40 || (*address = allocate(size, ALLOCATED)) == 0 ? 2 : 0; }
+EXPORT int cuMemFree_v2(uint64_t address) { return release(address); }
+EXPORT int cuMemAllocPitch_v2(uint64_t *address, size_t *pitch, size_t width, size_t height, unsigned element)
+{
+    (void)element;
+    *pitch = (width + 511) & ~511ull;
+    return cuMemAlloc_v2(address, *pitch * height);
+}
+EXPORT int cuMemGetInfo_v2(size_t *available, size_t *total) { *total = 8ull << 30; *available = *total - in_use; return 0; }
+EXPORT int cuMemGetAddressRange_v2(uint64_t *base, size_t *size, uint64_t address)
+{
+    pthread_mutex_lock(&lock);
+    struct area *a = find(address, 1, false);
+    if (a != NULL) {
+        *base = a->base;
+        *size = a->size;
+    }
+    pthread_mutex_unlock(&lock);
+    return a != NULL ? 0 : 500;
+}
+EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags)
+{
+    (void)flags;
+    pthread_mutex_lock(&lock);
+    add((uint64_t)p, size, PINNED, NULL);
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+static int transfer(void *to, const void *from, uint64_t size, bool check_to, bool check_from)
+{
+    long left = atomic_load(&fail_after);
+    if (left >= 0 && atomic_fetch_sub(&fail_after, 1) == 0)
+        return 999;
+    pthread_mutex_lock(&lock);
+    bool good = (!check_to || reachable((uint64_t)to, size)) && (!check_from || reachable((uint64_t)from, size));
+    pthread_mutex_unlock(&lock);
+    if (!good)
+        return 1;
+    memmove(to, from, size);
+    return 0;
+}
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *s) { (void)s; return transfer((void *)to, from, size, true, false); }
+EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *s) { (void)s; return transfer(to, (void *)from, size, false, true); }
+EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void *s) { (void)s; return transfer((void *)to, (void *)from, size, true, true); }
+
+struct box { size_t sx, sy, sz, sl; unsigned st; const void *sh; uint64_t sd; void *sa, *sr; size_t sp, srows; size_t dx, dy, dz, dl; unsigned dt; void *dh; uint64_t dd; void *da, *dr; size_t dp, drows, width, height, depth; };
+_Static_assert(sizeof(struct box) == 200, "CUDA_MEMCPY3D");
+EXPORT int cuMemcpy3DAsync_v2(const struct box *b, void *s)
+{
+    (void)s;
+    const char *from = b->st == HOST ? b->sh : (void *)b->sd;
+    char *to = b->dt == HOST ? b->dh : (void *)b->dd;
+    if (b->sx | b->sy | b->sz | b->dx | b->dy | b->dz || b->sp < b->width || b->dp < b->width || b->srows < b->height || b->drows < b->height)
+        return 1;
+    for (size_t z = 0; z < b->depth; z++)
+        for (size_t y = 0; y < b->height; y++) {
+            int status = transfer(to + (z * b->drows + y) * b->dp, from + (z * b->srows + y) * b->sp, b->width, b->dt == DEVICE, b->st == DEVICE);
+            if (status != 0)
+                return status;
+        }
+    return 0;
+}
+
+static int fill(uint64_t to, size_t pitch, unsigned value, size_t element, size_t width, size_t height)
+{
+    for (size_t y = 0; y < height; y++)
+        for (size_t x = 0; x < width; x++) {
+            uint64_t at = to + y * pitch + x * element;
+            if (x == 0 && !reachable(at, width * element))
+                return 1;
+            memcpy((void *)at, &value, element);
+        }
+    return 0;
+}
+EXPORT int cuMemsetD8Async(uint64_t to, unsigned char v, size_t n, void *s) { (void)s; return fill(to, 0, v, 1, n, 1); }
+EXPORT int cuMemsetD16Async(uint64_t to, unsigned short v, size_t n, void *s) { (void)s; return fill(to, 0, v, 2, n, 1); }
+EXPORT int cuMemsetD32Async(uint64_t to, unsigned v, size_t n, void *s) { (void)s; return fill(to, 0, v, 4, n, 1); }
+EXPORT int cuMemsetD2D8Async(uint64_t to, size_t pitch, unsigned char v, size_t w, size_t h, void *s) { (void)s; return fill(to, pitch, v, 1, w, h); }
+EXPORT int cuMemsetD2D16Async(uint64_t to, size_t pitch, unsigned short v, size_t w, size_t h, void *s) { (void)s; return fill(to, pitch, v, 2, w, h); }
+EXPORT int cuMemsetD2D32Async(uint64_t to, size_t pitch, unsigned v, size_t w, size_t h, void *s) { (void)s; return fill(to, pitch, v, 4, w, h); }
+
+/* ---- virtual memory ---- */
+
+EXPORT int cuMemAddressReserve(uint64_t *address, size_t size, size_t alignment, uint64_t wish, uint64_t flags)
+{
+    (void)alignment; (void)wish;
+    if (size == 0 || size % UNIT != 0 || flags != 0)
+        return 1;
+    char *memory = mmap(NULL, size + UNIT, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return 2;
+    *address = ((uint64_t)memory + UNIT - 1) & ~(UNIT - 1);
+    pthread_mutex_lock(&lock);
+    add(*address, size, RESERVED, memory);
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+EXPORT int cuMemAddressFree(uint64_t address, size_t size)
+{
+    pthread_mutex_lock(&lock);
+    struct area *a = find(address, 1, true);
+    int status = a == NULL || a->base != address || a->size != size ? 1 : 0;
+    if (status == 0) {
+        munmap(a->memory, size + UNIT);
+        a->kind = FREE;
+    }
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+EXPORT int cuMemCreate(uint64_t *handle, size_t size, const int *properties, uint64_t flags)
+{
+    if (size == 0 || size % UNIT != 0 || flags != 0 || properties[0] != 1 || properties[1] != 0 || properties[2] != 1 || properties[3] != 0)
+        return 1;
+    if (size >= 1ull << 40)
+        return 2;
+    struct physical *p = calloc(1, sizeof *p);
+    *p = (struct physical){.size = size, .handles = 1};
+    *handle = (uint64_t)p;
+    in_use += size;
+    return 0;
+}
+static void drop(struct physical *p)
+{
+    if (p->handles == 0 && p->mappings == 0) {
+        in_use -= p->size;
+        free(p);
+    }
+}
+EXPORT int cuMemRelease(struct physical *p)
+{
+    if (p->handles == 0)
+        return 1;
+    p->handles--;
+    drop(p);
+    return 0;
+}
+EXPORT int cuMemMap(uint64_t address, size_t size, size_t offset, struct physical *p, uint64_t flags)
+{
+    if (flags != 0 || find(address, size, true) == NULL || find(address, 1, false) != NULL)
+        return 1;
+    if (offset != 0 || size != p->size)
+        return 801;
+    mprotect((void *)address, size, PROT_READ | PROT_WRITE);
+    pthread_mutex_lock(&lock);
+    add(address, size, MAPPED, p);
+    pthread_mutex_unlock(&lock);
+    p->mappings++;
+    return 0;
+}
+EXPORT int cuMemUnmap(uint64_t address, size_t size)
+{
+    if (find(address, size, true) == NULL)
+        return 1;
+    pthread_mutex_lock(&lock);
+    for (struct area *a = areas; a < top; a++)
+        if (a->kind == MAPPED && a->base >= address && a->base < address + size) {
+            struct physical *p = a->memory;
+            a->kind = FREE;
+            p->mappings--;
+            drop(p);
+        }
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+EXPORT int cuMemSetAccess(uint64_t address, size_t size, const int *description, size_t count)
+{
+    (void)count;
+    if (description[0] != 1 || description[1] != 0)
+        return 1;
+    for (struct area *a = areas; a < top; a++)
+        if (a->kind == MAPPED && a->base >= address && a->base < address + size)
+            a->access = description[2];
+    return 0;
+}
+EXPORT int cuMemGetAccess(unsigned long long *flags, const int *location, uint64_t address)
+{
+    (void)location;
+    struct area *a = find(address, 1, false);
+    if (a == NULL)
+        return 1;
+    *flags = a->kind == MAPPED ? (unsigned long long)a->access : 3;
+    return 0;
+}
+EXPORT int cuMemRetainAllocationHandle(void **handle, void *address)
+{
+    struct area *a = find((uint64_t)address, 1, false);
+    if (a == NULL || a->kind != MAPPED)
+        return 1;
+    ((struct physical *)a->memory)->handles++;
+    *handle = a->memory;
+    return 0;
+}
+
+/* ---- pools ---- */
+
+static uint64_t pool_attribute[2][16];
+EXPORT int cuDeviceGetDefaultMemPool(void **pool, int d) { (void)d; *pool = &pool_attribute[0]; return 0; }
+EXPORT int cuMemPoolCreate(void **pool, const int *properties)
+{
+    if (properties[0] != 1 || properties[1] != 0 || properties[2] != 1)
+        return 1;
+    *pool = calloc(16, 8);
+    return 0;
+}
+EXPORT int cuMemPoolDestroy(void *pool) { free(pool); return 0; }
+EXPORT int cuMemPoolSetAttribute(uint64_t *pool, unsigned attribute, const void *value)
+{
+    if (attribute < 1 || attribute > 8)
+        return 1;
+    memcpy(&pool[attribute], value, attribute <= 3 ? 4 : 8);
+    return 0;
+}
+EXPORT int cuMemPoolGetAttribute(uint64_t *pool, unsigned attribute, void *value)
+{
+    if (attribute < 1 || attribute > 8)
+        return 1;
+    memcpy(value, &pool[attribute], attribute <= 3 ? 4 : 8);
+    return 0;
+}
+EXPORT int cuMemPoolSetAccess(void *pool, const int *description, size_t count) { (void)pool; return count == 1 && description[1] == 0 ? 0 : 1; }
+EXPORT int cuMemPoolGetAccess(unsigned *flags, void *pool, const int *location) { (void)pool; *flags = 3; return location[1] == 0 ? 0 : 1; }
+EXPORT int cuMemAllocAsync(uint64_t *address, size_t size, void *s) { (void)s; return size >= 1ull << 40 || (*address = allocate(size, POOLED)) == 0 ? 2 : 0; }
+EXPORT int cuMemAllocFromPoolAsync(uint64_t *address, size_t size, void *pool, void *s) { (void)pool; return cuMemAllocAsync(address, size, s); }
+EXPORT int cuMemFreeAsync(uint64_t address, void *s) { (void)s; return release(address); }
+
+/* ---- streams and events ---- */
+
+EXPORT int cuStreamGetAttribute(void *stream, unsigned attribute, void *value)
+{
+    (void)stream;
+    if (attribute != 1 && attribute != 3)
+        return 1;
+    memset(value, (int)attribute, 64);
+    return 0;
+}
+EXPORT int cuStreamSetAttribute(void *stream, unsigned attribute, const void *value) { (void)stream; return attribute == 3 && *(const int *)value == 2 ? 0 : 1; }
+EXPORT int cuStreamBatchMemOp_v2(void *stream, unsigned count, const uint64_t (*operation)[6], unsigned flags)
+{
+    (void)stream; (void)flags;
+    for (unsigned i = 0; i < count; i++) {
+        if ((uint32_t)operation[i][0] != 2 || !reachable(operation[i][1], 4))
+            return 1;
+        *(uint32_t *)operation[i][1] = (uint32_t)operation[i][2];
+    }
+    return 0;
+}
+EXPORT int cuEventElapsedTime(float *milliseconds, struct event *start, struct event *end) { (void)start; (void)end; *milliseconds = 1.5f; return now() < end->done_at ? NOT_READY : 0; }
+EXPORT int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { return flags == 1 ? 401 : cuEventRecord(event, stream); }
+EXPORT int cuEventSynchronize(void *event) { (void)event; return 1; }
+EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
+{
+    if (limit != 1007)
+        return plain_set_limit(limit, value);
+    atomic_store(&fail_after, (long)value);
+    return 0;
+}
+EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
+{
+    if (limit != 1008)
+        return plain_get_limit(value, limit);
+    *value = in_use;
+    return 0;
+}
