@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +17,11 @@ from hypothesis import strategies as st
 from vgpu.gpu.control import LINE_LIMIT, LineProtocol, open_worker_link, rights
 from vgpu.transport.errors import LocalProtocolError, RemoteProtocolError
 
-MESSAGES = [{"do": "kick"}, {"event": "hello", "worker": "a", "list": [1, {"x": None}]}, {"text": 'ä\n"\\'}]
+MESSAGES: list[dict[str, Any]] = [
+    {"do": "kick"},
+    {"event": "hello", "worker": "a", "list": [1, {"x": None}]},
+    {"text": 'ä\n"\\'},
+]
 
 
 def descriptors(count: int) -> list[int]:

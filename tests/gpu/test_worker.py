@@ -111,7 +111,10 @@ async def test_device_page(options: WorkerOptions) -> None:
     async with assigned(options) as worker:
         page = mmap.mmap(worker.link.segment_fd, 16384)
         assert page[16:20] == b"Fake"
-        word = lambda at, size=4: int.from_bytes(page[at : at + size], "little", signed=True)
+
+        def word(at: int, size: int = 4) -> int:
+            return int.from_bytes(page[at : at + size], "little", signed=True)
+
         assert (word(288), word(292), word(296), word(300)) == (0, 0x1A, 0, 0)
         assert word(304, 8) == 3 << 30  # the quota is what the guest sees as the card's memory
         assert word(316) == 66  # one entry for two multiprocessors
