@@ -44,7 +44,7 @@ bool replay_is_capturing(struct vgpu_replay *replay, void *stream)
 
 /* ---- events of our own ---- */
 
-static void *take_event(struct vgpu_replay *replay)
+void *replay_take_event(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
     for (unsigned i = private->event_count; i-- > 0;)
@@ -58,7 +58,7 @@ static void *take_event(struct vgpu_replay *replay)
     return replay->driver.cuEventCreate(&event, EVENT_WITHOUT_TIMING) == 0 ? event : NULL;
 }
 
-static void give_event(struct vgpu_replay *replay, void *event, unsigned slot)
+void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot)
 {
     struct replay_private *private = replay->private;
     if (private->event_count == private->event_capacity) {
@@ -121,7 +121,7 @@ static void pending_sweep(struct vgpu_replay *replay, bool (*done)(struct vgpu_r
         }
         replay->grant->fences_done++;
         if (entry.owned)
-            give_event(replay, entry.event, entry.slot);
+            replay_give_event(replay, entry.event, entry.slot);
     }
     pending->count = kept;
     if (kept != count)
@@ -284,12 +284,12 @@ CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, 
         return status;
     }
     int status = replay->driver.cuStreamQuery(stream);
-    void *event = status == CUDA_ERROR_NOT_READY ? take_event(replay) : NULL;
+    void *event = status == CUDA_ERROR_NOT_READY ? replay_take_event(replay) : NULL;
     if (event != NULL) {
         status = replay->driver.cuEventRecord(event, stream);
         if (status == 0 && pending_add(replay, (struct replay_fence_entry){.event = event, .owned = true, .index = index, .value = value}))
             return CUDA_SUCCESS;
-        give_event(replay, event, replay->private->current);
+        replay_give_event(replay, event, replay->private->current);
         if (status == 0)
             status = CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -334,7 +334,7 @@ static void join_stream(struct vgpu_replay *replay, struct join *join, void *str
 {
     if (join->status != CUDA_SUCCESS)
         return;
-    void *event = take_event(replay);
+    void *event = replay_take_event(replay);
     if (event == NULL) {
         join->status = CUDA_ERROR_OUT_OF_MEMORY;
         return;
@@ -343,7 +343,7 @@ static void join_stream(struct vgpu_replay *replay, struct join *join, void *str
     if (status == 0)
         status = replay->driver.cuStreamWaitEvent(join->helper, event, 0);
     /* The wait has taken the event's state; it may be recorded again at once. */
-    give_event(replay, event, replay->private->current);
+    replay_give_event(replay, event, replay->private->current);
     join->status = (CUresult)status;
 }
 
@@ -480,6 +480,8 @@ void replay_forget_context(struct vgpu_replay *replay, unsigned slot)
         private->event_context[kept++] = private->event_context[i];
     }
     private->event_count = kept;
+    if (private->marker_context == slot)
+        private->marker = NULL;
     kept = 0;
     for (unsigned i = 0; i < pending->count; i++) {
         struct replay_fence_entry entry = pending->entry[i];

@@ -76,6 +76,8 @@ struct replay_private {
     uint64_t deadline_ns;
     int64_t credits;
     bool leased, open_ended, demanded, reported;
+    void *marker; /* throttle.c: event behind the last stride of launches */
+    unsigned marker_context, launches_since_marker;
     /* GPU time. */
     uint64_t busy_since_ns; /* 0: nothing unfinished; else gpu_ns is counted up to here */
     uint64_t handles_chunks; /* handle table pages in use, bounded */
@@ -117,6 +119,12 @@ bool replay_outstanding(struct vgpu_replay *replay);
 void replay_forget_context(struct vgpu_replay *replay, unsigned slot);
 bool replay_probe_gpu_fence(struct vgpu_replay *replay);
 void *replay_helper_stream(struct vgpu_replay *replay, unsigned slot);
+
+void *replay_take_event(struct vgpu_replay *replay); /* of the current context; NULL: none to be had */
+void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot);
+
+/* throttle.c */
+void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call); /* after a launch under a bounded lease */
 
 /* context.c */
 CUresult replay_primary_open(struct vgpu_replay *replay);

@@ -202,24 +202,26 @@ static int broken(struct loop *loop)
     return VGPU_RUN_PROTOCOL;
 }
 
-static void account(struct vgpu_grant_page *grant, const struct vgpu_call *call)
+/* Counts the record; true for a launch. */
+static inline bool account(struct vgpu_grant_page *grant, const struct vgpu_call *call)
 {
     if ((call->flags & VGPU_CALL_REPLY) != 0) {
         grant->reply_records++;
-        return;
+        return false;
     }
     switch (call->call) {
     case VGPU_CALL_wireFence:
     case VGPU_CALL_wireFenceContext:
-    case VGPU_CALL_wireFenceEvent: grant->fence_records++; return;
+    case VGPU_CALL_wireFenceEvent: grant->fence_records++; return false;
     case VGPU_CALL_wireLaunch:
-    case VGPU_CALL_cuGraphLaunch: grant->launches++; break;
+    case VGPU_CALL_cuGraphLaunch: grant->launches++; grant->async_records++; return true;
     case VGPU_CALL_wireCopyInline: grant->bytes_to_device += call->argument[1]; break;
     case VGPU_CALL_wireCopyToDevice: grant->bytes_to_device += call->argument[2]; break;
     case VGPU_CALL_wireCopyFromDevice: grant->bytes_from_device += call->argument[2]; break;
     default: break;
     }
     grant->async_records++;
+    return false;
 }
 
 static void answer(struct vgpu_replay *replay, const struct vgpu_call *call, const struct vgpu_result *result, const uint8_t *reply)
@@ -257,7 +259,9 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         status = CUDA_ERROR_INVALID_VALUE;
         grant->protocol_errors++;
     }
-    account(grant, call);
+    bool launched = account(grant, call);
+    if (UNLIKELY(launched && !loop->private->open_ended) && status == CUDA_SUCCESS)
+        replay_throttle(replay, call);
     if (UNLIKELY(status != CUDA_SUCCESS)) {
         grant->replay_errors++;
         if (replay_is_sticky(status))
