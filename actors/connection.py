@@ -16,10 +16,10 @@ import socket
 import attrs
 import trio
 
-from vgpu.transport.attach import Hello, Status, Welcome
+from vgpu.transport.attach import FLAG_PROBE, Hello, Status, Welcome
 
 from . import Actor, ActorError, Ref, StartChild, handles
-from .messages import Attach, Attachment, EnsureVm, GuestLeft, SessionRequest
+from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, SessionRequest
 
 _log = logging.getLogger("vgpu.connection")
 
@@ -61,6 +61,9 @@ class Connection(Actor):
     async def _serve(self, guest: GuestArrived) -> None:
         async with guest.stream:
             try:
+                if guest.hello.flags & FLAG_PROBE:
+                    await self._answer_probe(guest)
+                    return
                 executor = await self._welcome(guest)
                 if executor is None:
                     return
@@ -72,6 +75,16 @@ class Connection(Actor):
             except (OSError, trio.BrokenResourceError) as error:
                 _log.info("guest pid %d of %s went away while attaching: %s", guest.pid, self.vm, error)
 
+    async def _answer_probe(self, guest: GuestArrived) -> None:
+        pool = self.find(f"{self.executors.rpartition('/')[0]}/workers")
+        try:
+            version = await pool.ask(DriverVersion(), timeout_seconds=START_SECONDS)
+        except ActorError as error:
+            _log.warning("no worker can say what driver this is: %s", error)
+            await guest.stream.send_all(Welcome(Status.NO_DEVICE).encode())
+            return
+        await guest.stream.send_all(Welcome(Status.WELCOME, driver_version=version).encode())
+
     async def _welcome(self, guest: GuestArrived) -> Ref[object] | None:
         while True:
             try:
@@ -79,7 +92,7 @@ class Connection(Actor):
                 request = SessionRequest(vm, guest.pid, guest.hello.program)
                 supervisor = self.find(self.executors)
                 executor = await supervisor.ask(StartChild((request,)), timeout_seconds=START_SECONDS)
-                attachment = await executor.ask(Attach())
+                attachment = await executor.ask(Attach(), timeout_seconds=START_SECONDS)
             except ActorError as error:
                 _log.warning("no session for pid %d of %s: %s", guest.pid, self.vm, error)
                 await guest.stream.send_all(Welcome(Status.BUSY, RETRY_MILLISECONDS).encode())

@@ -21,6 +21,7 @@ import trio
 
 from vgpu.gpu.control import WorkerLink, open_worker_link
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.layout import GrantPage, SessionPage
 
 from . import Actor, ActorError, Crashed, Down, ExitReason, Refused, handles
@@ -93,7 +94,7 @@ class Executor(Actor):
             raise Refused(NotAttachable(f"{self.name} has a guest already"))
         try:
             return await self._begin(self.origin)
-        except (OSError, trio.BrokenResourceError, ActorError) as error:
+        except (OSError, trio.BrokenResourceError, RemoteProtocolError, ActorError) as error:
             # Nothing of this session is of use to anybody; the guest will be told to try again.
             self.stop(Crashed(error))
             raise Refused(NotAttachable(f"{self.name}: {error}")) from error

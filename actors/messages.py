@@ -201,6 +201,11 @@ class TakeWorker(Request[WorkerHandle]):
 
 
 @attrs.frozen
+class DriverVersion(Request[int]):
+    """The driver version the workers report, as cuDriverGetVersion gives it; waits for a first worker."""
+
+
+@attrs.frozen
 class Attach(Request[Attachment]):
     """Asked once of an executor by the connection that will carry the answer to the guest."""
 

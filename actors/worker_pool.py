@@ -21,9 +21,10 @@ import attrs
 import trio
 
 from vgpu.gpu.control import open_worker_link
+from vgpu.transport.errors import RemoteProtocolError
 
 from . import Actor, ActorError, ExitReason, Reply, StartChild, handles
-from .messages import Adoption, TakeWorker, WorkerHandle
+from .messages import Adoption, DriverVersion, TakeWorker, WorkerHandle
 
 _log = logging.getLogger("vgpu.workers")
 
@@ -52,6 +53,7 @@ class WorkerReady:
     """A worker is warm (or failed to become so)."""
 
     handle: WorkerHandle | None
+    driver_version: int = 0
     error: str = ""
 
 
@@ -66,6 +68,8 @@ class WorkerPool(Actor):
     new_name: Callable[[], str] = attrs.field(default=lambda: os.urandom(6).hex())
     _ready: deque[WorkerHandle] = attrs.Factory(deque)
     _waiting: deque[Reply[WorkerHandle]] = attrs.Factory(deque)
+    _asking: list[Reply[int]] = attrs.Factory(list)
+    _driver_version: int = 0
     _starting: int = 0
     _retry_seconds: float = RETRY_SECONDS
 
@@ -84,10 +88,11 @@ class WorkerPool(Actor):
             try:
                 with trio.fail_after(2):
                     link = await open_worker_link(str(path))
-            except (OSError, trio.TooSlowError, trio.BrokenResourceError):
+            except (OSError, trio.TooSlowError, RemoteProtocolError):
                 path.unlink(missing_ok=True)
                 continue
             hello = link.hello
+            self._driver_version = int(hello["device"]["driver_version"])
             await link.aclose()
             handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
             if hello["state"] == "warm":
@@ -115,12 +120,27 @@ class WorkerPool(Actor):
         worker = self.new_name()
         try:
             process, socket_path = await self.spawn(worker)
-        except OSError as error:
-            await self.ref.send(WorkerReady(None, str(error)))
+            version = await self._ask_version(socket_path)
+        except (OSError, RemoteProtocolError) as error:
+            await self.ref.send(WorkerReady(None, error=str(error)))
             return
-        await self.ref.send(WorkerReady(WorkerHandle(worker, process.pid, socket_path)))
+        await self.ref.send(WorkerReady(WorkerHandle(worker, process.pid, socket_path), version))
         # Reap it whenever it ends. Cancelled, this leaves the process alone: a successor adopts it.
         await process.wait()
+
+    async def _ask_version(self, socket_path: str) -> int:
+        if self._driver_version:
+            return self._driver_version
+        link = await open_worker_link(socket_path)
+        await link.aclose()
+        return int(link.hello["device"]["driver_version"])
+
+    @handles(DriverVersion)
+    def driver_version(self, message: DriverVersion) -> int:
+        reply = self.take_reply() if not self._driver_version else None
+        if reply is not None:
+            self._asking.append(reply)
+        return self._driver_version
 
     @handles(WorkerReady)
     async def ready(self, message: WorkerReady) -> None:
@@ -131,6 +151,9 @@ class WorkerPool(Actor):
             self.nursery.start_soon(self._fill_later, self._retry_seconds)
             return
         self._retry_seconds = RETRY_SECONDS
+        self._driver_version = message.driver_version
+        while self._asking:
+            self._asking.pop().answer(self._driver_version)
         self._ready.append(message.handle)
         self._serve()
 

@@ -22,7 +22,9 @@ WELCOME_MAGIC = 0x57504756
 NAME_SIZE = 64
 
 _HELLO = struct.Struct("<IIQII64s64s")
-_WELCOME = struct.Struct("<IIIIQQQ")
+_WELCOME = struct.Struct("<IIIIQQQI")
+# HELLO flag: the guest wants to know the driver version and nothing else; no session is made.
+FLAG_PROBE = 0x1
 
 
 class Status(enum.IntEnum):
@@ -95,13 +97,15 @@ class Hello:
 
 @attrs.frozen
 class Welcome:
-    """The mediator's answer. With status WELCOME two descriptors follow: segment and lifeline."""
+    """The mediator's answer. With status WELCOME two descriptors follow: segment and lifeline; to a probe none."""
 
     status: Status
     retry_milliseconds: int = 0
     session_id: int = 0
     segment_size: int = 0
     worker_address: int = 0
+    # As cuDriverGetVersion gives it; answered to a probe.
+    driver_version: int = 0
 
     def encode(self) -> bytes:
         """The 64 bytes."""
@@ -113,6 +117,7 @@ class Welcome:
             self.session_id,
             self.segment_size,
             self.worker_address,
+            self.driver_version,
         )
         return body.ljust(WELCOME_SIZE, b"\0")
 
@@ -125,11 +130,11 @@ class Welcome:
         """
         if len(data) != WELCOME_SIZE:
             raise RemoteProtocolError(f"WELCOME is {len(data)} bytes, expected {WELCOME_SIZE}")
-        magic, version, status, retry, session, size, address = _WELCOME.unpack_from(data)
+        magic, version, status, retry, session, size, address, driver = _WELCOME.unpack_from(data)
         if magic != WELCOME_MAGIC or version != LAYOUT_VERSION:
             raise RemoteProtocolError(f"WELCOME has magic {magic:#x}, layout version {version}")
         try:
             known = Status(status)
         except ValueError:
             raise RemoteProtocolError(f"WELCOME has unknown status {status}") from None
-        return cls(known, retry, session, size, address)
+        return cls(known, retry, session, size, address, driver)

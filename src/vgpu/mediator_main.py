@@ -24,7 +24,7 @@ from typing import Any
 import trio
 
 from vgpu import __version__
-from vgpu.actors import ActorSystem, StartFailed, SystemFailed
+from vgpu.actors import ActorSystem, StartFailed, SystemFailed, TerminateChild
 from vgpu.actors.messages import ListSessions
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
@@ -166,7 +166,7 @@ async def serve(plan: MediatorPlan) -> None:
 
 
 async def _drain(system: ActorSystem, done: trio.CancelScope) -> None:
-    system.ref("mediator/listener").stop()
+    await system.ref("mediator").ask(TerminateChild("listener"))
     while True:
         samples = await system.ref("mediator/telemetry").ask(ListSessions())
         if all(sample.ended for sample in samples):
