@@ -95,6 +95,8 @@ void replay_stream_retire(struct vgpu_replay *replay, uint64_t stream_id);
 /* A context of the session ended and with it everything in it. The memory subject defines this to forget (and give back
  * to the quota) what it counted for that context; absent, nothing is told. `context` is the wire handle. */
 void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context) __attribute__((weak));
+/* Frees what the subject of device code keeps for the session (code_map.c). */
+void replay_code_close(struct vgpu_replay *replay);
 /* Is the stream (0: the legacy one) capturing? False also where the driver cannot say. */
 bool replay_is_capturing(struct vgpu_replay *replay, void *stream);
 /* Host functions: returns when the guest has run it (called on the driver's callback thread). */

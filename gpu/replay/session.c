@@ -66,6 +66,7 @@ void vgpu_replay_free(struct vgpu_replay *replay)
 {
     if (replay == NULL)
         return;
+    replay_code_close(replay);
     replay_handles_close(replay);
     if (replay->pending != NULL)
         free(replay->pending->entry);
