@@ -26,6 +26,7 @@ extern _Atomic int shim_phase; /* release-stored after `shim` is complete */
 
 /* CUDA_SUCCESS when cuInit has succeeded, whatever the state of the device: for calls that only read guest state. */
 static inline CUresult shim_enter_local(void);
+void shim_tear_down(void);       /* the library's destructor */
 CUresult shim_phase_error(void); /* the code for a phase that is not READY */
 
 /* ---- session (session.c) ---- */

@@ -75,7 +75,7 @@ static void in_child(void)
 
 __attribute__((constructor)) static void at_load(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
-__attribute__((destructor)) static void at_exit(void)
+__attribute__((destructor)) void shim_tear_down(void)
 {
     int phase = atomic_exchange(&shim_phase, SHIM_TORN_DOWN);
     if (phase == SHIM_READY) shim_ring_goodbye();
