@@ -96,7 +96,9 @@ class Batch:
     dynamic_shared: int
     parameters: Array  # uint8
     printf: Callable[[str], None]
-    workspace: int = 0  # device address of what a grid-wide barrier counts in; 0 unless the launch is cooperative
+    workspace: int = (
+        0  # device address of what a grid-wide barrier counts in; 0 unless the launch is cooperative
+    )
     clock: Callable[[], int] = time.perf_counter_ns
 
     threads: int = attrs.field(init=False)  # of one block

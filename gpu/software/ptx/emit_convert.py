@@ -25,7 +25,14 @@ def cvt(e: BlockEmitter, i: Instruction) -> None:
     target, source = i.modifiers[-2:]
     if len(i.operands) == 3:
         _pair(e, i, target, source)
-    elif target not in DTYPES or source not in DTYPES:
+    elif target in ("e4m3x2", "e5m2x2") and source == "f16x2":
+        bits = e.value(i.operands[1], "u32")
+        shift = e.constant(16, "u32")
+        pieces = (f"({bits} >> {shift})", bits)
+        _float8(e, i, target, [e.let(f"{piece}.astype(u2).view(f2).astype(f4)") for piece in pieces])
+    elif target == "f16x2" and source in ("e4m3x2", "e5m2x2"):
+        _from_float8(e, i, source)
+    elif target not in DTYPES or source not in DTYPES or target.endswith("x2") or source.endswith("x2"):
         raise e.unsupported()
     elif source in _INTEGERS and target in _INTEGERS:
         _integer_to_integer(e, i, target, source)
@@ -68,8 +75,8 @@ def _integer_to_float(e: BlockEmitter, i: Instruction, target: str, source: str)
     elif target == "f16":
         # every integer that f16 holds without overflow is exact in f64, and larger ones overflow anyway
         e.define(i.operands[0], f"f32_to_f16({x}.astype(f8), {mode!r})", "f16")
-    elif target == "bf16" and mode == "rn":
-        e.define(i.operands[0], f"f64_to_bf16({x})", "u16")
+    elif target == "bf16":
+        e.define(i.operands[0], f"f64_to_bf16({x}, {mode!r})", "u16")
     else:
         raise e.unsupported()
 
@@ -120,16 +127,11 @@ def _float_to_float(e: BlockEmitter, i: Instruction, target: str, source: str) -
     if target == "f32" and source == "f64":
         result = f"f64_to_f32({x}, {mode!r})"
         e.define(d, f"flush({result})" if "ftz" in i.modifiers else result, "f32")
-    elif target == "f16" and mode in ("rn", "rz"):
+    elif target == "f16":
         result = f"f32_to_f16({x}, {mode!r})"
         result = f"saturate_finite({result})" if "satfinite" in i.modifiers else result
         e.define(d, f"relu({result})" if "relu" in i.modifiers else result, "f16")
-    elif (
-        target == "bf16"
-        and source in ("f32", "f16")
-        and mode in ("rn", "rz")
-        and "satfinite" not in i.modifiers
-    ):
+    elif target == "bf16" and source in ("f32", "f16") and "satfinite" not in i.modifiers:
         x = x if source == "f32" else f"{x}.astype(f4)"
         x = f"relu({x})" if "relu" in i.modifiers else x
         e.define(d, f"f32_to_bf16({x}, {mode!r})", "u16")
@@ -147,6 +149,9 @@ def _pair(e: BlockEmitter, i: Instruction, target: str, source: str) -> None:
     """cvt.f16x2.f32 d, a, b: a to the upper half, b to the lower."""
     d, a, b = i.operands
     mode = next((m for m in i.modifiers if m in _MODES), "rn")
+    if target in ("e4m3x2", "e5m2x2") and source == "f32":
+        _float8(e, i, target, [e.value(a, "f32"), e.value(b, "f32")])
+        return
     if target not in ("f16x2", "bf16x2") or source != "f32" or mode not in ("rn", "rz"):
         raise e.unsupported()
     if "satfinite" in i.modifiers and target == "bf16x2":
@@ -163,6 +168,28 @@ def _pair(e: BlockEmitter, i: Instruction, target: str, source: str) -> None:
         else:
             halves.append(e.let(f"f32_to_bf16({x}, {mode!r}).astype(u4)"))
     e.define(d, f"({halves[0]} << {e.constant(16, 'u32')}) | {halves[1]}", "u32")
+
+
+def _float8(e: BlockEmitter, i: Instruction, target: str, values: list[str]) -> None:
+    """Two values, upper first, to 8-bit formats in 16 bits."""
+    if "satfinite" not in i.modifiers or "rn" not in i.modifiers:
+        raise e.unsupported()
+    relu = "relu" in i.modifiers
+    codes = [
+        e.let(f"encode_float8({f'relu({v})' if relu else v}, {target[:4]!r}).astype(u2)") for v in values
+    ]
+    e.define(i.operands[0], f"({codes[0]} << {e.constant(8, 'u16')}) | {codes[1]}", "u16")
+
+
+def _from_float8(e: BlockEmitter, i: Instruction, source: str) -> None:
+    bits = e.value(i.operands[1], "u16")
+    pieces = (f"({bits} >> {e.constant(8, 'u16')})", bits)
+    halves = []
+    for piece in pieces:
+        value = f"decode_float8({piece}.astype(u1), {source[:4]!r})"
+        value = f"relu({value})" if "relu" in i.modifiers else value
+        halves.append(e.let(f"{value}.view(u2).astype(u4)"))
+    e.define(i.operands[0], f"({halves[0]} << {e.constant(16, 'u32')}) | {halves[1]}", "u32")
 
 
 def _pack(e: BlockEmitter, i: Instruction) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from . import emit_float
+from . import emit_float, emit_packed
 from .emit import DTYPES, BlockEmitter, constant_bits, emits
 from .syntax import TYPE_BITS, Immediate, Instruction, Pair, Register, Sink, Special, SymbolReference, Vector
 
@@ -34,10 +34,10 @@ def _kind(e: BlockEmitter, i: Instruction) -> str:
 def add(e: BlockEmitter, i: Instruction) -> None:
     kind = _kind(e, i)
     if kind not in INTEGER:
-        if kind in ("u16x2", "s16x2") and i.modifiers == (kind,):
-            _halves(e, i, kind, "+" if i.opcode == "add" else "-")
-            return
-        emit_float.add(e, i, kind)
+        if kind in ("u16x2", "s16x2"):
+            emit_packed.halves(e, i, kind)
+        else:
+            emit_float.add(e, i, kind)
         return
     d, a, b = i.operands
     sign = "+" if i.opcode == "add" else "-"
@@ -54,14 +54,6 @@ def add(e: BlockEmitter, i: Instruction) -> None:
         e.define(d, f"{x} {sign} {y}", unsigned)
     else:
         raise e.unsupported()
-
-
-def _halves(e: BlockEmitter, i: Instruction, kind: str, sign: str) -> None:
-    """Two 16-bit sums in one register: views of the same bits as pairs of 16-bit integers cannot be broadcast."""
-    d, a, b = i.operands
-    x, y = e.value(a, "u32"), e.value(b, "u32")
-    low, high = e.constant(0xFFFF, "u32"), e.constant(0xFFFF0000, "u32")
-    e.define(d, f"((({x} & {high}) {sign} ({y} & {high})) & {high}) | (({x} {sign} {y}) & {low})", "u32")
 
 
 def _with_carry(e: BlockEmitter, i: Instruction, x: str, y: str, kind: str, carry: str | None) -> None:
@@ -220,7 +212,10 @@ def abs_neg(e: BlockEmitter, i: Instruction) -> None:
 def min_max(e: BlockEmitter, i: Instruction) -> None:
     kind = _kind(e, i)
     if kind not in INTEGER:
-        emit_float.min_max(e, i, kind)
+        if kind in ("u16x2", "s16x2"):
+            emit_packed.halves(e, i, kind)
+        else:
+            emit_float.min_max(e, i, kind)
         return
     d, a, b = i.operands
     function = "npminimum" if i.opcode == "min" else "npmaximum"

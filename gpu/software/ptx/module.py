@@ -23,7 +23,9 @@ from . import (
     emit_convert,
     emit_integer,
     emit_memory,
+    emit_packed,
     emit_warp,
+    float8,
     integers,
     numerics,
     warps,
@@ -47,7 +49,7 @@ _LANES: Final = (
 )  # threads that run at once, unless a block alone has more or the grid must run together
 _LOCAL_LIMIT: Final = 256 << 20  # bytes of local and shared memory of a batch
 # The emitters register themselves when these are imported.
-_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_warp)
+_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_packed, emit_warp)
 
 
 def _namespace() -> dict[str, Any]:
@@ -62,7 +64,7 @@ def _namespace() -> dict[str, Any]:
         "tanh",
     ):  # fmt: skip
         names[f"np{name}"] = getattr(np, name)
-    for module in (integers, numerics, warps):
+    for module in (float8, integers, numerics, warps):
         for name, function in vars(module).items():
             if not name.startswith("_") and (callable(function) or name.endswith("_TINY")):
                 names.setdefault(name, function)

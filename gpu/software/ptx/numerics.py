@@ -352,8 +352,11 @@ def bf16_to_f32(bits: Array) -> Array:
 def f32_to_bf16(a: Array, mode: str = "rn") -> Array:
     """Bits (uint16). NaN becomes 0x7fff."""
     bits = a.view(np.uint32)
-    if mode == "rz":
+    if mode in ("rz", "rm", "rp"):
         rounded = bits >> np.uint32(16)
+        if mode != "rz":
+            away = np.signbit(a) == (mode == "rm")
+            rounded = rounded + (away & ((bits & np.uint32(0xFFFF)) != 0)).astype(np.uint32)
     else:
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
     out: Array = np.where(np.isnan(a), np.uint32(0x7FFF), rounded).astype(np.uint16)
@@ -383,9 +386,13 @@ def f32_to_f16(a: Array, mode: str = "rn") -> Array:
     if mode == "rn":
         return out
     wide = out.astype(a.dtype)
-    magnitude = np.abs(wide)
-    over = (magnitude > np.abs(a)) & np.isfinite(a)
-    return np.where(over, (out.view(np.uint16) - np.uint16(1)).view(np.float16), out)
+    if mode == "rz":
+        wrong, towards = np.abs(wide) > np.abs(a), np.float16(0)
+    elif mode == "rm":
+        wrong, towards = wide > a, np.float16(-np.inf)
+    else:
+        wrong, towards = wide < a, np.float16(np.inf)
+    return np.where(wrong & np.isfinite(a), np.nextafter(out, towards), out)
 
 
 def relu(a: Array) -> Array:
@@ -487,8 +494,8 @@ def fma_bf16_wide(a: Array, b: Array, c: Array) -> Array:
     return _f64_to_f32_odd(s, np.where(np.isfinite(s), e, 0.0))
 
 
-def f64_to_bf16(a: Array) -> Array:
+def f64_to_bf16(a: Array, mode: str = "rn") -> Array:
     """Bits; from f64 or from integers (64-bit ones keep a sticky bit)."""
     wide = a.astype(np.float64)
     rest = _integer_error(a, wide) if a.dtype.itemsize == 8 and a.dtype.kind in "iu" else np.zeros_like(wide)
-    return f32_to_bf16(_f64_to_f32_odd(wide, rest))
+    return f32_to_bf16(_f64_to_f32_odd(wide, rest), mode)

@@ -771,6 +771,73 @@ def rounded(value: Any, kind: str, mode: str = "rn") -> float:
     return float(value)
 
 
+for mode in ("rz", "rm", "rp"):
+    for source in ("f32", "s32", "u64"):
+        for kind in ("f16", "bf16"):
+            row(
+                f"cvt.{mode}.{kind}.{source} d, a", source, kind,
+                lambda a: a if isinstance(a, float) else Fraction(a), mode=mode, count=200,
+            )  # fmt: skip
+
+
+def float8(value: float, kind: str) -> int:
+    """The code of the nearest value, by looking at all of them."""
+    if math.isnan(value):
+        return 0x7F
+    exponent_bits, last = (4, 0x7E) if kind == "e4m3" else (5, 0x7B)
+    mantissa_bits, bias = 7 - exponent_bits, (1 << exponent_bits - 1) - 1
+
+    def of(code: int) -> Fraction:
+        exponent, mantissa = (
+            code >> mantissa_bits,
+            Fraction(code & (1 << mantissa_bits) - 1, 1 << mantissa_bits),
+        )
+        return (mantissa if exponent == 0 else 1 + mantissa) * Fraction(2) ** (max(exponent, 1) - bias)
+
+    magnitude = min(Fraction(abs(value)), of(last)) if math.isfinite(value) else of(last)
+    code = min(range(last + 1), key=lambda c: (abs(of(c) - magnitude), c & 1))
+    return code | (0x80 if negative(value) else 0)
+
+
+for kind in ("e4m3", "e5m2"):
+    row(
+        f"cvt.rn.satfinite.{kind}x2.f32 d, a, b", "f32 f32", "b16",
+        lambda a, b, k=kind: float8(a, k) << 8 | float8(b, k), count=120,
+    )  # fmt: skip
+    row(
+        f"{{ .reg .b16 h; cvt.rn.satfinite.{kind}x2.f32 h, a, b; .reg .b32 w; cvt.rn.f16x2.{kind}x2 w, h;"
+        f" cvt.rn.satfinite.{kind}x2.f16x2 d, w; }}",
+        "f32 f32", "b16", lambda a, b, k=kind: float8(a, k) << 8 | float8(b, k), count=120,
+    )  # fmt: skip
+
+
+def by_pieces(width: int, is_signed: bool, function: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    def reference(a: int, b: int) -> int:
+        out = 0
+        for shift in range(0, 32, width):
+            x, y = (v >> shift & (1 << width) - 1 for v in (a, b))
+            if is_signed:
+                x, y = signed(x, width), signed(y, width)
+            out |= (function(x, y) & (1 << width) - 1) << shift
+        return out
+
+    return reference
+
+
+PIECEWISE: dict[str, Callable[[int, int], int]] = {"add": lambda a, b: a + b, "min": min, "max": max}
+for name, function in PIECEWISE.items():
+    for kind in ("u16x2", "s16x2"):
+        row(f"{name}.{kind} d, a, b", "b32 b32", "b32", by_pieces(16, kind[0] == "s", function))
+for kind in ("u32", "s32"):
+    for name, width in (("vabsdiff4", 8), ("vabsdiff2", 16)):
+        difference = by_pieces(width, kind == "s32", lambda a, b: abs(a - b))
+        row(f"{name}.u32.{kind}.{kind} d, a, b, 0", "b32 b32", "b32", difference)
+        row(
+            f"{name}.u32.{kind}.{kind}.add d, a, b, c", "b32 b32 b32", "u32",
+            lambda a, b, c, f=difference, w=width: c + sum(f(a, b) >> s & (1 << w) - 1 for s in range(0, 32, w)),
+        )  # fmt: skip
+
+
 # --- PTX and expectations -------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,9 @@ __device__ __noinline__ int factorial(int n) { return n <= 1 ? 1 : n * factorial
 K recursion(int *out) { out[threadIdx.x] = factorial(threadIdx.x); }
 K heap(int **out, int n) { int *p = (int *)malloc(sizeof(int) * 4); p[0] = threadIdx.x; p[3] = n; out[threadIdx.x] = p; if (threadIdx.x % 2) { free(p); out[threadIdx.x] = 0; } }
 K clocks(long long *out) { long long a = clock64(); for (int i = 0; i < 3; i++) __nanosleep(100); out[threadIdx.x] = clock64() - a; }
-""".replace("__reduce_add_syncX(in[blockIdx.x * 32 + threadIdx.x])", "sum32(in[blockIdx.x * 32 + threadIdx.x])").replace(
+""".replace(
+    "__reduce_add_syncX(in[blockIdx.x * 32 + threadIdx.x])", "sum32(in[blockIdx.x * 32 + threadIdx.x])"
+).replace(
     "#define K",
     "__device__ int sum32(int v) { for (int o = 16; o; o /= 2) v += __shfl_xor_sync(~0u, v, o); return v; }\n#define K",
 )
@@ -248,11 +250,15 @@ def test_matmul(cuda: Harness) -> None:
     np.testing.assert_allclose(cuda.download(c, a), a.astype(np.float64) @ b + expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "grid", "block"), [(1, 1, 32), (1000, 3, 64), (50_000, 7, 256), (100_001, 4, 1024)])
+@pytest.mark.parametrize(
+    ("count", "grid", "block"), [(1, 1, 32), (1000, 3, 64), (50_000, 7, 256), (100_001, 4, 1024)]
+)
 def test_reduction_with_shuffles(cuda: Harness, count: int, grid: int, block: int) -> None:
     values = np.random.default_rng(count).integers(0, 8, count).astype(np.float32)
     total = cuda.upload(np.zeros(1, np.float32))
-    cuda.launch("reduce_sum", grid, block, cuda.upload(values), total, np.int32(count), shared=block // 32 * 4)
+    cuda.launch(
+        "reduce_sum", grid, block, cuda.upload(values), total, np.int32(count), shared=block // 32 * 4
+    )
     assert cuda.download(total, np.zeros(1, np.float32))[0] == values.sum(dtype=np.float64)
 
 
@@ -300,7 +306,9 @@ def test_histogram(cuda: Harness) -> None:
     values = (np.random.default_rng(3).normal(128, 20, 30_000)).clip(0, 255).astype(np.uint8)
     bins = cuda.upload(np.zeros(256, np.uint32))
     cuda.launch("histogram", 5, 128, cuda.upload(values), bins, np.int32(values.size))
-    np.testing.assert_array_equal(cuda.download(bins, np.zeros(256, np.uint32)), np.bincount(values, minlength=256))
+    np.testing.assert_array_equal(
+        cuda.download(bins, np.zeros(256, np.uint32)), np.bincount(values, minlength=256)
+    )
 
 
 def test_atomics_on_the_same_address(cuda: Harness) -> None:
@@ -308,10 +316,11 @@ def test_atomics_on_the_same_address(cuda: Harness) -> None:
     i, u = np.array([0, -5, 5, -1, 0, 0, 0, 0], np.int32), np.zeros(2, np.uint32)
     long, f, d = np.zeros(2, np.uint64), np.zeros(2, np.float32), np.zeros(1, np.float64)
     old = np.zeros(threads, np.int32)
-    pointers = [cuda.upload(x) for x in (i, u, long, f, d, old)]
+    arrays: list[npt.NDArray[Any]] = [i, u, long, f, d, old]
+    pointers = [cuda.upload(x) for x in arrays]
     cuda.launch("atomics", 4, 96, *pointers)
     got_i, got_u, got_l, got_f, got_d, got_old = (
-        cuda.download(p, x) for p, x in zip(pointers, (i, u, long, f, d, old), strict=True)
+        cuda.download(p, x) for p, x in zip(pointers, arrays, strict=True)
     )
     t = np.arange(threads)
     assert got_i[0] == threads
@@ -338,7 +347,9 @@ def test_a_lock_that_threads_of_a_warp_fight_for(cuda: Harness) -> None:
 def test_last_block_sums_up(cuda: Harness) -> None:
     values = np.random.default_rng(4).integers(-99, 99, 40 * 32).astype(np.int32)
     partial, total = cuda.upload(np.zeros(40, np.int32)), cuda.upload(np.zeros(1, np.int32))
-    cuda.launch("last_block", 40, 32, cuda.upload(values), partial, cuda.upload(np.zeros(1, np.uint32)), total)
+    cuda.launch(
+        "last_block", 40, 32, cuda.upload(values), partial, cuda.upload(np.zeros(1, np.uint32)), total
+    )
     assert cuda.download(total, np.zeros(1, np.int32))[0] == values.sum()
 
 
@@ -354,11 +365,12 @@ def test_votes_matches_and_shuffles(cuda: Harness) -> None:
             return sum(1 << s % 32 for s in warp if test(s))
 
         lane = t % 32
+        key = t // 5
         expected = [
             mask(lambda s: s % 3 == 0),
             int(40 in warp),
             int(t < 32),
-            mask(lambda s, t=t: s // 5 == t // 5),
+            sum(1 << s % 32 for s in warp if s // 5 == key),
             0xFFFFFFFF + 1 & 0xFFFFFFFF,
             0xAAAAAAAA if t % 2 else mask(lambda s: s % 4 == 0),
             (t // 8 * 8 + (t + 3) % 8) * 10,
@@ -372,12 +384,12 @@ def test_barriers(cuda: Harness) -> None:
     pointer = cuda.upload(out)
     cuda.launch("barriers", 1, 96, pointer)
     np.testing.assert_array_equal(cuda.download(pointer, out), np.tile([32, 0, 1], (96, 1)))
-    out = np.zeros(64, np.int32)
-    pointer = cuda.upload(out)
+    single = np.zeros(64, np.int32)
+    pointer = cuda.upload(single)
     cuda.launch("divergent_barrier", 1, 64, pointer)
-    np.testing.assert_array_equal(cuda.download(pointer, out), [*range(64, 128, 2), *range(32)])
+    np.testing.assert_array_equal(cuda.download(pointer, single), [*range(64, 128, 2), *range(32)])
     cuda.launch("early_exit_barrier", 1, 64, pointer)
-    np.testing.assert_array_equal(cuda.download(pointer, out)[:40], range(39, -1, -1))
+    np.testing.assert_array_equal(cuda.download(pointer, single)[:40], range(39, -1, -1))
 
 
 def test_calls_structures_and_local_memory(cuda: Harness) -> None:
@@ -438,7 +450,9 @@ def test_generic_addresses(cuda: Harness, which: int) -> None:
     seen = np.array([[31 - t, local, 1000 + 31 - t, [t, local, memory][0]][which]])[0]
     if which == 3:
         seen = np.choose(t % 3, [t, local, memory])
-        shared, local, memory = (np.where(t % 3 == k, x + 1, x) for k, x in enumerate((shared, local, memory)))
+        shared, local, memory = (
+            np.where(t % 3 == k, x + 1, x) for k, x in enumerate((shared, local, memory))
+        )
     elif which == 0:
         shared = shared + 1
     elif which == 1:
@@ -455,10 +469,11 @@ def test_vector_loads_and_stores(cuda: Harness) -> None:
     n = 192
     a, c = generator.random((n, 4), dtype=np.float32), generator.integers(-999, 999, (n, 4)).astype(np.int16)
     e, g = generator.random((n, 2)), generator.integers(0, 256, (n, 4)).astype(np.uint8)
-    outs: list[npt.NDArray[Any]] = [np.zeros_like(x) for x in (a, c, e, g)]
+    sources: list[npt.NDArray[Any]] = [a, c, e, g]
+    outs = [np.zeros_like(x) for x in sources]
     pointers = [cuda.upload(x) for x in outs]
     arguments: list[int] = []
-    for source, target in zip((a, c, e, g), pointers, strict=True):
+    for source, target in zip(sources, pointers, strict=True):
         arguments += [cuda.upload(source), target]
     cuda.launch("vectors", 3, 64, *arguments)
     b, d, f, h = (cuda.download(p, x) for p, x in zip(pointers, outs, strict=True))
@@ -517,13 +532,15 @@ def test_math_functions(cuda: Harness) -> None:
         y = x.astype(np.float64)
         z = np.abs(y)
         gamma = np.array([math.gamma(v + 1) if v < 34 else np.inf for v in z])
-        expected = [
+        expected: list[Any] = [
             np.sin(y), np.cos(y), np.exp(y), np.log(z), z ** float(np.float32(1.7)), np.tanh(y), [math.erf(v) for v in y], np.sqrt(z),
             1 / np.sqrt(z), y / np.float32(3.1), np.fmod(y, float(np.float32(0.7))), np.arctan2(y, 2), np.floor(y),
             np.trunc(y + np.copysign(0.5, y)), np.cbrt(y), np.log1p(z), gamma, np.arcsinh(y),
         ]  # fmt: skip
     for place, values in enumerate(expected):
-        np.testing.assert_allclose(got[place], np.array(values, np.float32), rtol=2e-6, atol=1e-7, err_msg=str(place))
+        np.testing.assert_allclose(
+            got[place], np.array(values, np.float32), rtol=2e-6, atol=1e-7, err_msg=str(place)
+        )
 
 
 def test_double_math_functions(cuda: Harness) -> None:
@@ -536,7 +553,7 @@ def test_double_math_functions(cuda: Harness) -> None:
     cuda.launch("math64", 1, n, cuda.upload(x), pointer, np.int32(n))
     got = cuda.download(pointer, out)
     z = np.abs(x)
-    expected = [
+    expected: list[Any] = [
         np.sin(x), np.cos(x), np.exp(x), np.log(z), z**1.7, np.tanh(x), [math.erf(v) for v in x], np.sqrt(z), x / 3.1,
         np.fmod(x, 0.7), [math.lgamma(v + 1) for v in z], np.cbrt(x),
     ]  # fmt: skip
@@ -581,7 +598,9 @@ def test_tiles_and_coalesced_groups(cuda: Harness) -> None:
     np.testing.assert_array_equal(cuda.download(pointer, out), expected)
 
 
-@pytest.mark.parametrize(("grid", "block"), [((2, 3, 4), (5, 4, 3)), ((3, 1, 1), (33, 1, 1)), ((1, 2, 2), (1, 64, 1))])
+@pytest.mark.parametrize(
+    ("grid", "block"), [((2, 3, 4), (5, 4, 3)), ((3, 1, 1), (33, 1, 1)), ((1, 2, 2), (1, 64, 1))]
+)
 def test_who_a_thread_is(cuda: Harness, grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
     threads, blocks = int(np.prod(block)), int(np.prod(grid))
     out = np.zeros((blocks, threads, 4), np.uint32)
@@ -613,7 +632,10 @@ def test_device_heap(cuda: Harness) -> None:
     pointers = cuda.download(pointer, out)
     assert (pointers[1::2] == 0).all()
     for thread in range(0, 16, 2):
-        assert np.frombuffer(cuda.space.read(int(pointers[thread]), 16), np.int32)[[0, 3]].tolist() == [thread, 9]
+        assert np.frombuffer(cuda.space.read(int(pointers[thread]), 16), np.int32)[[0, 3]].tolist() == [
+            thread,
+            9,
+        ]
 
 
 def test_clocks_advance(cuda: Harness) -> None:
