@@ -212,7 +212,7 @@ static bool grow(uint64_t bytes, uint64_t seen)
         uint64_t size = (bytes + BIG - 1) / BIG * BIG;
         if (size < GROWTH) size = GROWTH;
         if (size > shim.arena_size - start) size = (shim.arena_size - start) & ~(PAGE - 1);
-        const uint64_t argument[8] = {shim.arena_offset + start, size};
+        const uint64_t argument[8] = {start, size}; /* from the arena's start, unlike the offsets of copies */
         if (size >= bytes && size > 0 &&
             shim_reply(VGPU_CALL_wireArenaRegister, argument, NULL, 0, NULL, NULL, 0, NULL) == CUDA_SUCCESS) {
             pthread_mutex_lock(&lock);

@@ -3,7 +3,8 @@
  * fake_memory.c - the fake driver with memory: device memory is host memory in a table, so addresses are checked as the
  * real driver checks them. Work is done at once; being busy (cuCtxSetLimit 1001) only makes it report so later.
  *
- *   cuCtxSetLimit(1007, n)        the n-th asynchronous copy from now on fails with 999
+ *   cuCtxSetLimit(1007, n)        the n-th copy from now on (0: the next one) fails with 999;
+ *                                 FAKE_FAIL_COPY=n in the environment does the same from the start
  *   cuCtxGetLimit(1008)           bytes of device memory in use
  */
 #define cuMemAlloc_v2 plain_alloc
@@ -11,12 +12,14 @@
 #define cuMemHostRegister_v2 plain_register
 #define cuCtxSetLimit plain_set_limit
 #define cuCtxGetLimit plain_get_limit
+#define cuStreamWriteValue64_v2 plain_write
 #include "fake_driver.c"
 #undef cuMemAlloc_v2
 #undef cuMemFree_v2
 #undef cuMemHostRegister_v2
 #undef cuCtxSetLimit
 #undef cuCtxGetLimit
+#undef cuStreamWriteValue64_v2
 
 #include <stdbool.h>
 #include <sys/mman.h>
@@ -31,6 +34,16 @@ static struct area { uint64_t base, size; enum kind kind; int access; void *memo
 static struct area *top = areas;
 static uint64_t in_use;
 static _Atomic long fail_after = -1;
+static bool never_writes;
+
+__attribute__((constructor)) static void read_environment(void)
+{
+    if (getenv("FAKE_NO_WRITES") != NULL)
+        never_writes = true;
+    const char *text = getenv("FAKE_FAIL_COPY");
+    if (text != NULL)
+        atomic_store(&fail_after, atol(text));
+}
 
 struct physical { uint64_t size; int handles, mappings; };
 
@@ -360,4 +373,8 @@ EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
         return plain_get_limit(value, limit);
     *value = in_use;
     return 0;
+}
+EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t value, unsigned flags)
+{
+    return never_writes ? 801 : plain_write(stream, address, value, flags);
 }
