@@ -8,6 +8,8 @@ from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import put_bytes, put_i32, put_u64
 from .state import Capture, Context, CudaError, Device
 
+INVALID_DEVICE = 101
+
 
 @entry
 def cuInit(device: Device, flags: int) -> None:
@@ -20,19 +22,33 @@ def cuDriverGetVersion(device: Device, version: int) -> None:
     put_i32(version, facts.DRIVER_VERSION)
 
 
+def _needs(address: int) -> None:
+    """Refuse a null pointer where a result has to go."""
+    if not address:
+        raise CudaError(INVALID_VALUE, "a null pointer")
+
+
+def _only_device(dev: int) -> None:
+    if dev != 0:
+        raise CudaError(INVALID_DEVICE)
+
+
 @entry
 def cuDeviceGet(device: Device, out: int, ordinal: int) -> None:
-    if ordinal != 0:
-        raise CudaError(101)
+    _needs(out)
+    _only_device(ordinal)
     put_i32(out, 0)
 
 
 @entry
 def cuDeviceGetCount(device: Device, count: int) -> None:
+    _needs(count)
     put_i32(count, 1)
 
 
-def _text(address: int, length: int, text: bytes) -> None:
+def _text(address: int, length: int, text: bytes, dev: int) -> None:
+    _only_device(dev)
+    _needs(address)
     if length <= 0:
         raise CudaError(INVALID_VALUE)
     put_bytes(address, text[: length - 1] + b"\0")
@@ -40,21 +56,27 @@ def _text(address: int, length: int, text: bytes) -> None:
 
 @entry
 def cuDeviceGetName(device: Device, name: int, length: int, dev: int) -> None:
-    _text(name, length, facts.NAME.encode())
+    _text(name, length, facts.NAME.encode(), dev)
 
 
 @entry
 def cuDeviceGetUuid_v2(device: Device, uuid: int, dev: int) -> None:
+    _only_device(dev)
+    _needs(uuid)
     put_bytes(uuid, facts.UUID)
 
 
 @entry
 def cuDeviceTotalMem_v2(device: Device, size: int, dev: int) -> None:
+    _only_device(dev)
+    _needs(size)
     put_u64(size, device.space.capacity)
 
 
 @entry
 def cuDeviceGetAttribute(device: Device, out: int, attribute: int, dev: int) -> None:
+    _needs(out)
+    _only_device(dev)
     if attribute not in facts.ATTRIBUTES:
         raise CudaError(INVALID_VALUE)
     put_i32(out, facts.ATTRIBUTES[attribute])
@@ -63,20 +85,24 @@ def cuDeviceGetAttribute(device: Device, out: int, attribute: int, dev: int) -> 
 @entry
 def cuDeviceGetPCIBusId(device: Device, text: int, length: int, dev: int) -> None:
     domain, bus, slot = facts.PCI
-    _text(text, length, f"{domain:04x}:{bus:02x}:{slot:02x}.0".encode())
+    _text(text, length, f"{domain:04x}:{bus:02x}:{slot:02x}.0".encode(), dev)
 
 
 @entry
 def cuDevicePrimaryCtxRetain(device: Device, out: int, dev: int) -> None:
+    _only_device(dev)
     device.primary_active += 1
     put_u64(out, device.primary_handle)
 
 
 @entry
 def cuDevicePrimaryCtxRelease_v2(device: Device, dev: int) -> None:
+    _only_device(dev)
     if not device.primary_active:
         raise CudaError(201)
     device.primary_active -= 1
+    if not device.primary_active:
+        device.end_context(device.primary)
 
 
 @entry
@@ -86,13 +112,15 @@ def cuDevicePrimaryCtxSetFlags_v2(device: Device, dev: int, flags: int) -> None:
 
 @entry
 def cuDevicePrimaryCtxReset_v2(device: Device, dev: int) -> None:
-    # Memory and handles are the session's; its worker drops them one by one when a context is reset.
+    _only_device(dev)
     device.fault, device.fault_text = 0, ""
-    device.captures.clear()
+    device.primary_active = 0
+    device.end_context(device.primary)
 
 
 @entry
 def cuCtxCreate_v2(device: Device, out: int, flags: int, dev: int) -> None:
+    _only_device(dev)
     device.current = device.add(Context(flags))
     put_u64(out, device.current)
 
@@ -101,7 +129,7 @@ def cuCtxCreate_v2(device: Device, out: int, flags: int, dev: int) -> None:
 def cuCtxDestroy_v2(device: Device, context: int) -> None:
     if context == device.primary_handle:
         raise CudaError(201)
-    device.remove(context, Context)
+    device.end_context(device.remove(context, Context))
     if device.current == context:
         device.current = 0
 
@@ -113,13 +141,9 @@ def cuCtxSetCurrent(device: Device, context: int) -> None:
     device.current = context
 
 
-def _context(device: Device) -> Context:
-    return device.get(device.current, Context) if device.current else device.primary
-
-
 @entry
 def cuCtxSetFlags(device: Device, flags: int) -> None:
-    _context(device).flags = flags
+    device.context().flags = flags
 
 
 @entry
@@ -130,17 +154,17 @@ def cuCtxSynchronize(device: Device) -> None:
 
 @entry
 def cuCtxSetLimit(device: Device, limit: int, value: int) -> None:
-    limits = _context(device).limits
+    limits = device.context().limits
     if limit not in limits:
-        raise CudaError(215)
+        raise CudaError(INVALID_VALUE, f"limit {limit}")
     limits[limit] = value
 
 
 @entry
 def cuCtxGetLimit(device: Device, out: int, limit: int) -> None:
-    limits = _context(device).limits
+    limits = device.context().limits
     if limit not in limits:
-        raise CudaError(215)
+        raise CudaError(INVALID_VALUE, f"limit {limit}")
     put_u64(out, limits[limit])
 
 

@@ -30,7 +30,14 @@ def cuMemGetInfo_v2(device: Device, free: int, total: int) -> None:
 def cuMemAlloc_v2(device: Device, out: int, size: int) -> None:
     if not size:
         raise CudaError(INVALID_VALUE)
-    put_u64(out, device.space.allocate(size))
+    put_u64(out, _allocate(device, size))
+
+
+def _allocate(device: Device, size: int, alignment: int = 256) -> int:
+    """Memory that ends with the current context."""
+    address = device.space.allocate(size, alignment)
+    device.context().memory.add(address)
+    return address
 
 
 @entry
@@ -38,7 +45,7 @@ def cuMemAllocPitch_v2(device: Device, out: int, pitch: int, width: int, height:
     if element not in (4, 8, 16) or not width or not height:
         raise CudaError(INVALID_VALUE)
     row = -(-width // 512) * 512
-    put_u64(out, device.space.allocate(row * height, 512))
+    put_u64(out, _allocate(device, row * height, 512))
     put_u64(pitch, row)
 
 
@@ -50,6 +57,7 @@ def cuMemFree_v2(device: Device, address: int) -> None:
         device.space.free(address)
     except KeyError:
         raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation") from None
+    device.context().memory.discard(address)
 
 
 @entry
@@ -64,18 +72,21 @@ def cuMemGetAddressRange_v2(device: Device, base: int, size: int, address: int) 
 @entry
 def cuMemHostRegister_v2(device: Device, address: int, size: int, flags: int) -> None:
     # SAFETY: the worker keeps the segment mapped until it has unregistered it.
-    buffer = np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=np.uint8)
+    memory = memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
+    buffer = np.frombuffer(memory, dtype=np.uint8)
     try:
         device.space.map_window(address, buffer)
     except ValueError as error:
         raise CudaError(712, str(error)) from None
     device.windows[address] = size
+    device.context().windows.add(address)
 
 
 @entry
 def cuMemHostUnregister(device: Device, address: int) -> None:
     if device.windows.pop(address, None) is None:
         raise CudaError(713)
+    device.context().windows.discard(address)
     device.space.unmap_window(address)
 
 
@@ -141,8 +152,10 @@ class _Side:
     def __init__(
         self, kind: int, host: int, address: int, x: int, y: int, z: int, pitch: int, height: int
     ) -> None:
-        if kind not in (HOST, DEVICE, UNIFIED):
+        if kind == ARRAY:
             raise CudaError(801, "arrays are not built")
+        if kind not in (HOST, DEVICE, UNIFIED):
+            raise CudaError(INVALID_VALUE, f"memory type {kind}")
         self.is_host = kind == HOST
         self.base = host if kind == HOST else address
         self.x, self.y, self.z, self.pitch, self.height = x, y, z, pitch, height
@@ -169,9 +182,19 @@ def _copy_rows(
                 device.space.write(b, data)
 
 
+def _check_pitches(width: int, height: int, *sides: int) -> None:
+    """Refuse rows that do not fit into their pitch; a single row needs none."""
+    for x, pitch in zip(sides[::2], sides[1::2], strict=True):
+        if pitch and height > 1 and x + width > pitch:
+            raise CudaError(INVALID_VALUE, f"rows of {width} bytes at {x} with a pitch of {pitch}")
+
+
 @entry
 def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
     (sx, sy, sk, sh, sd, _sa, sp, dx, dy, dk, dh, dd, _da, dp, width, height) = unpack(MEMCPY_2D, parameters)
+    if not width or not height:
+        return
+    _check_pitches(width, height, sx, sp, dx, dp)
     source = _Side(sk, sh, sd, sx, sy, 0, sp or width, 0)
     destination = _Side(dk, dh, dd, dx, dy, 0, dp or width, 0)
     device.submit(
@@ -196,6 +219,7 @@ class _Copy3D:
             sx, sy, sz, _sl, sk, sh, sd, _sa, _r0, sp, sheight, dx, dy, dz, _dl, dk, dh, dd, _da, _r1, dp, dheight,
             width, height, depth,
         ) = unpack(MEMCPY_3D, ctypes.addressof(buffer))  # fmt: skip
+        _check_pitches(width, height, sx, sp, dx, dp)
         self.device, self.raw = device, raw
         self.source = _Side(sk, sh, sd, sx, sy, sz, sp or width, sheight or height)
         self.destination = _Side(dk, dh, dd, dx, dy, dz, dp or width, dheight or height)
@@ -209,7 +233,7 @@ def memset_2d(
     device: Device, address: int, pitch: int, value: int, element: int, width: int, height: int
 ) -> None:
     """Fill ``height`` rows of ``width`` elements of ``element`` bytes."""
-    if address % element or pitch % element:
+    if address % element or pitch % element or (height > 1 and width * element > pitch):
         raise CudaError(INVALID_VALUE)
     pattern = np.frombuffer((value & (1 << 8 * element) - 1).to_bytes(element, "little"), np.uint8)
     for y in range(height):
@@ -379,6 +403,7 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
     found = device.space.find(address)
     holder.used += found[1] if found else size
     holder.high = max(holder.high, holder.used)
+    device.pool_of[address] = holder
     put_u64(out, address)
 
 
@@ -388,8 +413,9 @@ def cuMemFreeAsync(device: Device, address: int, stream: int) -> None:
         raise CudaError(801, "memory nodes are not built")
     found = device.space.find(address)
     cuMemFree_v2(device, address)
-    holder = device.get(device.pool, Pool)
-    holder.used = max(holder.used - (found[1] if found else 0), 0)
+    holder = device.pool_of.pop(address, None)
+    if holder is not None and found is not None:
+        holder.used -= found[1]
 
 
 @entry

@@ -28,6 +28,7 @@ LAUNCH_FAILED = 719
 ASSERT = 710
 MISALIGNED = 716
 ILLEGAL = 700
+COOPERATIVE_TOO_LARGE = 720
 JIT_INFO_LOG, JIT_INFO_SIZE, JIT_ERROR_LOG, JIT_ERROR_SIZE = 3, 4, 5, 6
 
 
@@ -336,6 +337,8 @@ def packed_parameters(function: Function, parameters: int, extra: int) -> bytes:
     """The parameter buffer from ``kernelParams`` (one pointer each) or ``extra`` (one packed buffer)."""
     kernel = function.kernel
     if extra:
+        if parameters:
+            raise CudaError(INVALID_VALUE, "both kernelParams and extra")
         words = get_u64_list(extra, 5)
         if words[0] != 1 or words[2] != 2 or words[4] != 0:
             raise CudaError(INVALID_VALUE)
@@ -382,6 +385,10 @@ class Launch:
         cooperative: bool = False,
     ) -> None:
         check_shape(function, grid, block, shared)
+        if cooperative:
+            resident = blocks_per_multiprocessor(function, block[0] * block[1] * block[2], shared)
+            if grid[0] * grid[1] * grid[2] > resident * facts.MULTIPROCESSORS:
+                raise CudaError(COOPERATIVE_TOO_LARGE)
         self.device, self.function, self.grid, self.block = device, function, grid, block
         self.shared, self.parameters, self.cooperative = shared, parameters, cooperative
 

@@ -14,7 +14,7 @@ from .state import Capture, CudaError, Device, Event, Graph, Node, Stream
 NODE_HOST, NODE_EMPTY, NODE_WAIT, NODE_RECORD, NODE_MEMOP = 3, 5, 6, 7, 12
 NOT_READY = 600
 UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED, ISOLATION = 900, 901, 902, 903, 904, 905
-DISABLE_TIMING = 2
+DISABLE_TIMING, INTERPROCESS = 2, 4
 
 
 @entry
@@ -124,6 +124,10 @@ def cuStreamBatchMemOp_v2(device: Device, stream: int, count: int, operations: i
 
 @entry
 def cuEventCreate(device: Device, out: int, flags: int) -> None:
+    if flags & ~7:
+        raise CudaError(INVALID_VALUE)
+    if flags & INTERPROCESS:
+        raise CudaError(NOT_SUPPORTED, "events between processes")
     put_u64(out, device.add(Event(flags)))
 
 
@@ -196,7 +200,9 @@ def cuLaunchHostFunc(device: Device, stream: int, function: int, user: int) -> N
 # -- capture --------------------------------------------------------------------------------------
 
 
-def _begin(device: Device, stream: Stream, graph: Graph, leaves: list[Node]) -> None:
+def _begin(device: Device, stream: Stream, graph: Graph, leaves: list[Node], mode: int) -> None:
+    if not 0 <= mode <= 2:
+        raise CudaError(INVALID_VALUE, f"capture mode {mode}")
     if stream is device.legacy:
         raise CudaError(UNSUPPORTED)
     if stream.capture is not None:
@@ -208,7 +214,7 @@ def _begin(device: Device, stream: Stream, graph: Graph, leaves: list[Node]) -> 
 
 @entry
 def cuStreamBeginCapture_v2(device: Device, handle: int, mode: int) -> None:
-    _begin(device, device.stream(handle), Graph(), [])
+    _begin(device, device.stream(handle), Graph(), [], mode)
 
 
 @entry
@@ -216,7 +222,7 @@ def cuStreamBeginCaptureToGraph(
     device: Device, handle: int, graph: int, dependencies: int, edges: int, count: int, mode: int
 ) -> None:
     leaves = [device.get(n, Node) for n in get_u64_list(dependencies, count)]
-    _begin(device, device.stream(handle), device.get(graph, Graph), leaves)
+    _begin(device, device.stream(handle), device.get(graph, Graph), leaves, mode)
 
 
 @entry

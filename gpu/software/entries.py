@@ -29,10 +29,22 @@ WORKS_AFTER_FAULT = {
     "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent", "cuCtxGetStreamPriorityRange", "cuCtxGetLimit",
 }  # fmt: skip
 
+# Functions that need no current context; everything else is refused without one.
+NEEDS_NO_CONTEXT = WORKS_AFTER_FAULT - {"cuCtxGetLimit", "cuCtxGetStreamPriorityRange"} | {
+    "cuCtxCreate_v2", "cuCtxDestroy_v2", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxSetFlags_v2",
+    "cuDeviceGetDefaultMemPool", "cuDeviceGetMemPool", "cuDeviceSetMemPool", "cuGetExportTable",
+    "cuThreadExchangeStreamCaptureMode", "cuLibraryLoadData", "cuLibraryUnload", "cuLibraryGetKernel",
+    "cuLibraryGetKernelCount", "cuLibraryEnumerateKernels", "cuKernelGetAttribute", "cuKernelSetAttribute",
+    "cuKernelGetName", "cuKernelGetParamInfo", "cuKernelGetLibrary", "cuMemGetAllocationGranularity",
+    "cuMemAddressReserve", "cuMemAddressFree", "cuMemCreate", "cuMemRelease", "cuMemMap", "cuMemUnmap",
+    "cuMemSetAccess", "cuMemPoolCreate", "cuMemPoolDestroy", "cuMemPoolTrimTo", "cuMemPoolSetAttribute",
+    "cuMemPoolGetAttribute", "cuMemPoolSetAccess",
+}  # fmt: skip
+
 INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 NOT_SUPPORTED = 801
-ILLEGAL_ADDRESS = 700
+INVALID_CONTEXT = 201
 INVALID_PTX = 218
 UNKNOWN = 999
 
@@ -50,6 +62,8 @@ def call(device: Device, name: str, arguments: tuple[Any, ...]) -> int:
     """Call an entry and turn what it raises into a CUresult. Never raises: C is above."""
     if device.fault and name not in WORKS_AFTER_FAULT:
         return device.fault
+    if not device.current and name not in NEEDS_NO_CONTEXT:
+        return INVALID_CONTEXT
     try:
         ENTRIES[name](device, *arguments)
     except CudaError as error:

@@ -8,6 +8,7 @@ nodes instead. One thread at a time is inside the driver (the worker's replay th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -29,12 +30,19 @@ class CudaError(Exception):
         self.code = code
 
 
+def _default_limits() -> dict[int, int]:
+    return {0: 1024, 1: 1 << 20, 2: 8 << 20, 5: 128}
+
+
 @attrs.define(eq=False)
 class Context:
-    """A context; every object of the device belongs to the device, whichever context made it."""
+    """A context and what ends with it: memory, registered host memory, streams, events, modules."""
 
     flags: int = 0
-    limits: dict[int, int] = attrs.Factory(lambda: {0: 1024, 1: 1 << 20, 2: 8 << 20, 5: 128})
+    limits: dict[int, int] = attrs.Factory(_default_limits)
+    memory: set[int] = attrs.Factory(set)
+    windows: set[int] = attrs.Factory(set)
+    handles: set[int] = attrs.Factory(set)
 
 
 @attrs.define(eq=False)
@@ -153,6 +161,10 @@ class Pool:
     high: int = 0
 
 
+# What a context takes with it. Graphs, pools and physical memory outlive the context they were made in.
+_OWNED = (Stream, Event, LoadedModule, Function)
+
+
 class Device:
     """All state of the software GPU in this process."""
 
@@ -176,6 +188,8 @@ class Device:
         self.launches = 0
         self.physical: dict[int, PhysicalAllocation] = {}
         self.windows: dict[int, int] = {}
+        # Which pool an address came from; freeing it must give the bytes back to that one.
+        self.pool_of: dict[int, Pool] = {}
         # Asked now and then by a running kernel; true stops it.
         self.should_stop: Callable[[], bool] = lambda: False
 
@@ -183,7 +197,33 @@ class Device:
         """Give an object a handle."""
         handle = next(self._numbers)
         self.objects[handle] = value
+        if isinstance(value, _OWNED):
+            self.context().handles.add(handle)
         return handle
+
+    def context(self) -> Context:
+        """The current context; the primary one where none is."""
+        current = self.objects.get(self.current)
+        return current if isinstance(current, Context) else self.primary
+
+    def end_context(self, context: Context) -> None:
+        """Free everything a context owns. The context object itself can be used afresh."""
+        for handle in context.handles:
+            value = self.objects.pop(handle, None)
+            if isinstance(value, LoadedModule):
+                value.instance.unload()
+        for address in context.memory:
+            self.pool_of.pop(address, None)
+            with contextlib.suppress(KeyError):
+                self.space.free(address)
+        for address in context.windows:
+            if self.windows.pop(address, None) is not None:
+                self.space.unmap_window(address)
+        for owned in (context.handles, context.memory, context.windows):
+            owned.clear()
+        context.limits = _default_limits()
+        self.captures.clear()
+        self.legacy, self.per_thread = Stream(), Stream()
 
     def get(self, handle: int, kind: type[T]) -> T:
         """The object behind a handle.
