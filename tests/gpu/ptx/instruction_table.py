@@ -12,9 +12,8 @@ import math
 import struct
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -139,8 +138,7 @@ def inputs(kind: str, count: int, generator: np.random.Generator, place: int) ->
     return picked + rest
 
 
-@attrs.frozen
-class Row:
+class Row(NamedTuple):
     text: str
     operands: tuple[str, ...]
     result: str
@@ -417,21 +415,26 @@ row("{ mov.u32 d, 7; @!a add.u32 d, b, d; }", "pred u32", "u32", lambda a, b: 7 
 
 # --- conversions ----------------------------------------------------------------------------------------------------
 
-for target in ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"):
-    for source in ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"):
-        low, high = (
-            (-(1 << BITS[target] - 1), (1 << BITS[target] - 1) - 1)
-            if target[0] == "s"
-            else (0, (1 << BITS[target]) - 1)
-        )
+INTEGERS = ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64")
+
+
+def limits(kind: str) -> tuple[int, int]:
+    width = BITS[kind]
+    return (-(1 << width - 1), (1 << width - 1) - 1) if kind[0] == "s" else (0, (1 << width) - 1)
+
+
+for target in INTEGERS:
+    for source in INTEGERS:
         row(f"cvt.{target}.{source} d, a", source, target, lambda a: a, count=100)
-        row(
-            f"cvt.sat.{target}.{source} d, a",
-            source,
-            target,
-            lambda a, low=low, high=high: clamp(a, low, high),
-            count=100,
-        )
+        low, high = limits(target)
+        if (
+            low > limits(source)[0] or high < limits(source)[1]
+        ):  # elsewhere .sat changes nothing and is refused
+
+            def clamped(a: int, low: int = low, high: int = high) -> int:
+                return clamp(a, low, high)
+
+            row(f"cvt.sat.{target}.{source} d, a", source, target, clamped, count=100)
 
 
 def to_integral(a: float, mode: str) -> int:
@@ -831,7 +834,7 @@ for name, function in PIECEWISE.items():
 for kind in ("u32", "s32"):
     for name, width in (("vabsdiff4", 8), ("vabsdiff2", 16)):
         difference = by_pieces(width, kind == "s32", lambda a, b: abs(a - b))
-        row(f"{name}.u32.{kind}.{kind} d, a, b, 0", "b32 b32", "b32", difference)
+        row(f"{name}.u32.{kind}.{kind} d, a, b, a", "b32 b32", "b32", difference)
         row(
             f"{name}.u32.{kind}.{kind}.add d, a, b, c", "b32 b32 b32", "u32",
             lambda a, b, c, f=difference, w=width: c + sum(f(a, b) >> s & (1 << w) - 1 for s in range(0, 32, w)),

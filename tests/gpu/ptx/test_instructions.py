@@ -11,7 +11,7 @@ from vgpu.gpu.software.ptx import load_ptx
 from .conftest import Harness
 from .instruction_table import ROWS, Row, agrees, kernel_text, operand_bits
 
-HEADER = ".version 8.0\n.target sm_90\n.address_size 64\n"
+HEADER = ".version 8.4\n.target sm_90\n.address_size 64\n"
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.text for row in ROWS])
