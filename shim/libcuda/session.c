@@ -2,8 +2,8 @@
 /*
  * session.c - finding a mediator, attaching to it, mapping the segment. docs/wire.md sections 1 and 2.
  *
- * Where: the folder VGPU_RUN_DIR names, and nothing else when it is set; else $XDG_RUNTIME_DIR/vgpu, else /var/vgpu. Without a
- * mediator there the process sees what a machine without a GPU shows: CUDA_ERROR_NO_DEVICE, and not a word of output.
+ * Where: the folder VGPU_RUN_DIR names, and nothing else when it is set; else the user's own ($XDG_RUNTIME_DIR/vgpu), else the
+ * machine's (/var/vgpu). Without a mediator there the process sees what a machine without a GPU shows: CUDA_ERROR_NO_DEVICE, and not a word of output.
  *
  * After the attach nothing here is needed any more: calls go through the segment and the lifeline, which belong to the worker.
  * The mediator may restart; the connection to it is kept only so that it learns when this process ends.
@@ -79,7 +79,13 @@ static bool find_socket(struct sockaddr_un *address)
     *address = (struct sockaddr_un){.sun_family = AF_UNIX};
     const char *run_dir = secure_getenv("VGPU_RUN_DIR");
     if (run_dir != NULL && run_dir[0] != '\0') return path_in(run_dir, "", address);
-    return path_in(secure_getenv("XDG_RUNTIME_DIR"), "/vgpu", address) || path_in("/var/vgpu", "", address);
+    char user_folder[64];
+    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
+    if (runtime == NULL || runtime[0] == '\0') {
+        snprintf(user_folder, sizeof user_folder, "/run/user/%u", (unsigned)getuid());
+        runtime = user_folder;
+    }
+    return path_in(runtime, "/vgpu", address) || path_in("/var/vgpu", "", address);
 }
 
 /* ---- handshake ---- */
