@@ -34,7 +34,9 @@ bool shim_is_torn_down(void) { return atomic_load_explicit(&shim_phase, memory_o
 CUresult shim_enter(void)
 {
     CUresult status = shim_enter_local();
-    return SHIM_LIKELY(status == CUDA_SUCCESS) ? shim_session_error() : status;
+    if (SHIM_UNLIKELY(status != CUDA_SUCCESS)) return status;
+    if (SHIM_UNLIKELY(shim_self != NULL && shim_self->state.in_callback)) return CUDA_ERROR_NOT_PERMITTED;
+    return shim_session_error();
 }
 
 CUresult shim_enter_context(void)
