@@ -28,6 +28,7 @@ struct map_slot {
 };
 
 struct map_array {
+    struct map_array *retired; /* the one before; still read by who found it */
     uint32_t capacity;
     struct map_slot slot[];
 };
@@ -151,6 +152,7 @@ static struct map_array *make_room(struct shim_map *map, uint32_t count)
     struct map_array *array = calloc(1, sizeof *array + capacity * sizeof array->slot[0]);
     if (array == NULL) return NULL;
     array->capacity = capacity;
+    array->retired = old;
     for (uint32_t i = 0; i < count; i++) {
         atomic_store_explicit(&array->slot[i].base, atomic_load_explicit(&old->slot[i].base, memory_order_relaxed), memory_order_relaxed);
         atomic_store_explicit(&array->slot[i].node, atomic_load_explicit(&old->slot[i].node, memory_order_relaxed), memory_order_relaxed);

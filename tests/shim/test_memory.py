@@ -115,3 +115,14 @@ def test_quota_holds_for_every_way_to_allocate(run: Run) -> None:
 
 def test_error_of_an_asynchronous_copy_is_reported_once(run: Run) -> None:
     assert run("memory_deferred", environment={"FAKE_FAIL_COPY": "2"})["replay_errors"] == 1
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_table_and_shared_copy_hold_under_threads(tmp_path: Path, sanitizer: str) -> None:
+    binary = tmp_path / "stress"
+    shim = HERE.parent.parent / "shim" / "libcuda"
+    sources = [HERE / "c" / "memory_stress.c", shim / "memory_map.c", shim / "copy_threads.c"]
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", f"-fsanitize={sanitizer}", "-pthread"]
+    subprocess.run([*command, *map(str, sources), "-o", str(binary)], check=True)
+    done = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "all as expected\n"), done.stderr
