@@ -213,7 +213,7 @@ def testp(e: BlockEmitter, i: Instruction) -> None:
         "infinite": f"npisinf({x})",
         "number": f"~npisnan({x})",
         "notanumber": f"npisnan({x})",
-        "normal": f"npisfinite({x}) & (npabs({x}) >= {tiny})",
+        "normal": f"npisfinite({x}) & ((npabs({x}) >= {tiny}) | ({x} == 0))",  # zeros count as normal
         "subnormal": f"(npabs({x}) < {tiny}) & ({x} != 0)",
     }
     if test not in expressions:

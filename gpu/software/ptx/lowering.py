@@ -3,7 +3,8 @@
 given their places in shared and local memory, blocks with live registers.
 
 Inlining is how `call` is executed: the body of a .func is copied to each call with fresh registers, labels and local
-variables. It follows that recursion and calls through pointers are refused. `vprintf`, `__assertfail`, `malloc` and
+variables. It follows that recursion is refused. A call through a pointer becomes a comparison with the address of every
+function whose address the module takes, and a call of the one that it is. `vprintf`, `__assertfail`, `malloc` and
 `free`, which have no PTX body, stay as `builtin` instructions.
 """
 
@@ -73,6 +74,28 @@ def parameter_layout(function: Function) -> tuple[dict[Variable, int], int]:
     return offsets, end
 
 
+FUNCTION_WINDOW: Final = 4 << 56  # functions have addresses only to be compared and called
+
+
+def function_addresses(source: Source) -> dict[str, int]:
+    """Addresses of the functions that the module takes the address of, in code or in initial values."""
+    taken: dict[str, None] = {}
+    for variable in source.variables.values():
+        for relocation in variable.relocations:
+            taken[relocation.symbol] = None
+    for function in source.functions.values():
+        for statement in function.body or ():
+            if isinstance(statement, Instruction) and statement.opcode == "mov":
+                taken.update(dict.fromkeys(_symbols(statement)))
+    found = [name for name in taken if name in source.functions and not source.functions[name].is_entry]
+    return {name: FUNCTION_WINDOW + 16 * (number + 1) for number, name in enumerate(found)}
+
+
+def _is_indirect(call: Instruction) -> bool:
+    operands = [operand for operand in call.operands if not isinstance(operand, Group)]
+    return isinstance(operands[0], Register)
+
+
 def reachable(source: Source, function: Function) -> tuple[list[Function], list[str]]:
     """Functions that `function` may call, itself first, and the names of the module's symbols they mention."""
     found: dict[str, Function] = {function.name: function}
@@ -82,7 +105,10 @@ def reachable(source: Source, function: Function) -> tuple[list[Function], list[
         for statement in pending.pop().body or ():
             if not isinstance(statement, Instruction):
                 continue
-            for name in _symbols(statement):
+            mentioned = _symbols(statement)
+            if statement.opcode == "call" and _is_indirect(statement):
+                mentioned += function_addresses(source)
+            for name in mentioned:
                 names[name] = None
                 callee = source.functions.get(source.aliases.get(name, name))
                 if callee is not None and callee.name not in found:
@@ -132,6 +158,7 @@ class _Inliner:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._addresses = function_addresses(source)
         self.out: list[Statement] = []
 
     def run(self, kernel: Function) -> None:
@@ -215,8 +242,11 @@ class _Inliner:
         arguments = operands.pop(0) if operands and isinstance(operands[0], Group) else Group(())
         assert isinstance(results, Group)
         assert isinstance(arguments, Group)
+        if isinstance(named, Register):
+            self._indirect_call(call, named, results, arguments, chain)
+            return
         if not isinstance(named, SymbolReference):
-            raise UnsupportedPtx(call.name, call.line, "call through a pointer")
+            raise UnsupportedPtx(call.name, call.line)
         name = self._source.aliases.get(named.name, named.name)
         around = None
         if call.guard is not None:
@@ -257,6 +287,56 @@ class _Inliner:
             raise UnsupportedPtx(call.name, call.line, f"{name} has no body in this module")
         if around is not None:
             self.out.append(around)
+
+    def _indirect_call(
+        self, call: Instruction, pointer: Register, results: Group, arguments: Group, chain: list[str]
+    ) -> None:
+        """Compare with each function that it may be; none of them is a trap."""
+        done = Label("after indirect call")
+        if call.guard is not None:
+            self.out.append(
+                attrs.evolve(
+                    call,
+                    opcode="bra",
+                    modifiers=(),
+                    operands=(_to(done),),
+                    guard_negated=not call.guard_negated,
+                )
+            )
+        for name, address in self._addresses.items():
+            function = self._source.functions[name]
+            shapes = (len(function.results), len(function.parameters))
+            if (
+                shapes != (len(results.elements), len(arguments.elements))
+                or name in chain
+                or function.body is None
+            ):
+                continue
+            if not all(
+                isinstance(actual, SymbolReference)
+                and actual.variable is not None
+                and actual.variable.size == formal.size
+                for formal, actual in zip(
+                    (*function.results, *function.parameters),
+                    (*results.elements, *arguments.elements),
+                    strict=True,
+                )
+            ):
+                continue
+            other = Label(f"not {name}")
+            differs = Register("differs", "pred")
+            self.out.append(
+                Instruction(call.line, "setp", ("ne", "u64"), (differs, pointer, Immediate(address)))
+            )
+            self.out.append(Instruction(call.line, "bra", (), (_to(other),), differs))
+            direct = Instruction(
+                call.line, "call", call.modifiers, (results, SymbolReference(name), arguments)
+            )
+            self._call(direct, chain)
+            self.out.append(Instruction(call.line, "bra", (), (_to(done),)))
+            self.out.append(other)
+        self.out.append(Instruction(call.line, "trap", (), ()))
+        self.out.append(done)
 
     @staticmethod
     def _slot(

@@ -34,7 +34,15 @@ from .batch import Batch
 from .emit import BlockEmitter, KernelEmitter
 from .errors import PtxError, UnsupportedPtx
 from .launch import CompiledBlock, Scheduler, compiled_block
-from .lowering import LoweredKernel, aligned, lower, parameter_layout, reachable, shared_layout
+from .lowering import (
+    LoweredKernel,
+    aligned,
+    function_addresses,
+    lower,
+    parameter_layout,
+    reachable,
+    shared_layout,
+)
 from .parser import parse
 from .syntax import Function, Register, Relocation, Source, Variable
 
@@ -242,13 +250,14 @@ class Instance:
         try:
             for variable in module.globals.values():
                 addresses[variable.name] = space.allocate(variable.size, max(variable.alignment, 256))
+            known = function_addresses(module.source) | addresses
             for variable in module.globals.values():
-                cls._fill(space, variable, addresses)
+                cls._fill(space, variable, known)
         except BaseException:
             for address in addresses.values():
                 space.free(address)
             raise
-        symbols = {name: np.array([address], dtype=np.uint64) for name, address in addresses.items()}
+        symbols = {name: np.array([address], dtype=np.uint64) for name, address in known.items()}
         return cls(module, space, addresses, symbols)
 
     @staticmethod

@@ -225,6 +225,22 @@ K special(unsigned *out) {
 }
 __device__ __noinline__ int factorial(int n) { return n <= 1 ? 1 : n * factorial(n - 1) % 1000003; }
 K recursion(int *out) { out[threadIdx.x] = factorial(threadIdx.x); }
+typedef int (*operation)(int, int);
+__device__ __noinline__ int plus(int a, int b) { return a + b; }
+__device__ __noinline__ int times(int a, int b) { return a * b; }
+__device__ __noinline__ int minus(int a, int b) { return a - b; }
+__device__ operation operations[3] = {plus, times, minus};
+K pointers(int *out, int which) {
+  operation f = which < 3 ? operations[which] : operations[threadIdx.x % 3];
+  out[threadIdx.x] = f(threadIdx.x, 7);
+}
+struct Shape { __device__ virtual int area(int) = 0; };
+struct Square : Shape { __device__ int area(int x) override { return x * x; } };
+struct Line : Shape { int k; __device__ Line(int k) : k(k) {} __device__ int area(int x) override { return x + k; } };
+K virtuals(int *out, int which) {
+  Square square; Line line(which); Shape *shape = threadIdx.x % 2 ? (Shape *)&square : (Shape *)&line;
+  out[threadIdx.x] = shape->area(threadIdx.x);
+}
 K heap(int **out, int n) { int *p = (int *)malloc(sizeof(int) * 4); p[0] = threadIdx.x; p[3] = n; out[threadIdx.x] = p; if (threadIdx.x % 2) { free(p); out[threadIdx.x] = 0; } }
 K clocks(long long *out) { long long a = clock64(); for (int i = 0; i < 3; i++) __nanosleep(100); out[threadIdx.x] = clock64() - a; }
 """.replace(
@@ -623,6 +639,19 @@ def test_recursion_is_refused_by_name(cuda: Harness) -> None:
         assert "recursive call" in str(error)  # noqa: PT017
     else:  # the compiler turned it into a loop
         assert cuda.download(pointer, np.zeros(8, np.int32))[4] == 24
+
+
+def test_calls_through_pointers(cuda: Harness) -> None:
+    out = np.zeros(32, np.int32)
+    pointer = cuda.upload(out)
+    t = np.arange(32)
+    by_operation = [t + 7, t * 7, t - 7]
+    for which in range(4):
+        cuda.launch("pointers", 1, 32, pointer, np.int32(which))
+        expected = by_operation[which] if which < 3 else np.choose(t % 3, by_operation)
+        np.testing.assert_array_equal(cuda.download(pointer, out), expected)
+    cuda.launch("virtuals", 1, 32, pointer, np.int32(100))
+    np.testing.assert_array_equal(cuda.download(pointer, out), np.where(t % 2, t * t, t + 100))
 
 
 def test_device_heap(cuda: Harness) -> None:

@@ -19,16 +19,16 @@ def test_instruction(harness: Harness, number: int) -> None:
     row: Row = ROWS[number]
     harness.load(HEADER + kernel_text(row, number))
     bits = operand_bits(row, number)
-    out = np.zeros(row.count, np.uint64)
+    out = np.zeros(row.lanes, np.uint64)
     source, target = harness.upload(bits), harness.upload(out)
-    harness.launch(f"row{number}", -(-row.count // 96), 96, target, source, np.uint32(row.count))
+    harness.launch(f"row{number}", -(-row.lanes // 96), 96, target, source, np.uint32(row.lanes))
     results = harness.download(target, out)
     wrong = [
         (operands, hex(got))
         for operands, got in zip(bits.tolist(), results.tolist(), strict=True)
         if not agrees(row, got, operands)
     ]
-    assert not wrong, f"{len(wrong)} of {row.count}: {[([hex(o) for o in w[0]], w[1]) for w in wrong[:4]]}"
+    assert not wrong, f"{len(wrong)} of {row.lanes}: {[([hex(o) for o in w[0]], w[1]) for w in wrong[:4]]}"
 
 
 def test_the_whole_table_is_one_module() -> None:
