@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: layers, refusals that name what is wrong, and where things are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vgpu.config import ConfigError, Settings, make_settings, read_file
+from vgpu.mediator_main import read_settings
+from vgpu.paths import configuration_file, run_directory, state_directory
+from vgpu.run_main import guest_environment
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mediator.toml"
+    path.write_text('[mediator]\ngpu = "software"\nwarm_workers = 3\nrun_dir = "/run/a"\n')
+    settings = read_settings(["--config", str(path), "--warm-workers", "2", "--state-dir", str(tmp_path)])
+    assert settings.gpu == "software"
+    assert settings.warm_workers == 2
+    assert settings.run_dir == Path("/run/a")
+    assert settings.state_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[mediator]\ngup = 1\n", "unknown key 'gup'"),
+        ("[mediator]\nwarm_workers = true\n", "warm_workers is True"),
+        ("[other]\n", r"unknown table \[other\]"),
+        ("nonsense", "mediator.toml"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mediator.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("gpu", "amd"), ("warm_workers", -1), ("quantum_ms", 0), ("devices", [])]
+)
+def test_values_out_of_range_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=key):
+        make_settings(Settings(), {key: value})
+
+
+def test_places() -> None:
+    assert run_directory({}, 0) == Path("/var/vgpu")
+    assert run_directory({"XDG_RUNTIME_DIR": "/run/user/7"}, 7) == Path("/run/user/7/vgpu")
+    assert run_directory({"VGPU_RUN_DIR": "/x", "XDG_RUNTIME_DIR": "/y"}, 0) == Path("/x")
+    assert state_directory({}, 0) == Path("/var/lib/vgpu")
+    assert state_directory({"HOME": "/h"}, 7) == Path("/h/.local/state/vgpu")
+    assert configuration_file({}, 0) == Path("/etc/vgpu/mediator.toml")
+    assert configuration_file({"XDG_CONFIG_HOME": "/c"}, 7) == Path("/c/vgpu/mediator.toml")
+
+
+def test_a_guest_gets_the_library_path_and_the_socket_and_nothing_else() -> None:
+    before = {"LD_LIBRARY_PATH": "/mine", "HOME": "/h"}
+    after = guest_environment(before, "vm1", Path("/run/vgpu"))
+    assert after.pop("LD_LIBRARY_PATH").endswith(":/mine")
+    assert after.pop("VGPU_RUN_DIR") == "/run/vgpu"
+    assert after.pop("VGPU_VM") == "vm1"
+    assert after == {"HOME": "/h"}
