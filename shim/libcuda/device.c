@@ -211,6 +211,24 @@ CUresult cuDeviceGetExecAffinitySupport(int *pi, unsigned int type, int dev)
     return CUDA_SUCCESS;
 }
 
+/* Asked of the host: an answer for each operation. */
+CUresult cuDeviceGetHostAtomicCapabilities(void *capabilities, const void *operations, unsigned int count, int dev)
+{
+    CUresult status = shim_enter();
+    if (status != CUDA_SUCCESS) return status;
+    if (capabilities == NULL || operations == NULL || count == 0 || count > VGPU_SLOT_PAYLOAD_LIMIT / sizeof(uint32_t))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!shim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
+    const uint64_t argument[8] = {count};
+    uint32_t bytes = count * (uint32_t)sizeof(uint32_t), got = 0;
+    uint32_t answer[VGPU_SLOT_PAYLOAD_LIMIT / sizeof(uint32_t)];
+    status = shim_reply(VGPU_CALL_cuDeviceGetHostAtomicCapabilities, argument, operations, bytes, NULL, answer, bytes, &got);
+    if (status != CUDA_SUCCESS) return status;
+    if (got != bytes) return CUDA_ERROR_UNKNOWN;
+    memcpy(capabilities, answer, bytes);
+    return CUDA_SUCCESS;
+}
+
 /* ---- for the private tables ---- */
 
 int shim_driver_version(void) { return shim_reported_version(); }

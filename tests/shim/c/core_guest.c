@@ -559,6 +559,13 @@ static void command_devices(char **argument)
     size_t count = 0;
     CHECK(shim_topology(&gpc, &index, &count), 0);
     CHECK(count == 66 && gpc == NULL, 1);
+    const unsigned asked[3] = {5, 6, 7};
+    unsigned told[3] = {0};
+    CHECK(cuDeviceGetHostAtomicCapabilities(told, asked, 3, 0), 0);
+    CHECK(memcmp(told, asked, sizeof told), 0); /* the host echoes */
+    CHECK(cuDeviceGetHostAtomicCapabilities(told, asked, 0, 0), 1);
+    CHECK(cuDeviceGetHostAtomicCapabilities(told, asked, 1u << 30, 0), 1);
+    CHECK(cuDeviceGetHostAtomicCapabilities(told, asked, 3, 1), 101);
     void *registration = NULL;
     CHECK(cuLogsRegisterCallback((void *)(uintptr_t)1, NULL, &registration), 0);
     CHECK(registration != NULL, 1);
