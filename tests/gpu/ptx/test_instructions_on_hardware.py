@@ -7,7 +7,6 @@ Talks to libcuda by ctypes, alone: no part of this project is between, so that a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -62,8 +61,8 @@ class Gpu:
 
 
 @pytest.fixture(scope="module")
-def gpu() -> Iterator[Gpu]:
-    yield Gpu()
+def gpu() -> Gpu:
+    return Gpu()
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)), ids=[row.text for row in ROWS])
