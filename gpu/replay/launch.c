@@ -44,10 +44,15 @@ CUresult replay_wireLaunch(REPLAY_PARAMETERS)
     if (attribute_count > VGPU_LAUNCH_ATTRIBUTE_LIMIT || bytes > VGPU_PARAMETER_BYTES_LIMIT + 64) return CUDA_ERROR_INVALID_VALUE;
     const uint32_t padded = (uint32_t)vgpu_align16(bytes);
     if (call->payload_length != padded + attribute_count * VGPU_LAUNCH_ATTRIBUTE_BYTES) return CUDA_ERROR_INVALID_VALUE;
-    if (bytes < function->parameter_bytes) return CUDA_ERROR_INVALID_VALUE; /* the driver would read past what was sent */
     size_t size = bytes;
     /* SAFETY: the driver only reads through this pointer. */
     void *extra[] = {(void *)1, (void *)(uintptr_t)payload, (void *)2, &size, NULL};
+    uint8_t enough[VGPU_PARAMETER_BYTES_LIMIT + 64];
+    if (bytes < function->parameter_bytes) { /* the driver says what it thinks of that; it is not to read past what was sent */
+        memset(enough, 0, function->parameter_bytes);
+        memcpy(enough, payload, bytes);
+        extra[1] = enough;
+    }
     void **with = bytes != 0 ? extra : NULL;
     if (attribute_count == 0 && !cooperative)
         return (CUresult)replay->driver.cuLaunchKernel(function->real, (unsigned)a[1], (unsigned)(a[1] >> 32), (unsigned)a[2],

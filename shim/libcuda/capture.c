@@ -218,15 +218,13 @@ CUresult cuStreamEndCapture(CUstream hStream, void *phGraph)
         if (c->stream == stream && c->mode != RELAXED && c->thread != this_thread()) foreign = true;
     pthread_mutex_unlock(&mutex);
     *(CUgraph *)phGraph = NULL;
-    if (foreign) {
-        spoil(stream);
-        return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
-    }
+    if (foreign) spoil(stream); /* ends it all the same, and what was captured is lost */
     const uint64_t argument[8] = {stream};
     uint64_t value[4] = {0};
     status = shim_reply(VGPU_CALL_cuStreamEndCapture, argument, NULL, 0, value, NULL, 0, NULL);
     /* value[1]: what the stream is afterwards; a refused end leaves the capture open. */
     if (value[1] == NONE && status != CUDA_ERROR_ILLEGAL_STATE) shim_capture_stream_gone(stream);
+    if (foreign) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
     if (status != CUDA_SUCCESS) return status;
     if (shim_graph_adopt(value[0], 0) == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     *(CUgraph *)phGraph = CODE_HANDLE(CUgraph, value[0]);

@@ -193,6 +193,8 @@ static inline CUresult launch(CUfunction f, const struct geometry *g, CUstream s
     uint32_t length;
     status = shim_pack_parameters(function, parameters, extra, space, sizeof space, &packed, &length);
     if (status != CUDA_SUCCESS) return status;
+    /* A buffer of the caller's own that is not the table's size: the driver may refuse it. */
+    if (length != function->parameter_bytes) verdict = LAUNCH_ODD;
     const uint64_t argument[8] = {
         function->handle,
         g->grid[0] | (uint64_t)g->grid[1] << 32,

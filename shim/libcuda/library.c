@@ -253,7 +253,7 @@ CUresult cuKernelGetName(void *name, CUkernel hfunc)
 
 CUresult cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, void *paramOffset, void *paramSize)
 {
-    const CUresult status = shim_enter();
+    const CUresult status = shim_enter_context(); /* unlike the other questions about kernels */
     if (status != CUDA_SUCCESS) return status;
     struct shim_function *self = kernel_of(kernel);
     return self == NULL ? CUDA_ERROR_INVALID_HANDLE : shim_function_parameter(self, paramIndex, paramOffset, paramSize);

@@ -40,6 +40,8 @@ static char *ptx_text(void)
         "\n// a comment first\n.version 7.0\n.target sm_52\n.address_size 64\n"
         ".visible .global .align 4 .u32 counter = 7;\n"
         ".visible .entry nothing() { ret; }\n"
+        ".visible .entry bounded() .maxntid 64, 1, 1 { ret; }\n"
+        ".visible .entry exact() .reqntid 64, 1, 1 { ret; }\n"
         ".visible .entry store(.param .u64 out, .param .u32 value) {\n"
         " .reg .u64 %%rd<4>; .reg .u32 %%r<8>;\n"
         " ld.param.u64 %%rd1, [out]; ld.param.u32 %%r1, [value]; cvta.to.global.u64 %%rd2, %%rd1;\n"
@@ -135,7 +137,7 @@ static void images(void)
     for (unsigned i = 0; i < count && i < 16; i++) {
         const char *function_name = NULL;
         if (cuFuncGetName(&function_name, all[i]) == CUDA_SUCCESS)
-            for (const char *const *known = (const char *const[]){"nothing", "store", "mixed", "wide", "many", NULL}; *known; known++)
+            for (const char *const *known = (const char *const[]){"nothing", "store", "mixed", "wide", "many", "bounded", "exact", NULL}; *known; known++)
                 found += strcmp(function_name, *known) == 0;
     }
     printf("names known: %u\n", found);
@@ -203,7 +205,14 @@ static void launches(void)
     size_t size = sizeof packed;
     void *extra[] = {(void *)1, &packed, (void *)2, &size, NULL};
     SAY(run(store, 1, 1, 1, 4, 1, 1, 0, NULL, NULL, extra));
+    show("extra, four bytes too many", 4);
+    size = 12;
+    SAY(run(store, 1, 1, 1, 4, 1, 1, 0, NULL, NULL, extra));
     show("extra", 4);
+    size = 8;
+    SAY(run(store, 1, 1, 1, 4, 1, 1, 0, NULL, NULL, extra));
+    SAY(cuCtxSynchronize());
+    size = 12;
     uint8_t a = 200;
     uint16_t b = 50000;
     double c = 123456.0;
@@ -235,6 +244,16 @@ static void launches(void)
     SAY(run(store, 1, 1, 1, 64, 64, 1, 0, NULL, p, NULL));
     SAY(run(store, 1, 1, 1, 1, 1, 1, 300000, NULL, p, NULL));
     SAY(run(store, 1, 1, 1, 1, 1, 1, 60000, NULL, p, NULL));
+    SAY(cuFuncSetAttribute(store, 8, 65536));
+    SAY(run(store, 1, 1, 1, 4, 1, 1, 60000, NULL, p, NULL));
+    SAY(cuFuncSetAttribute(store, 8, 49152));
+    CUfunction bounded = NULL, exact = NULL;
+    NEED(cuModuleGetFunction(&bounded, module, "bounded"));
+    NEED(cuModuleGetFunction(&exact, module, "exact"));
+    SAY(run(bounded, 1, 1, 1, 65, 1, 1, 0, NULL, NULL, NULL));
+    SAY(run(bounded, 1, 1, 1, 32, 1, 1, 0, NULL, NULL, NULL));
+    SAY(run(exact, 1, 1, 1, 32, 1, 1, 0, NULL, NULL, NULL));
+    SAY(run(exact, 1, 1, 1, 64, 1, 1, 0, NULL, NULL, NULL));
     SAY(run(NULL, 1, 1, 1, 1, 1, 1, 0, NULL, p, NULL));
     SAY(run(store, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
     SAY(run(store, 1, 1, 1, 1, 1, 1, 0, NULL, p, extra));
@@ -371,9 +390,9 @@ static void library(void)
     NEED(cuMemcpyDtoH_v2(&seven, counter, 4));
     printf("counter: %u in %zu bytes\n", seven, bytes);
     CUkernel all[16] = {NULL};
-    SAY(cuLibraryEnumerateKernels(all, 5, lib));
+    SAY(cuLibraryEnumerateKernels(all, 7, lib));
     unsigned launched = 0;
-    for (unsigned i = 0; i < 5; i++) {
+    for (unsigned i = 0; i < 7; i++) {
         const char *n = NULL;
         if (cuKernelGetName(&n, all[i]) == CUDA_SUCCESS && strcmp(n, "nothing") == 0)
             launched += run((CUfunction)all[i], 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL) == CUDA_SUCCESS;
@@ -641,7 +660,6 @@ static void graphs(void)
     SAY(cuGraphNodeGetType(twin, &type));
     printf("twin is a kernel: %u\n", type);
     SAY(cuGraphDestroyNode(empty));
-    SAY(cuGraphDestroyNode(empty));
     CUgraphNode child = NULL;
     CUgraph inner = NULL;
     SAY(cuGraphAddChildGraphNode(&child, graph, &copy, 1, other));
@@ -649,14 +667,13 @@ static void graphs(void)
     count = 0;
     SAY(cuGraphGetNodes(inner, NULL, &count));
     printf("nodes of the child: %zu\n", count);
-    SAY(cuGraphDestroy(inner));
     SAY(cuGraphExecDestroy(exec));
     SAY(cuGraphDestroy(other));
+    count = 0;
+    SAY(cuGraphGetNodes(inner, NULL, &count));
+    printf("the child has a copy: %zu\n", count);
     SAY(cuGraphDestroy(clone));
     SAY(cuGraphDestroy(graph));
-    SAY(cuGraphDestroy(graph));
-    SAY(cuGraphNodeGetType(one, &type));
-    SAY(cuGraphLaunch(exec, stream));
     NEED(cuStreamDestroy_v2(stream));
     NEED(cuMemFreeHost(pinned));
 }
@@ -821,7 +838,6 @@ static void link_images(void)
     NEED(cuLinkCreate_v2(0, NULL, NULL, &state));
     SAY(cuLinkAddData_v2(state, 1, "this is no PTX", 15, "bad", 0, NULL, NULL));
     SAY(cuLinkDestroy(state));
-    SAY(cuLinkDestroy(state));
     free(text);
 }
 
@@ -843,6 +859,27 @@ static void stale(void) /* natively undefined: the guest must answer, and the wo
     SAY(cuModuleLoadData(&m, "\001\002\003\004"));
     SAY(cuModuleLoadData(&m, ""));
     SAY(cuLibraryUnload((CUlibrary)m));
+    CUgraph graph = NULL, inner = NULL;
+    CUgraphNode node = NULL, child = NULL;
+    CUgraphExec exec = NULL;
+    NEED(cuGraphCreate(&graph, 0));
+    NEED(cuGraphCreate(&inner, 0));
+    NEED(cuGraphAddEmptyNode(&node, inner, NULL, 0));
+    NEED(cuGraphAddChildGraphNode(&child, graph, NULL, 0, inner));
+    NEED(cuGraphDestroyNode(node));
+    SAY(cuGraphDestroyNode(node));
+    NEED(cuGraphChildGraphNodeGetGraph(child, &inner));
+    SAY(cuGraphDestroy(inner));
+    NEED(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    NEED(cuGraphExecDestroy(exec));
+    SAY(cuGraphExecDestroy(exec));
+    SAY(cuGraphLaunch(exec, NULL));
+    NEED(cuGraphDestroy(graph));
+    SAY(cuGraphDestroy(graph));
+    unsigned type;
+    SAY(cuGraphNodeGetType(child, &type));
+    SAY(cuGraphAddEmptyNode(&node, inner, NULL, 0));
+    SAY(cuLinkDestroy((CUlinkState)m));
     NEED(cuCtxSetCurrent(NULL));
     SAY(run(nothing, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
     NEED(cuCtxSetCurrent(context));
