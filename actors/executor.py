@@ -213,6 +213,8 @@ class Executor(Actor):
         while True:
             event, _ = await self._link.receive()
             kind = event.get("event") if event is not None else None
+            if kind in ("demand", "idle") and self._is_stale(event):
+                continue
             if kind == "demand":
                 if self._holding:
                     await self._lease_over(wants_more=True)
@@ -229,6 +231,12 @@ class Executor(Actor):
                 self._cause = self._cause or ("guest ended" if event is not None else "worker ended")
                 self.stop()
                 return
+
+    def _is_stale(self, report: dict[str, object] | None) -> bool:
+        """Did the report cross a newer grant or revocation? That one gets a report of its own."""
+        assert self._grant is not None
+        now = self._grant.get("epoch")
+        return report is not None and report.get("epoch", now) != now
 
     async def _lease_over(self, *, wants_more: bool) -> None:
         assert self._info is not None

@@ -65,6 +65,14 @@ class _Lease:
     session: SessionId
     # When its holder owes a report; None: open-ended.
     deadline_ns: int | None = None
+    # It began open-ended: what was used before the deadline (the revocation) was nobody's loss.
+    was_open: bool = False
+
+    def billable_ns(self, used_ns: int, now: int) -> int:
+        """Of what was used, what counts against the holder."""
+        if not self.was_open:
+            return used_ns
+        return 0 if self.deadline_ns is None else min(used_ns, max(now - self.deadline_ns, 0))
 
     def as_grant(self) -> Grant:
         return Grant(self.session, self.deadline_ns or 0)
@@ -81,7 +89,7 @@ class FairQueue:
         self._entities: dict[SessionId, _Entity] = {}
         self._lease: _Lease | None = None
         # Sessions whose lease ran over; they hold nothing, but have not reported yet.
-        self._overrun: set[SessionId] = set()
+        self._overrun: dict[SessionId, _Lease] = {}
         self._virtual_time = 0.0
         self._tickets = 0
 
@@ -114,7 +122,7 @@ class FairQueue:
     def remove(self, session: SessionId, now: int) -> list[Decision]:
         """A session went, in whatever state. Unknown sessions are ignored."""
         self._entities.pop(session, None)
-        self._overrun.discard(session)
+        self._overrun.pop(session, None)
         if self._lease and self._lease.session == session:
             self._lease = None
         return self.decide(now)
@@ -155,8 +163,10 @@ class FairQueue:
         entity = self._entities.get(session)
         if entity is None:
             return self.decide(now)
-        self.charge(session, used_ns)
-        self._overrun.discard(session)
+        lease = self._overrun.pop(session, None)
+        if self._lease and self._lease.session == session:
+            lease = self._lease
+        self.charge(session, used_ns, lease.billable_ns(used_ns, now) if lease else used_ns)
         if self._lease and self._lease.session == session:
             self._lease = None
         if wants_more:
@@ -164,13 +174,14 @@ class FairQueue:
             return self.demand(session, now)
         return self.decide(now)
 
-    def charge(self, session: SessionId, used_ns: int) -> None:
-        """Account GPU time without ending the lease (an open-ended holder's running bill)."""
+    def charge(self, session: SessionId, used_ns: int, billable_ns: int | None = None) -> None:
+        """Account GPU time without ending the lease; ``billable_ns`` of it (all, unless given) delays its next turn."""
         entity = self._entities.get(session)
         if entity is None or used_ns <= 0:
             return
         entity.used_ns += used_ns
-        entity.finish_tag = max(entity.finish_tag, entity.start_tag) + used_ns / entity.weight
+        billable = used_ns if billable_ns is None else billable_ns
+        entity.finish_tag = max(entity.finish_tag, entity.start_tag) + billable / entity.weight
 
     def next_event_ns(self) -> int | None:
         """When ``decide`` should be called again if nothing else happens, or None."""
@@ -197,7 +208,7 @@ class FairQueue:
                 return [Revoke(lease.session)]
             if now < lease.deadline_ns + self._grace_ns:
                 return []
-            self._overrun.add(lease.session)
+            self._overrun[lease.session] = lease
             self._lease = None
         if not waiting:
             return []
@@ -207,7 +218,7 @@ class FairQueue:
         entity.granted_ns = now
         self._virtual_time = max(self._virtual_time, entity.start_tag)
         alone = len(waiting) == 1 and not self._overrun
-        self._lease = _Lease(chosen, None if alone else now + self._quantum_ns)
+        self._lease = _Lease(chosen, None if alone else now + self._quantum_ns, was_open=alone)
         return [self._lease.as_grant()]
 
     def _least_tag(self, waiting: list[SessionId]) -> float:

@@ -269,7 +269,7 @@ class Worker:
         self._watch(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP, self._hear)
         self._say(self._hello(), [self._segment_fd, self._grant_fd])
         if self._assignment is not None and self._grant("demand"):
-            self._say({"event": "demand"})
+            self._say({"event": "demand", "epoch": self._grant("seen_epoch")})
 
     def _hello(self) -> dict[str, Any]:
         assignment = self._assignment or {}
@@ -366,15 +366,16 @@ class Worker:
         self._lib.vgpu_replay_run(self._replay)
 
     def _replay_event(self, _events: int) -> None:
-        bits = self._lib.vgpu_replay_events(self._replay)
+        taken = self._lib.vgpu_replay_events(self._replay)
+        bits, epoch = taken & 0xFF, taken >> 8
         if bits & EVENT_FAULT:
             error = self._lib.vgpu_replay_error(self._replay)
             call = self._ffi.string(self._lib.vgpu_call_name(self._grant("current_call"))).decode()
             self._say({"event": "fault", "error": error, "call": call})
         if bits & EVENT_IDLE:
-            self._say({"event": "idle"})
+            self._say({"event": "idle", "epoch": epoch})
         if bits & EVENT_DEMAND:
-            self._say({"event": "demand"})
+            self._say({"event": "demand", "epoch": epoch})
         if bits & EVENT_ENDED:
             self.leave("guest-gone")
 

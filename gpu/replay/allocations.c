@@ -99,8 +99,16 @@ void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)
     allocations->count--;
 }
 
+static void free_physical(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)
+{
+    (void)replay, (void)handle, (void)user;
+    free(real);
+}
+
 void replay_allocations_close(struct vgpu_replay *replay)
 {
+    if (replay->tables[VGPU_KIND_MEMORY] != NULL)
+        replay_each(replay, VGPU_KIND_MEMORY, free_physical, NULL);
     if (replay->allocations == NULL)
         return;
     free(replay->allocations->entry);

@@ -34,7 +34,7 @@ struct replay_allocation *replay_allocation_next(struct vgpu_replay *replay, uin
 /* The one that contains `address`. */
 struct replay_allocation *replay_allocation_at(struct vgpu_replay *replay, uint64_t address);
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address);
-/* Frees the table; what it lists is the driver's to end. */
+/* Frees the table, while the handles are still there; what it lists is the driver's to end. */
 void replay_allocations_close(struct vgpu_replay *replay);
 
 #endif

@@ -85,7 +85,7 @@ struct replay_private {
     /* Written by any thread. */
     _Atomic uint32_t stop;         /* leave run() */
     _Atomic uint32_t ended;        /* the session is over: host functions give up */
-    _Atomic uint32_t events;       /* enum replay_event */
+    _Atomic uint64_t events;       /* enum replay_event, and above bit 8 the epoch that a lease report is about */
     _Atomic uint64_t callbacks_claimed; /* bit per entry; the page's own state words are the guest's to forge */
     int event_fd; /* written when a bit of `events` is set; the control thread reads it */
     int kick_fd;  /* written by the control thread: the grant page changed, or stop */

@@ -38,12 +38,18 @@ struct loop {
     bool unfinished;
 };
 
+#define LEASE_REPORTS (uint64_t)(REPLAY_EVENT_DEMAND | REPLAY_EVENT_IDLE)
+
 void replay_notify(struct vgpu_replay *replay, uint32_t event)
 {
-    uint32_t before = atomic_fetch_or(&replay->private->events, event);
+    struct replay_private *private = replay->private;
+    uint64_t before = atomic_load(&private->events), after;
+    do
+        after = (event & LEASE_REPORTS) != 0 ? (before & 0xff) | event | private->epoch << 8 : before | event;
+    while (!atomic_compare_exchange_weak(&private->events, &before, after));
     uint64_t one = 1;
-    if ((before & event) == 0 && replay->private->event_fd >= 0)
-        (void)!write(replay->private->event_fd, &one, sizeof one);
+    if (private->event_fd >= 0)
+        (void)!write(private->event_fd, &one, sizeof one);
 }
 
 bool replay_is_sticky(CUresult error)
@@ -117,10 +123,9 @@ CUresult replay_wireGoodbye(REPLAY_PARAMETERS)
 
 static void lose_lease(struct loop *loop)
 {
-    if (!loop->private->leased)
-        return; /* a revocation that crossed our own giving up: reported already, or about to be */
     loop->private->leased = false;
     loop->private->reported = false;
+    loop->private->demanded = false;
 }
 
 static void read_lease(struct loop *loop, uint64_t epoch)
@@ -132,6 +137,8 @@ static void read_lease(struct loop *loop, uint64_t epoch)
     private->credits = grant->credits;
     /* A page half written is followed by one more epoch; what was read under the wrong one is read again then. */
     private->epoch = epoch;
+    /* Reports not yet passed on speak of an earlier lease. */
+    atomic_fetch_and(&private->events, ~LEASE_REPORTS);
     private->open_ended = granted && private->deadline_ns == 0 && private->credits < 0;
     if (granted) {
         private->leased = true;
@@ -142,6 +149,7 @@ static void read_lease(struct loop *loop, uint64_t epoch)
             replay_wake(loop->replay);
         }
     } else {
+        /* Each revocation is reported, also one whose grant came and went while this thread slept. */
         lose_lease(loop);
     }
     atomic_store_explicit(replay_quad(&grant->seen_epoch), epoch, memory_order_release);

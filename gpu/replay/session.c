@@ -2,6 +2,7 @@
 /*
  * session.c - the life of a replay: made, mapped, warmed, assigned to a guest, run, ended. session.h says who calls what.
  */
+#include "allocations.h"
 #include "internal.h"
 #include "session.h"
 
@@ -67,6 +68,7 @@ void vgpu_replay_free(struct vgpu_replay *replay)
     if (replay == NULL)
         return;
     replay_code_close(replay);
+    replay_allocations_close(replay);
     replay_handles_close(replay);
     if (replay->pending != NULL)
         free(replay->pending->entry);
@@ -202,7 +204,7 @@ void vgpu_replay_stop(struct vgpu_replay *replay)
 
 int vgpu_replay_event_fd(struct vgpu_replay *replay) { return replay->private->event_fd; }
 
-uint32_t vgpu_replay_events(struct vgpu_replay *replay)
+uint64_t vgpu_replay_events(struct vgpu_replay *replay)
 {
     uint64_t count;
     (void)!read(replay->private->event_fd, &count, sizeof count);

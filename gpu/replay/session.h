@@ -51,8 +51,9 @@ void vgpu_replay_stop(struct vgpu_replay *replay);
 void vgpu_replay_kick(struct vgpu_replay *replay);
 /* A descriptor that becomes readable (8 bytes, eventfd) when vgpu_replay_events has something to say. */
 int vgpu_replay_event_fd(struct vgpu_replay *replay);
-/* Takes the event bits: 1 demand, 2 lease over, 4 fault, 8 run() ended. */
-uint32_t vgpu_replay_events(struct vgpu_replay *replay);
+/* Takes the event bits: 1 demand, 2 lease over, 4 fault, 8 run() ended. Above bit 8: the epoch of the grant page that the
+ * first two are about. */
+uint64_t vgpu_replay_events(struct vgpu_replay *replay);
 /* Name of the wire's call id, for reports; "" when unknown. */
 const char *vgpu_call_name(uint32_t call);
 /* Addresses of the mapped pages, for tests and reports. */

@@ -100,6 +100,18 @@ def test_running_alone_leaves_no_debt() -> None:
     assert used[A] == pytest.approx(used[B], rel=0.05)
 
 
+def test_the_bill_of_an_open_lease_reported_at_its_end_is_no_debt_either() -> None:
+    fair = queue(a=50, b=50)
+    now = 3600 * 1000 * MS
+    fair.demand(A, 0)
+    assert fair.demand(B, now) == [Revoke(A)]
+    # An hour of GPU time, of which one millisecond was after B had asked.
+    fair.ended(A, now, now + MS, wants_more=False)
+    assert fair.used_ns(A) == now
+    used = simulate(fair, {B: MS, A: MS}, 400 * MS)
+    assert used[A] == pytest.approx(used[B], rel=0.05)
+
+
 def test_removal_of_the_holder_serves_the_next() -> None:
     fair = queue(a=50, b=50)
     fair.demand(A, 0)

@@ -196,13 +196,13 @@ async def test_session_survives_its_mediator_and_is_adopted(options: WorkerOptio
         grant.revoke()
         await successor.send({"do": "kick"})
         with trio.fail_after(5):
-            assert (await successor.receive())[0] == {"event": "idle"}
+            assert (await successor.receive())[0] == {"event": "idle", "epoch": 2}
             worker.guest.send(CallId.cuCtxSetLimit, 2, 6)
-            assert (await successor.receive())[0] == {"event": "demand"}
+            assert (await successor.receive())[0] == {"event": "demand", "epoch": 2}
         # A third mediator learns of the wish that nobody granted.
         third = await open_worker_link(worker.path)
         with trio.fail_after(5):
-            assert (await third.receive())[0] == {"event": "demand"}
+            assert (await third.receive())[0] == {"event": "demand", "epoch": 2}
             assert await successor.receive() == (None, [])
         grant.grant(deadline_ns=0)
         await third.send({"do": "kick"})

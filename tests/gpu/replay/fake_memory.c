@@ -347,6 +347,19 @@ EXPORT int cuStreamGetAttribute(void *stream, unsigned attribute, void *value)
     return 0;
 }
 EXPORT int cuStreamSetAttribute(void *stream, unsigned attribute, const void *value) { (void)stream; return attribute == 3 && *(const int *)value == 2 ? 0 : 1; }
+EXPORT int cuStreamWriteValue32_v2(void *stream, uint64_t address, uint32_t value, unsigned flags)
+{
+    (void)stream;
+    if (flags > 1 || !reachable(address, 4))
+        return 1;
+    *(uint32_t *)address = value;
+    return 0;
+}
+EXPORT int cuStreamWaitValue32_v2(void *stream, uint64_t address, uint32_t value, unsigned flags)
+{
+    (void)stream; (void)flags;
+    return reachable(address, 4) && *(uint32_t *)address >= value ? 0 : 1;
+}
 EXPORT int cuStreamBatchMemOp_v2(void *stream, unsigned count, const uint64_t (*operation)[6], unsigned flags)
 {
     (void)stream; (void)flags;

@@ -182,7 +182,7 @@ class Replayed:
         lib.vgpu_replay_kick(self.replay)
 
     def events(self) -> int:
-        return lib.vgpu_replay_events(self.replay)
+        return lib.vgpu_replay_events(self.replay) & 0xFF
 
     def joined(self, seconds: float = 5.0) -> int | None:
         """Wait for run() to return; why it did."""

@@ -253,6 +253,20 @@ def test_a_lease_that_ends_with_work_in_flight_is_reported_when_that_is_done(ses
     assert session.grant.get("gpu_ns") > 50_000_000
 
 
+def test_grant_and_revocation_that_come_together_are_reported(session: Replayed) -> None:
+    """The worker may sleep through a lease; its end is reported all the same, or nobody would get the GPU again."""
+    guest = session.guest
+    session.grant.revoke()
+    session.kick()
+    guest.send(CallId.wireSetContext, CONTEXT)
+    assert until(lambda: bool(session.events() & DEMAND))
+    for _ in range(3):
+        session.grant.grant(deadline_ns=0)
+        session.grant.revoke()
+        session.kick()
+        assert until(lambda: bool(session.events() & DEMAND))
+
+
 def test_credits_bound_the_records_of_a_lease(session: Replayed) -> None:
     guest = session.guest
     session.grant.grant(deadline_ns=0, credits=5)
