@@ -830,57 +830,29 @@ CUresult cuStreamSetAttribute_ptsz(CUstream hStream, unsigned int attr, const vo
     SHIM_PER_THREAD_STREAM;
     return cuStreamSetAttribute(hStream, attr, value);
 }
-CUresult cuStreamWaitValue32_v2(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    uint64_t id_stream;
-    if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWaitValue32_v2, wire_argument, NULL, 0);
-}
+__attribute__((weak)) CUresult cuStreamWaitValue32_v2(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
+{ (void)stream; (void)addr; (void)value; (void)flags; return shim_refuse(VGPU_CALL_cuStreamWaitValue32_v2); }
 CUresult cuStreamWaitValue32_v2_ptsz(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
 {
     SHIM_PER_THREAD_STREAM;
     return cuStreamWaitValue32_v2(stream, addr, value, flags);
 }
-CUresult cuStreamWaitValue64_v2(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    uint64_t id_stream;
-    if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWaitValue64_v2, wire_argument, NULL, 0);
-}
+__attribute__((weak)) CUresult cuStreamWaitValue64_v2(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
+{ (void)stream; (void)addr; (void)value; (void)flags; return shim_refuse(VGPU_CALL_cuStreamWaitValue64_v2); }
 CUresult cuStreamWaitValue64_v2_ptsz(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
 {
     SHIM_PER_THREAD_STREAM;
     return cuStreamWaitValue64_v2(stream, addr, value, flags);
 }
-CUresult cuStreamWriteValue32_v2(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    uint64_t id_stream;
-    if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWriteValue32_v2, wire_argument, NULL, 0);
-}
+__attribute__((weak)) CUresult cuStreamWriteValue32_v2(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
+{ (void)stream; (void)addr; (void)value; (void)flags; return shim_refuse(VGPU_CALL_cuStreamWriteValue32_v2); }
 CUresult cuStreamWriteValue32_v2_ptsz(CUstream stream, unsigned long long addr, unsigned int value, unsigned int flags)
 {
     SHIM_PER_THREAD_STREAM;
     return cuStreamWriteValue32_v2(stream, addr, value, flags);
 }
-CUresult cuStreamWriteValue64_v2(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
-{
-    CUresult status = shim_enter_context();
-    if (status != CUDA_SUCCESS) return status;
-    uint64_t id_stream;
-    if ((status = shim_stream(stream, &id_stream)) != CUDA_SUCCESS) return status;
-    const uint64_t wire_argument[8] = {id_stream, (uint64_t)addr, (uint64_t)value, (uint64_t)flags};
-    return shim_async(VGPU_CALL_cuStreamWriteValue64_v2, wire_argument, NULL, 0);
-}
+__attribute__((weak)) CUresult cuStreamWriteValue64_v2(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
+{ (void)stream; (void)addr; (void)value; (void)flags; return shim_refuse(VGPU_CALL_cuStreamWriteValue64_v2); }
 CUresult cuStreamWriteValue64_v2_ptsz(CUstream stream, unsigned long long addr, unsigned long long value, unsigned int flags)
 {
     SHIM_PER_THREAD_STREAM;

@@ -232,19 +232,3 @@ CUresult cuStreamAttachMemAsync(CUstream hStream, unsigned long long dptr, size_
     (void)dptr, (void)length, (void)flags;
     return status != CUDA_SUCCESS ? status : CUDA_ERROR_INVALID_VALUE;
 }
-
-/* ---- waits for and writes of memory words ---- */
-
-#define OPERATION_BYTES 48u /* CUstreamBatchMemOpParams */
-#define OPERATIONS_MOST 256u
-
-CUresult cuStreamBatchMemOp_v2(CUstream hStream, unsigned int count, void *paramArray, unsigned int flags)
-{
-    uint64_t id;
-    struct shim_object *object;
-    CUresult status = look(hStream, &id, &object);
-    if (status != CUDA_SUCCESS) return status;
-    if (count == 0 || paramArray == NULL || count > OPERATIONS_MOST) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t argument[8] = {id, count, flags};
-    return shim_reply(VGPU_CALL_cuStreamBatchMemOp_v2, argument, paramArray, count * OPERATION_BYTES, NULL, NULL, 0, NULL);
-}

@@ -288,6 +288,43 @@ static void streams(CUcontext context)
     OK(cuStreamDestroy_v2(s));
 }
 
+static void words(void)
+{
+    CUdeviceptr p;
+    CUstream s;
+    void *h;
+    uint32_t back[2] = {0, 0};
+    struct { uint32_t what, pad; uint64_t address, value; uint32_t flags, pad2; uint64_t alias, pad3; } batch[2];
+    memset(batch, 0, sizeof batch);
+    OK(cuStreamCreate(&s, 1));
+    OK(cuMemAlloc_v2(&p, 64));
+    OK(cuMemHostAlloc(&h, 64, 0));
+    memset(h, 0, 64);
+    OK(cuStreamWriteValue64_v2(s, p, 1, 0));
+    EXPECT(1, cuStreamWriteValue64_v2(s, p + 4, 1, 0));
+    EXPECT(1, cuStreamWriteValue32_v2(s, p + 2, 1, 0));
+    EXPECT(1, cuStreamWriteValue32_v2(s, 0x1234, 1, 0));
+    EXPECT(1, cuStreamWriteValue32_v2(s, p, 1, 9));
+    OK(cuStreamWaitValue32_v2(s, p, 1, 0));
+    EXPECT(1, cuStreamWaitValue32_v2(s, p, 1, 9));
+    OK(cuStreamWriteValue32_v2(s, at(h) + 8, 77, 0));
+    batch[0].what = batch[1].what = 2;
+    batch[0].address = p + 8;
+    batch[0].value = 5;
+    batch[1].address = at(h) + 12;
+    batch[1].value = 6;
+    OK(cuStreamBatchMemOp_v2(s, 2, batch, 0));
+    batch[1].address = 0x1234;
+    EXPECT(1, cuStreamBatchMemOp_v2(s, 2, batch, 0));
+    OK(cuStreamSynchronize(s));
+    CHECK(((uint32_t *)h)[2] == 77 && ((uint32_t *)h)[3] == 6);
+    OK(cuMemcpyDtoH_v2(back, p + 4, 8));
+    CHECK(back[1] == 5);
+    OK(cuMemFreeHost(h));
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(s));
+}
+
 static void events(void)
 {
     CUevent e, f;
@@ -471,6 +508,7 @@ int main(void)
     copies();
     boxes();
     streams(context);
+    words();
     events();
     pools();
     virtual_memory();
