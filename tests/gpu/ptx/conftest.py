@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the PTX tests share: a small CUDA-like harness over the executor, and the lookup of a CUDA compiler."""
+"""What the PTX tests share: a small CUDA-like harness over the executor."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,11 +15,6 @@ from vgpu.gpu.software.memory import AddressSpace
 from vgpu.gpu.software.ptx import Instance, LaunchResult, load_ptx
 
 Array = npt.NDArray[Any]
-
-
-def find_nvcc() -> str | None:
-    """The CUDA compiler to build test kernels with: VGPU_NVCC, else the one on PATH."""
-    return os.environ.get("VGPU_NVCC") or shutil.which("nvcc")
 
 
 @attrs.define(eq=False)
@@ -82,27 +72,3 @@ class Harness:
 @pytest.fixture
 def harness() -> Harness:
     return Harness(AddressSpace(256 << 20))
-
-
-@pytest.fixture(scope="session")
-def compile_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """A function that turns CUDA C into PTX with nvcc; each distinct source is compiled once a session."""
-    compiler = find_nvcc()
-    if compiler is None:
-        pytest.skip("no nvcc: set VGPU_NVCC or put one on PATH")
-    folder: Path = tmp_path_factory.mktemp("cuda")
-    done: dict[tuple[str, ...], str] = {}
-
-    def build(source: str, architecture: str = "compute_75", *options: str) -> str:
-        key = (source, architecture, *options)
-        if key not in done:
-            name = folder / f"kernel{len(done)}.cu"
-            name.write_text(source)
-            output = name.with_suffix(".ptx")
-            command = [compiler, "-ptx", f"-arch={architecture}", *options, "-o", str(output), str(name)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr
-            done[key] = output.read_text()
-        return done[key]
-
-    return build

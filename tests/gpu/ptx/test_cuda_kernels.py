@@ -252,8 +252,8 @@ K clocks(long long *out) { long long a = clock64(); for (int i = 0; i < 3; i++) 
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def cuda(request: pytest.FixtureRequest, compile_cuda: Compile, harness: Harness) -> Harness:
-    harness.load(compile_cuda(SOURCE, request.param))
+def cuda(request: pytest.FixtureRequest, compile_ptx: Compile, harness: Harness) -> Harness:
+    harness.load(compile_ptx(SOURCE, arch=request.param))
     return harness
 
 
