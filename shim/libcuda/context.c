@@ -106,6 +106,7 @@ static CUresult create(void *pctx, unsigned flags, int dev)
         return status;
     }
     atomic_store(&context->active, 1);
+    if ((flags & SCHEDULE_MASK) == SCHEDULE_BLOCKING) shim_wait_asleep(true);
     thread->context[thread->depth++] = context->handle;
     *(CUcontext *)pctx = (CUcontext)(uintptr_t)context->handle;
     return CUDA_SUCCESS;

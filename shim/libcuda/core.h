@@ -53,6 +53,7 @@ enum shim_wait_for {
  * has announced itself as a sleeper. CUDA_SUCCESS: look again. Otherwise the session's error: it will not come. */
 CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument);
 CUresult shim_session_error(void); /* sticky or terminal error of the session, CUDA_SUCCESS while it lives */
+void shim_wait_asleep(bool wanted); /* CU_CTX_SCHED_BLOCKING_SYNC: do not spin for long, however many processors there are */
 void shim_wait_configure(void);    /* reads the number of CPUs; at attach and after fork */
 uint64_t shim_now_ns(void);
 

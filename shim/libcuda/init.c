@@ -61,18 +61,29 @@ static void stay_loaded(void)
         (void)dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&initialising); }
-static void in_parent(void) { pthread_mutex_unlock(&initialising); }
+/* A thread may be waiting in cuInit, for a mediator that is BUSY, for as long as it likes: fork does not wait for it. */
+static __thread bool fork_holds_lock __attribute__((tls_model("initial-exec")));
+
+static void before_fork(void) { fork_holds_lock = pthread_mutex_trylock(&initialising) == 0; }
+
+static void in_parent(void)
+{
+    if (fork_holds_lock) pthread_mutex_unlock(&initialising);
+}
+
 static void in_child(void)
 {
     int phase = atomic_load(&shim_phase);
     if (phase == SHIM_READY) {
         atomic_store(&shim_phase, SHIM_FORKED);
-        shim_session_fork_child();
         shim_thread_fork_child();
         vgpu_private_fork_child();
     }
-    pthread_mutex_unlock(&initialising);
+    shim_session_fork_child(); /* also what another thread had half made */
+    if (fork_holds_lock)
+        pthread_mutex_unlock(&initialising);
+    else
+        pthread_mutex_init(&initialising, NULL); /* whoever holds it does not exist here */
 }
 
 __attribute__((constructor)) static void at_load(void) { pthread_atfork(before_fork, in_parent, in_child); }

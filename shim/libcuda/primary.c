@@ -9,6 +9,7 @@
 #include "core.h"
 #include "_generated_prototypes.h"
 
+#define SCHEDULE_BLOCKING 4u
 #define FLAGS_MASK 0xf7u /* mapping host memory is always on and may not be asked for */
 
 static struct {
@@ -86,9 +87,10 @@ CUresult cuDevicePrimaryCtxSetFlags_v2(int dev, unsigned int flags)
 {
     SHIM_LOCAL_ENTRY;
     unsigned schedule = flags & 7;
-    if ((flags & ~FLAGS_MASK) != 0 || schedule > 4 || schedule == 3) return CUDA_ERROR_INVALID_VALUE;
+    if ((flags & ~FLAGS_MASK) != 0 || schedule > SCHEDULE_BLOCKING || schedule == 3) return CUDA_ERROR_INVALID_VALUE;
     if (!shim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
     atomic_store(&primary.context->flags, flags);
+    shim_wait_asleep(schedule == SCHEDULE_BLOCKING);
     return CUDA_SUCCESS;
 }
 

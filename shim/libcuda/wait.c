@@ -32,6 +32,7 @@
 enum { PHASE_SPIN = 0, PHASE_YIELD, PHASE_SLEEP };
 
 static uint64_t spin_ns = SPIN_NS_MANY_PROCESSORS;
+static _Atomic bool asleep; /* a context asks for CU_CTX_SCHED_BLOCKING_SYNC */
 
 uint64_t shim_now_ns(void)
 {
@@ -47,6 +48,8 @@ void shim_wait_configure(void)
     spin_ns = processors > 2 ? SPIN_NS_MANY_PROCESSORS : SPIN_NS_FEW_PROCESSORS;
     shim_many_processors = processors > 1;
 }
+
+void shim_wait_asleep(bool wanted) { atomic_store_explicit(&asleep, wanted, memory_order_relaxed); }
 
 CUresult shim_session_error(void)
 {
@@ -132,7 +135,8 @@ CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, boo
         if (SHIM_LIKELY(++waiter->rounds % LOOK_EVERY_ROUNDS != 0)) return CUDA_SUCCESS;
         uint64_t now = shim_now_ns();
         if (waiter->began_ns == 0) waiter->began_ns = now;
-        if (now - waiter->began_ns >= spin_ns) {
+        uint64_t limit = atomic_load_explicit(&asleep, memory_order_relaxed) ? SPIN_NS_FEW_PROCESSORS : spin_ns;
+        if (now - waiter->began_ns >= limit) {
             waiter->phase = PHASE_YIELD;
             waiter->rounds = 0;
         }

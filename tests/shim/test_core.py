@@ -494,6 +494,13 @@ def test_a_child_forked_before_init_is_as_good_as_any(guest: Path, run_dir: Path
     assert len(host.sessions) == 1
 
 
+def test_fork_does_not_wait_for_a_busy_mediator(guest: Path, run_dir: Path) -> None:
+    with FakeHost(run_dir, busy_times=7) as host:
+        told = run(guest, run_dir, "fork-busy")
+    assert told == {"child": "3", "quick": "1", "init": "0"}
+    assert len(host.hellos) == 8
+
+
 def test_calls_after_the_end_say_so(guest: Path, run_dir: Path) -> None:
     with FakeHost(run_dir):
         assert run(guest, run_dir, "exit")["late"] == "4 4 4 4 4 0"

@@ -627,6 +627,30 @@ static void command_fork_first(char **argument)
     printf("status %d\n", value);
 }
 
+static void *busy_body(void *argument)
+{
+    (void)argument;
+    printf("init %d\n", (int)cuInit(0));
+    return NULL;
+}
+
+/* Another thread is being told BUSY for a long time: fork does not wait for it. */
+static void command_fork_busy(char **argument)
+{
+    (void)argument;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, busy_body, NULL), 0);
+    usleep(100000);
+    double began = seconds();
+    int value;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) _exit((int)cuDeviceGetCount(&value));
+    CHECK(waitpid(child, &value, 0), child);
+    printf("child %d\nquick %d\n", WEXITSTATUS(value), seconds() - began < 0.3);
+    pthread_join(thread, NULL);
+}
+
 static void late(void)
 {
     CUcontext context = NULL;
@@ -696,7 +720,7 @@ int main(int count, char **argument)
         {"contexts-in-threads", command_contexts_in_threads, 1}, {"slots", command_slots, 1}, {"death", command_death, 0},
         {"sticky", command_sticky, 0}, {"fences", command_fences, 0}, {"handles", command_handles, 0},
         {"contexts", command_contexts, 0}, {"devices", command_devices, 0}, {"visible", command_visible, 1},
-        {"fork", command_fork, 0}, {"fork-first", command_fork_first, 0}, {"exit", command_exit, 0}, {"figures", command_figures, 0},
+        {"fork", command_fork, 0}, {"fork-first", command_fork_first, 0}, {"fork-busy", command_fork_busy, 0}, {"exit", command_exit, 0}, {"figures", command_figures, 0},
     };
     for (size_t i = 0; count > 1 && i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(argument[1], commands[i].name) != 0 || count - 2 != commands[i].arguments) continue;
