@@ -162,37 +162,38 @@ class Batch:
         axis = {"x": 0, "y": 1, "z": 2, "w": 3, "": 0}[axis_name]
         if axis == 3:
             return np.zeros(1, np.uint32) if base in ("tid", "ctaid") else np.ones(1, np.uint32)
-        thread = self.all_slots % self.stride
-        block = self.all_slots // self.stride + self.first_block
-        lane = (self.all_slots % WARP).astype(np.uint32)
+        thread = np.arange(self.stride, dtype=np.int64)  # of one block; the others are alike
+        lane = (thread % WARP).astype(np.uint32)
         one = np.uint32(1)
         x, y, _ = self.block
         grid_x, grid_y, _ = self.grid
         if base == "tid":
             if self.block[axis] == 1:
                 return np.zeros(1, np.uint32)
-            return np.array((thread % x, thread // x % y, thread // (x * y))[axis], dtype=np.uint32)
-        if base == "ctaid" or (base == "clusterid"):
+            return self._in_each_block(
+                (thread % x, thread // x % y, thread // (x * y))[axis].astype(np.uint32)
+            )
+        if base in ("ctaid", "clusterid"):
+            block = np.arange(self.first_block, self.first_block + self.block_count)
             value = (block % grid_x, block // grid_x % grid_y, block // (grid_x * grid_y))[axis].astype(
                 np.uint32
             )
-            return value[:1] if self.block_count == 1 or self.grid[axis] == 1 else value
+            if self.block_count == 1 or self.grid[axis] == 1:
+                return value[:1]
+            return np.repeat(value, self.stride)
         if base in ("ntid", "nctaid", "nclusterid"):
             return np.array([self.block[axis] if base == "ntid" else self.grid[axis]], dtype=np.uint32)
-        if base == "laneid":
-            return lane
-        if base == "warpid":
-            return (thread // WARP).astype(np.uint32)
-        if base == "lanemask_eq":
-            return one << lane
-        if base == "lanemask_lt":
-            return (one << lane) - one
-        if base == "lanemask_le":
-            return ((one << lane) - one) | (one << lane)
-        if base == "lanemask_ge":
-            return ~((one << lane) - one)
-        if base == "lanemask_gt":
-            return ~(((one << lane) - one) | (one << lane))
+        by_lane = {
+            "laneid": lane,
+            "warpid": (thread // WARP).astype(np.uint32),
+            "lanemask_eq": one << lane,
+            "lanemask_lt": (one << lane) - one,
+            "lanemask_le": ((one << lane) - one) | (one << lane),
+            "lanemask_ge": ~((one << lane) - one),
+            "lanemask_gt": ~(((one << lane) - one) | (one << lane)),
+        }
+        if base in by_lane:
+            return self._in_each_block(by_lane[base])
         numbers = {
             "nwarpid": self.stride // WARP,
             "smid": 0,
@@ -218,6 +219,10 @@ class Batch:
         if base in ("clock_hi", "globaltimer_hi"):
             return np.array([self.clock() >> 32 & 0xFFFF_FFFF], dtype=np.uint32)
         return np.array([numbers.get(base, 0)], dtype=np.uint32)  # envreg and pm counters read as zero
+
+    def _in_each_block(self, values: Array) -> Array:
+        """By slot, from the values of one block's slots."""
+        return np.tile(values, self.block_count) if self.block_count > 1 else values
 
     def shared_base(self, group: Group) -> Slots:
         """Where each lane's block has its shared memory."""

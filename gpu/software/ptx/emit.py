@@ -255,9 +255,16 @@ class BlockEmitter:
             if instruction.guard is not None:
                 guard = self._register(instruction.guard, "b1", 1)
                 self.guard = self.let(f"~{guard}") if instruction.guard_negated else guard
-            emitter(self, instruction)
+            try:
+                emitter(self, instruction)
+            except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+                # Emitters take an instruction apart as if it were well formed; what is not ends here.
+                raise self.unsupported(f"malformed: {error}") from error
         self.guard = None
-        result = self._exit()
+        try:
+            result = self._exit()
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+            raise self.unsupported(f"malformed: {error}") from error
         for register in sorted(self._written & self.block.live_out, key=lambda r: r.number):
             self.line(
                 f"R[{register.number}] = {self._register(register, self.canonical(register), register.bits)}"
