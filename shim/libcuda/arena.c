@@ -7,6 +7,8 @@
  * exactly the size for a big pinned allocation. A block never crosses the border of two registrations,
  * because the driver refuses a copy that does.
  *
+ * A long piece that becomes wholly free is given back: unregistered, and its pages returned to the system.
+ *
  * Bookkeeping is outside the shared memory (an application that overruns a pinned buffer must not break
  * it). Blocks are whole pages; free ones hang in lists by the power of two of their length. Nothing here
  * waits while it holds the lock; only growth, which is rare, is a round trip, under a lock of its own.
@@ -19,6 +21,7 @@
 #define PAGE 4096ull
 #define GROWTH (64ull << 20)
 #define BIG (2ull << 20) /* growth is a multiple of this, so that registrations stay few and aligned */
+#define RETURNED (128ull << 20) /* pieces from this size on are given back when free */
 #define BINS 40
 #define FENCED_LIMIT 256
 #define NO_ARENA UINT64_MAX
@@ -31,6 +34,12 @@ struct block {
     struct block *before, *after; /* free list */
 };
 
+/* A part below `registered` that is not registered at present. */
+struct hole {
+    uint64_t start, size;
+    struct hole *next;
+};
+
 struct fenced {
     void *pointer;
     struct shim_fence fence;
@@ -40,7 +49,9 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t growth_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct block *bins[BINS];
 static struct block **block_of_page; /* set for the first and the last page of a block; sparse */
-static uint64_t registered;          /* bytes from the arena's start */
+static uint64_t registered;          /* bytes from the arena's start, holes included */
+static struct hole *holes;
+static uint64_t growths; /* how often a piece was added: what a thread that found nothing compares */
 static bool ready;
 
 /* Staging given back before its copy is done, oldest first. */
@@ -135,7 +146,7 @@ static struct block *find(uint64_t pages)
     return NULL;
 }
 
-static void give_back(struct block *b)
+static struct block *give_back(struct block *b)
 {
     b->used = false;
     if (!b->last) {
@@ -159,6 +170,7 @@ static void give_back(struct block *b)
     }
     mark(b);
     bin_insert(b);
+    return b;
 }
 
 static struct block *block_at(const void *pointer)
@@ -198,31 +210,89 @@ void shim_arena_collect(void)
         shim_fence_free(&done[i]);
 }
 
-/* Asks the host to register more. True if the registered part grew, by us or by somebody who was faster. */
+/* Takes a hole of at least `size` bytes out of the list, cut to it; else the end of the registered part. Under the lock. */
+static uint64_t place_for(uint64_t *size, struct hole **taken)
+{
+    for (struct hole **at = &holes; *at != NULL; at = &(*at)->next) {
+        struct hole *hole = *at;
+        if (hole->size < *size) continue;
+        uint64_t start = hole->start;
+        *taken = NULL;
+        if (hole->size == *size) {
+            *at = hole->next;
+            *taken = hole;
+        } else {
+            hole->start += *size;
+            hole->size -= *size;
+        }
+        return start;
+    }
+    if (*size > shim.arena_size - registered) *size = (shim.arena_size - registered) & ~(PAGE - 1);
+    registered += *size; /* nobody else may have it meanwhile */
+    return registered - *size;
+}
+
+static void add_hole(uint64_t start, uint64_t size, struct hole *hole)
+{
+    if (hole == NULL) hole = malloc(sizeof *hole);
+    if (hole == NULL) return; /* lost until the process ends */
+    *hole = (struct hole){start, size, holes};
+    holes = hole;
+}
+
+/* Asks the host to register more. True if there is more now, through us or through somebody who was faster. */
 static bool grow(uint64_t bytes, uint64_t seen)
 {
     bool grown = false;
     pthread_mutex_lock(&growth_lock);
     pthread_mutex_lock(&lock);
-    uint64_t start = registered;
-    pthread_mutex_unlock(&lock);
-    if (start != seen) {
+    if (growths != seen) {
         grown = true;
+        pthread_mutex_unlock(&lock);
     } else {
         uint64_t size = (bytes + BIG - 1) / BIG * BIG;
         if (size < GROWTH) size = GROWTH;
-        if (size > shim.arena_size - start) size = (shim.arena_size - start) & ~(PAGE - 1);
+        struct hole *taken = NULL;
+        uint64_t start = place_for(&size, &taken);
+        pthread_mutex_unlock(&lock);
         const uint64_t argument[8] = {start, size}; /* from the arena's start, unlike the offsets of copies */
-        if (size >= bytes && size > 0 &&
-            shim_reply(VGPU_CALL_wireArenaRegister, argument, NULL, 0, NULL, NULL, 0, NULL) == CUDA_SUCCESS) {
-            pthread_mutex_lock(&lock);
-            grown = add_piece(start, size);
-            registered = start + size;
-            pthread_mutex_unlock(&lock);
+        bool done = size >= bytes &&
+                    shim_reply(VGPU_CALL_wireArenaRegister, argument, NULL, 0, NULL, NULL, 0, NULL) == CUDA_SUCCESS;
+        pthread_mutex_lock(&lock);
+        grown = done && add_piece(start, size);
+        if (grown) {
+            growths++;
+            free(taken);
+        } else if (start + size == registered) {
+            registered = start;
+            free(taken);
+        } else {
+            add_hole(start, size, taken);
         }
+        pthread_mutex_unlock(&lock);
     }
     pthread_mutex_unlock(&growth_lock);
     return grown;
+}
+
+/* Unregisters a free piece and gives its pages back. The block has been taken out of its list. */
+static void give_to_system(struct block *piece)
+{
+    uint64_t start = piece->page * PAGE, size = piece->pages * PAGE;
+    const uint64_t argument[8] = {start, size};
+    bool done = shim_reply(VGPU_CALL_wireArenaUnregister, argument, NULL, 0, NULL, NULL, 0, NULL) == CUDA_SUCCESS;
+    if (done) (void)madvise(shim.arena + start, size, MADV_REMOVE);
+    pthread_mutex_lock(&lock);
+    if (done) {
+        block_of_page[piece->page] = block_of_page[piece->page + piece->pages - 1] = NULL;
+        free(piece);
+        add_hole(start, size, NULL);
+    } else {
+        piece->used = false;
+        mark(piece);
+        bin_insert(piece);
+    }
+    pthread_mutex_unlock(&lock);
 }
 
 static void *allocate(uint64_t pages, uint64_t *offset, uint64_t *seen)
@@ -237,7 +307,7 @@ static void *allocate(uint64_t pages, uint64_t *offset, uint64_t *seen)
             *offset = shim.arena_offset + b->page * PAGE;
         }
     }
-    *seen = usable ? registered : NO_ARENA;
+    *seen = usable ? growths : NO_ARENA;
     pthread_mutex_unlock(&lock);
     return pointer;
 }
@@ -272,10 +342,19 @@ void *shim_arena_allocate(size_t size, size_t alignment, uint64_t *offset)
 void shim_arena_free(void *pointer)
 {
     if (pointer == NULL) return;
+    struct block *whole = NULL;
     pthread_mutex_lock(&lock);
     struct block *b = block_at(pointer);
-    if (b != NULL) give_back(b);
+    if (b != NULL) {
+        b = give_back(b);
+        if (b->first && b->last && b->page != 0 && b->pages * PAGE >= RETURNED) {
+            bin_remove(b);
+            b->used = true;
+            whole = b;
+        }
+    }
     pthread_mutex_unlock(&lock);
+    if (whole != NULL) give_to_system(whole);
 }
 
 void shim_arena_free_after(void *pointer, const struct shim_fence *fence)
