@@ -178,11 +178,20 @@ def trap(p: Probe) -> None:
 
 @fatal_check
 def primary_context_reset(p: Probe) -> None:
-    """Resetting the primary context ends what was in it; a new retain works."""
+    """Resetting the primary context ends what was in it; a new retain works; a library outlives it."""
     address = p.value("cuMemAlloc_v2", 32 << 20)
+    loaded = p.value("cuLibraryLoadData", p.host(PTX), 0, 0, 0, 0, 0, 0)
+    kernel = p.value("cuLibraryGetKernel", loaded, b"globals\0")
+    out = p.value("cuMemAlloc_v2", 8)
+    for turn in range(2):
+        p.launch(kernel, 1, 1, "Q", out)
+        p.equal(p.download(out, 8), struct.pack("<II", 7 + turn, 33), f"counter and table in turn {turn}")
     p.ok("cuDevicePrimaryCtxReset_v2", 0)
     context = p.value("cuDevicePrimaryCtxRetain", 0)
     p.ok("cuCtxSetCurrent", context)
     p.ok("cuCtxSynchronize")
     p.expect(1, "cuMemFree_v2", address)
+    out = p.value("cuMemAlloc_v2", 8)
+    p.launch(kernel, 1, 1, "Q", out)
+    p.equal(p.download(out, 8), struct.pack("<II", 7, 33), "counter and table in the new context")
     p.drop_cleanups()

@@ -53,10 +53,10 @@ def image_text(address: int) -> str:
     return get_text(address)
 
 
-def load(device: Device, image: int) -> int:
+def load(device: Device, image: int, *, is_library: bool) -> int:
     """Load an image; returns the handle of a LoadedModule."""
     module = load_ptx(image_text(image))
-    return device.add(LoadedModule(module.instantiate(device.space)))
+    return device.add(LoadedModule(module.instantiate(device.space), is_library))
 
 
 def _log_to(options: dict[int, int], buffer: int, size: int, text: str) -> None:
@@ -65,7 +65,9 @@ def _log_to(options: dict[int, int], buffer: int, size: int, text: str) -> None:
         put_bytes(options[buffer], text.encode()[: room - 1] + b"\0")
 
 
-def _load_with_log(device: Device, out: int, image: int, count: int, names: int, values: int) -> None:
+def _load_with_log(
+    device: Device, out: int, image: int, count: int, names: int, values: int, *, is_library: bool
+) -> None:
     options = dict(
         zip(
             struct.unpack(f"<{count}I", get_bytes(names, 4 * count)) if count else (),
@@ -75,7 +77,7 @@ def _load_with_log(device: Device, out: int, image: int, count: int, names: int,
     )
     _log_to(options, JIT_INFO_LOG, JIT_INFO_SIZE, "")
     try:
-        put_u64(out, load(device, image))
+        put_u64(out, load(device, image, is_library=is_library))
     except (PtxError, UnsupportedPtx) as error:
         _log.error("%s", error)
         _log_to(options, JIT_ERROR_LOG, JIT_ERROR_SIZE, str(error))
@@ -84,14 +86,14 @@ def _load_with_log(device: Device, out: int, image: int, count: int, names: int,
 
 @entry
 def cuModuleLoadDataEx(device: Device, out: int, image: int, count: int, names: int, values: int) -> None:
-    _load_with_log(device, out, image, count, names, values)
+    _load_with_log(device, out, image, count, names, values, is_library=False)
 
 
 @entry
 def cuLibraryLoadData(
     device: Device, out: int, image: int, names: int, values: int, count: int, _lo: int, _lv: int, _ln: int
 ) -> None:
-    _load_with_log(device, out, image, count, names, values)
+    _load_with_log(device, out, image, count, names, values, is_library=True)
 
 
 @entry

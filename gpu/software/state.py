@@ -146,9 +146,10 @@ class Function:
 
 @attrs.define(eq=False)
 class LoadedModule:
-    """A module or library and its functions by name."""
+    """A module or library and its functions by name. A library belongs to no context, as CUDA has it."""
 
     instance: Instance
+    is_library: bool = False
     functions: dict[str, Function] = attrs.Factory(dict)
 
 
@@ -197,7 +198,8 @@ class Device:
         """Give an object a handle."""
         handle = next(self._numbers)
         self.objects[handle] = value
-        if isinstance(value, _OWNED):
+        module = value.module if isinstance(value, Function) else value
+        if isinstance(value, _OWNED) and not (isinstance(module, LoadedModule) and module.is_library):
             self.context().handles.add(handle)
         return handle
 
@@ -212,6 +214,11 @@ class Device:
             value = self.objects.pop(handle, None)
             if isinstance(value, LoadedModule):
                 value.instance.unload()
+        for value in self.objects.values():
+            if isinstance(value, LoadedModule) and value.is_library:
+                # A library's variables are per context: the next one begins with their initial values.
+                value.instance.unload()
+                value.instance = value.instance.module.instantiate(self.space)
         for address in context.memory:
             self.pool_of.pop(address, None)
             with contextlib.suppress(KeyError):
