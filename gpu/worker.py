@@ -390,8 +390,13 @@ class Worker:
 
     def leave(self, why: str) -> NoReturn:
         """End the process now. The kernel frees the GPU; nothing in here is waited for."""
+        folder = self.options.run_dir / "workers"
         with contextlib.suppress(OSError):
-            (self.options.run_dir / "workers" / f"{self.options.id}.sock").unlink()
+            (folder / f"{self.options.id}.sock").unlink()
+        log = folder / f"{self.options.id}.log"
+        with contextlib.suppress(OSError):
+            if log.stat().st_size == 0:
+                log.unlink()
         if why == "guest-gone":
             if self._link is not None:
                 self._link.settimeout(0)

@@ -80,6 +80,7 @@ struct replay_private {
     unsigned marker_context, launches_since_marker;
     /* GPU time. */
     uint64_t busy_since_ns; /* 0: nothing unfinished; else gpu_ns is counted up to here */
+    unsigned failures_logged;
     uint64_t handles_chunks; /* handle table pages in use, bounded */
 
     /* Written by any thread. */

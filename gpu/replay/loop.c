@@ -13,6 +13,7 @@
 
 #include <linux/futex.h>
 #include <poll.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -25,6 +26,7 @@
 #define POLL_IDLE_NS 25000ull        /* while none come and something is unfinished */
 #define POLL_LONG_NS 200000ull       /* when that has lasted for LONG_NS: a long kernel needs no fine clock */
 #define LONG_NS 20000000ull
+#define FAILURES_LOGGED 16u          /* lines of log that one session may cause */
 #define SLEEP_NS 500000000ull        /* longest sleep; the lifeline and kicks end it sooner */
 #define LEASE_IDLE_NS 300000ull      /* a lease that runs out is given back after so long without a record */
 
@@ -275,6 +277,10 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         if (replay_is_sticky(status))
             replay_fault(replay, status);
         else if ((call->flags & VGPU_CALL_REPLY) == 0 && loop->private->error == 0) {
+            /* Nobody else knows which call it was: the guest learns the code at its next synchronising call. */
+            if (loop->private->failures_logged++ < FAILURES_LOGGED)
+                fprintf(stderr, "session %llu: %s failed with %d\n", (unsigned long long)replay->grant->session_id,
+                        vgpu_call_name(call->call), (int)status);
             uint32_t none = 0;
             atomic_compare_exchange_strong(replay_word(&replay->page->deferred_error), &none, status);
         }
@@ -490,6 +496,7 @@ int vgpu_replay_run(struct vgpu_replay *replay)
             continue;
         }
         unsigned since_poll = 0;
+        replay->grant->current_since_ns = replay_now_ns();
         while (loop.head != loop.tail && leave == 0) {
             if (UNLIKELY(!lease_allows(&loop))) {
                 leave = wait_for_lease(&loop);
@@ -498,7 +505,9 @@ int vgpu_replay_run(struct vgpu_replay *replay)
             leave = take_record(&loop);
             if (UNLIKELY(++since_poll == POLL_RECORDS)) {
                 since_poll = 0;
-                look(&loop, replay_now_ns(), POLL_BUSY_NS);
+                uint64_t now = replay_now_ns();
+                replay->grant->current_since_ns = now; /* not later than this many records ago */
+                look(&loop, now, POLL_BUSY_NS);
                 if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
                     leave = VGPU_RUN_STOPPED;
             }

@@ -165,6 +165,7 @@ async def test_worker_leaves_when_its_guest_dies(options: WorkerOptions, in_a_ca
         worker.guest.lifeline.close()
         assert await worker.gone() == 0
         assert not Path(worker.path).exists()
+        assert not Path(worker.path).with_suffix(".log").exists()  # nothing was said, nothing is left
         assert (await worker.link.receive())[0] == {"event": "guest-gone"}
 
 
