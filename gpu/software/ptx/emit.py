@@ -174,6 +174,8 @@ class BlockEmitter:
             offset = self.kernel.parameter_offsets[variable]
         elif operand.name in self.kernel.shared_offsets:
             offset = self.kernel.shared_offsets[operand.name]
+        elif operand.name not in self.kernel.symbols:
+            raise self.unsupported(f"{operand.name} is not defined in this module")
         else:
             address = f"C.symbols[{operand.name!r}]"
             if operand.offset:

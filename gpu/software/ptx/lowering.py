@@ -58,6 +58,7 @@ class LoweredKernel:
     local_size: int
     parameter_offsets: dict[Variable, int]
     parameter_size: int
+    symbols: frozenset[str]  # of the module that have an address
     initial: frozenset[Register]  # read before they are written on some path: they start as zero
 
 
@@ -89,6 +90,14 @@ def function_addresses(source: Source) -> dict[str, int]:
                 taken.update(dict.fromkeys(_symbols(statement)))
     found = [name for name in taken if name in source.functions and not source.functions[name].is_entry]
     return {name: FUNCTION_WINDOW + 16 * (number + 1) for number, name in enumerate(found)}
+
+
+def resolved_symbols(source: Source) -> list[str]:
+    """Names of the module that stand for an address: its variables in global and constant memory, and functions."""
+    return [
+        *(v.name for v in source.variables.values() if v.space in ("global", "const") and not v.is_extern),
+        *function_addresses(source),
+    ]
 
 
 def _is_indirect(call: Instruction) -> bool:
@@ -522,5 +531,6 @@ def lower(source: Source, kernel: Function) -> LoweredKernel:
         local_size=aligned(end, 16),
         parameter_offsets=parameter_offsets,
         parameter_size=parameter_size,
+        symbols=frozenset(resolved_symbols(source)),
         initial=blocks[0].live_in,
     )

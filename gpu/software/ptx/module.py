@@ -52,6 +52,8 @@ Dimensions = tuple[int, int, int]
 MAXIMUM_THREADS: Final = 1024
 MAXIMUM_DIMENSIONS: Final = ((1 << 31) - 1, 65535, 65535)
 MAXIMUM_BLOCK: Final = (1024, 1024, 64)
+MAXIMUM_SHARED: Final = 1 << 20  # of a block; a device says less, this only bounds what the host allocates
+MAXIMUM_LOCAL: Final = 512 << 10  # of a thread, as on NVIDIA devices
 _LANES: Final = (
     1 << 16
 )  # threads that run at once, unless a block alone has more or the grid must run together
@@ -134,7 +136,13 @@ class Kernel:
     def compiled(self) -> tuple[LoweredKernel, list[CompiledBlock]]:
         """Lowered and compiled, at the first call. Raises: UnsupportedPtx naming the instruction."""
         if self._compiled is None:
-            lowered = lower(self.source, self.function)
+            try:
+                lowered = lower(self.source, self.function)
+            except (IndexError, ValueError, KeyError, AssertionError) as error:
+                # Control instructions are taken apart as if they were well formed; what is not ends here.
+                raise UnsupportedPtx(
+                    f".entry {self.name}", self.function.line, f"malformed: {error}"
+                ) from error
             owner = KernelEmitter(lowered, _namespace())
             text = "\n".join(BlockEmitter(owner, block).run() for block in lowered.blocks)
             # The text is ours: PTX reaches it only as numbers, register numbers and repr() of names.
@@ -313,6 +321,13 @@ class Instance:
         if len(params) < kernel.params_size:
             raise ValueError(f"{len(params)} bytes of parameters, {name} takes {kernel.params_size}")
         lowered, blocks = kernel.compiled()
+        if (
+            not 0 <= lowered.dynamic_base + dynamic_shared <= MAXIMUM_SHARED
+            or lowered.local_size > MAXIMUM_LOCAL
+        ):
+            raise ValueError(
+                f"{lowered.dynamic_base} + {dynamic_shared} bytes of shared, {lowered.local_size} of local memory"
+            )
         parameters = np.zeros(aligned(max(kernel.params_size, 1), 16), np.uint8)
         parameters[: kernel.params_size] = np.frombuffer(params, np.uint8, kernel.params_size)
         total = grid[0] * grid[1] * grid[2]

@@ -50,6 +50,8 @@ _SPECIAL: Final = re.compile(
     r"|cluster_ctaid|cluster_nctaid|clusterid|nclusterid|cluster_ctarank|cluster_nctarank|current_graph_exec"
     r"|reserved_smem_offset_\w+))(?:\.[xyzw])?"
 )
+_LONGEST_NUMBER: Final = 66  # 0b and 64 digits; Python's own limit would be another kind of error
+_LARGEST_VARIABLE: Final = 1 << 36  # more than any GPU's memory; sizes are multiplied from what the text says
 _NAME_AND_NUMBER: Final = re.compile(r"(.*?)(0|[1-9]\d*)$")
 
 
@@ -142,6 +144,8 @@ class Parser:
         if token.kind != "number":
             self._next -= 1
             raise self._error(f"expected a number, found {text!r}")
+        if len(text) > _LONGEST_NUMBER:
+            raise self._error("a number of that length")
         start = text[:2].lower()
         if start == "0f" and len(text) == 10:
             return Immediate(int(text[2:], 16), 32)  # noqa: FURB166
@@ -169,8 +173,8 @@ class Parser:
         text = self._peek()
         if text == ".version":
             self._take()
-            major, _, minor = self._take().text.partition(".")
-            self.source.version = (int(major), int(minor or 0))
+            number = self._literal(self._take()).value
+            self.source.version = (int(number), round(number * 10) % 10)
         elif text == ".target":
             self._take()
             self.source.target = self._word()
@@ -284,13 +288,14 @@ class Parser:
     def _declarator(self, space: str, alignment: int, vector: int, kind: str) -> Variable:
         element = max(TYPE_BITS[kind] // 8, 1)
         name = self._word()
-        count, is_array, unsized = vector, False, False
+        count, unsized = vector, False
         while self._accept("["):
-            is_array = True
             if self._accept("]"):
                 unsized = True
                 continue
             count *= self._integer()
+            if not 0 <= count * element <= _LARGEST_VARIABLE:
+                raise self._error(f"{name} of {count} elements")
             self._expect("]")
         initial: bytes | None = None
         relocations: list[Relocation] = []
@@ -299,7 +304,8 @@ class Parser:
             if unsized:
                 count, unsized = len(values) * vector, False
             initial, relocations = self._image(values, kind, element, element * count)
-        del is_array
+        if alignment & (alignment - 1) or not 0 <= alignment <= 4096:
+            raise self._error(f"alignment {alignment} of {name}")
         return Variable(
             name=name,
             space=space,
@@ -636,4 +642,8 @@ class Parser:
 
 def parse(text: str) -> Source:
     """Read a PTX module. Raises: PtxError with the line."""
-    return Parser(text).module()
+    parser = Parser(text)
+    try:
+        return parser.module()
+    except RecursionError:
+        raise parser._error("nested too deeply") from None

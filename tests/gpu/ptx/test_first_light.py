@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vgpu.gpu.software.memory import IllegalAddress
-from vgpu.gpu.software.ptx import LaunchInterrupted, PtxError, UnsupportedPtx, load_ptx
+from vgpu.gpu.software.memory import AddressError, AddressSpace, IllegalAddress
+from vgpu.gpu.software.ptx import LaunchError, LaunchInterrupted, PtxError, UnsupportedPtx, load_ptx
+from vgpu.gpu.software.ptx.lexer import Lines, tokenize
 
 from .conftest import Harness
 
+PREFIX = ".version 8.0\n.target sm_75\n.address_size 64\n"
 VECTOR_ADD = """
 .version 8.0
 .target sm_75
@@ -127,8 +131,58 @@ def test_unsupported_instruction_is_named(harness: Harness) -> None:
         ),
         (".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry f()\n{\n ret;", "unexpected end"),
         (".version 8.0\n.target sm_75\n.address_size 32\n", "address_size 32"),
+        (PREFIX + ".global .align 3 .b8 x[4];", "line 4: alignment 3"),
+        (PREFIX + ".global .b8 x[9999999999999];", "line 4: x of 9999999999999 elements"),
+        (PREFIX + ".global .b8 x = " + "9" * 5000 + ";", "line 4: a number of that length"),
+        (PREFIX + ".global .b8 x[2] = " + "{" * 5000, "line 4: nested too deeply"),
+        (PREFIX + ".visible .entry f() " + "{" * 5000, "line 4: nested too deeply"),
     ],
 )
 def test_bad_text_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(PtxError, match=message):
         load_ptx(text)
+
+
+WORDS = [token.text for token in tokenize(VECTOR_ADD, Lines(VECTOR_ADD))][:-1]
+JUNK = [
+    *"{}[];,@!|()_-",
+    ".reg",
+    ".b32",
+    "%r1",
+    "%p1",
+    "0x7fffffffffffffff",
+    "bar.sync",
+    "call",
+    "ld.param.v4.f32",
+    "prmt.b32.x",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(WORDS) - 1), st.sampled_from(["", *JUNK, *WORDS])),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_damaged_text_is_refused_not_crashed_on(damage: list[tuple[int, str]]) -> None:
+    words = list(WORDS)
+    for place, word in damage:
+        words[place] = word
+    space = AddressSpace(1 << 20)
+    pointer = space.allocate(4096)
+    asked = 0
+
+    def deadline() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 20
+
+    try:
+        instance = load_ptx(" ".join(words)).instantiate(space)
+        for name, kernel in instance.module.kernels.items():
+            params = (pointer.to_bytes(8, "little") * 8)[: kernel.params_size]
+            instance.launch(name, (2, 1, 1), (33, 1, 1), params=params, deadline=deadline)
+    except (PtxError, UnsupportedPtx, LaunchError, AddressError):
+        pass
