@@ -245,10 +245,18 @@ static CUresult run2d(const void *pCopy, bool blocking, CUstream hStream)
     return copy_box(&copy, stream, blocking);
 }
 
-/* CUDA_MEMCPY3D_PEER is CUDA_MEMCPY3D with contexts in the reserved pointers. With one device that changes nothing. */
+/* CUDA_MEMCPY3D_PEER is CUDA_MEMCPY3D with contexts in the reserved pointers. With one device they only have to exist. */
 static CUresult run_peer(const void *pCopy, bool blocking, CUstream hStream)
 {
-    return run3d(pCopy, blocking, hStream);
+    CUDA_MEMCPY3D copy;
+    CUresult status = shim_enter_context();
+    if (status != CUDA_SUCCESS) return status;
+    if (pCopy == NULL) return CUDA_ERROR_INVALID_VALUE;
+    memcpy(&copy, pCopy, sizeof copy);
+    if (!shim_handle_valid(VGPU_KIND_CONTEXT, (uint64_t)(uintptr_t)copy.reserved0) ||
+        !shim_handle_valid(VGPU_KIND_CONTEXT, (uint64_t)(uintptr_t)copy.reserved1))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return run3d(&copy, blocking, hStream);
 }
 
 CUresult cuMemcpy2D_v2(const void *pCopy) { return run2d(pCopy, true, NULL); }

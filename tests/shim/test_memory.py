@@ -49,26 +49,34 @@ def run(tmp_path: Path, fake_memory: Path, monkeypatch: pytest.MonkeyPatch) -> R
     """Compile a program of ``c/``, run it as a guest, and see it end well; the grant page as it left it."""
 
     def compile_and_run(
-        program: str, *words: object, environment: dict[str, str] | None = None, **host_options: Any
+        program: str,
+        *words: object,
+        environment: dict[str, str] | None = None,
+        sanitized: Path | None = None,
+        **host_options: Any,
     ) -> dict[str, int]:
         binary = tmp_path / program
-        folder = library_directory()
+        folder = sanitized or library_directory()
         command = ["gcc", "-std=gnu11", "-O1", "-g", str(HERE / "c" / f"{program}.c"), "-o", str(binary)]
-        subprocess.run([*command, f"-L{folder}", "-lcuda", "-pthread"], check=True)
+        command += [f"-L{folder}", "-l:libcuda.so.1", "-pthread"]
+        subprocess.run([*command, *(["-fsanitize=thread"] if sanitized else [])], check=True)
         for name, value in (environment or {}).items():
             monkeypatch.setenv(name, value)
         arena = ["--arena-bytes", str(512 * MIB), "--registered-bytes", str(16 * MIB)]
+        if sanitized:  # where the sanitizer lets an application map things
+            arena += ["--address", "0x7ea000000000"]
         with SessionHost(
             tmp_path, "--gpu", "nvidia", "--library", str(fake_memory), *arena, **host_options
         ) as host:
             done = subprocess.run(
                 [str(binary), *map(str, words)],
                 env=host.environment(folder),
-                stdout=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 timeout=120,
                 check=False,
             )
+            assert done.stderr == ""
             assert (done.returncode, done.stdout) == (0, "all as expected\n")
             session = host.sessions[0]
             assert until(lambda: session.worker.poll() is not None)  # the guest is gone, and so is its worker
@@ -119,6 +127,17 @@ def test_quota_holds_for_every_way_to_allocate(run: Run) -> None:
 
 def test_error_of_an_asynchronous_copy_is_reported_once(run: Run) -> None:
     assert run("memory_deferred", environment={"FAKE_FAIL_COPY": "2"})["replay_errors"] == 1
+
+
+def test_random_copies_by_four_threads_have_no_data_race(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "sanitized"
+    folder.mkdir()
+    shim = HERE.parent.parent / "shim" / "libcuda"
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-fPIC", "-shared", "-fsanitize=thread"]
+    command += ["-fvisibility=hidden", "-pthread", *map(str, sorted(shim.glob("*.c")))]
+    command += ["-o", str(folder / "libcuda.so.1"), "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([*command, f"-Wl,--version-script={shim / 'libcuda.map'}", "-ldl"], check=True)
+    assert run("memory_data", 3, 30, 4, sanitized=folder)["memory_used_bytes"] == 0
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
