@@ -52,6 +52,7 @@ struct code_owner {
     uint8_t *image;             /* libraries: our copy, which the driver was promised to keep */
     void *wrapper;
     uint64_t module;            /* a library's module that the guest knows, 0 none */
+    bool of_library;            /* is such a module: it ends with its library only */
     struct code_list functions; /* handles */
 };
 

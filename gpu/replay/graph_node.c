@@ -81,7 +81,8 @@ static uint64_t span(uint64_t x, uint64_t y, uint64_t z, uint64_t pitch, uint64_
 static CUresult place(struct vgpu_replay *replay, unsigned type, bool in_arena, const void **host, uint64_t extent)
 {
     if (type == CU_MEMORYTYPE_DEVICE && !in_arena) return CUDA_SUCCESS;
-    if (type != CU_MEMORYTYPE_HOST || !in_arena || extent == 0) return CUDA_ERROR_NOT_SUPPORTED; /* a guest's own memory is not ours */
+    if (type != CU_MEMORYTYPE_HOST || !in_arena) return CUDA_ERROR_NOT_SUPPORTED; /* a guest's own memory is not ours */
+    if (extent == 0) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t offset = (uint64_t)(uintptr_t)*host;
     *host = replay_arena(replay, offset, extent);
     return *host == NULL || !replay_arena_is_registered(replay, offset, extent) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;

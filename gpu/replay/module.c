@@ -175,6 +175,7 @@ static CUresult unload(struct vgpu_replay *replay, uint64_t handle, unsigned kin
 {
     struct code_owner *owner = code_owner_of(replay, handle);
     if (owner == NULL || vgpu_handle_kind(handle) != kind) return CUDA_ERROR_INVALID_HANDLE;
+    if (owner->of_library) return CUDA_ERROR_NOT_PERMITTED;
     const CUresult status =
         (CUresult)(owner->is_library ? replay->driver.cuLibraryUnload(owner->real) : replay->driver.cuModuleUnload(owner->real));
     forget_owner(replay, handle);
@@ -204,6 +205,7 @@ CUresult replay_cuLibraryGetModule(REPLAY_PARAMETERS)
     struct code_owner *module = library->module == 0 ? NULL : code_owner_of(replay, library->module);
     if (module == NULL || module->real != real) {
         if ((module = make_owner(replay, real, false)) == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+        module->of_library = true;
         library->module = module->handle;
     }
     result->value[0] = module->handle;
