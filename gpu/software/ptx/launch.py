@@ -3,8 +3,9 @@
 
 The rule is "lowest program counter first": of all groups that can run, the one at the lowest block number runs one
 block; groups that stand at the same block are merged first. So threads that part at a branch meet again where their paths
-join. A group passed over for long is run out of turn, since a thread that spins on what another thread must do would
-otherwise spin for ever; groups at blocks that talk across a warp keep their turn, for the sake of convergence.
+join. A group passed over for long is run out of turn, for a while, since a thread that spins on what another must do
+would otherwise spin for ever; groups at blocks that talk across a warp keep their turn, for the sake of convergence. For
+the same reason barriers are looked at now and then, and not only when nothing else can run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ BlockFunction = Callable[[Batch, Group, list[Array | None], int], Any]
 
 _POLL_EVERY: Final = 64  # blocks between two questions to the deadline callback
 _PATIENCE: Final = 512  # blocks that may run before a group that waits runs out of turn
+_FAVOUR: Final = 32  # blocks that it may then run in a row
 
 
 @attrs.define(eq=False)
@@ -89,6 +91,7 @@ class Scheduler:
         self._waiting: list[_Waiting] = []
         self._arrived: dict[tuple[int, int], int] = {}  # (cta, barrier): threads of bar.arrive
         self._steps = 0
+        self._favour = 0
         # Threads that have not ended, per thread block of the batch.
         self._live = np.full(batch.block_count, batch.threads, dtype=np.int64)
         self._live_total = batch.threads * batch.block_count
@@ -103,11 +106,16 @@ class Scheduler:
                 if not self._ready:
                     if not self._waiting:
                         return
-                    self._release()
+                    if not self._release():
+                        count = sum(waiting.group.count for waiting in self._waiting)
+                        raise BarrierDeadlock(f"{count} threads wait at barriers that cannot complete")
                 place, group = self._next()
             self._steps += 1
-            if self._steps % _POLL_EVERY == 0 and self._deadline is not None and self._deadline():
-                raise LaunchInterrupted("the launch was interrupted")
+            if self._steps % _POLL_EVERY == 0:
+                if self._deadline is not None and self._deadline():
+                    raise LaunchInterrupted("the launch was interrupted")
+                if self._waiting:
+                    self._release()
             block = blocks[place]
             outcome = block.run(batch, group, group.registers, group.count)
             kind = block.kind
@@ -133,6 +141,9 @@ class Scheduler:
                 self._end(group)
                 group = None
             if group is not None and self._ready:
+                if self._favour and not blocks[place].is_convergent:
+                    self._favour -= 1
+                    continue
                 self._put(place, group)
                 group = None
 
@@ -154,6 +165,7 @@ class Scheduler:
     def _next(self) -> tuple[int, Group]:
         ready = self._ready
         place = min(ready)
+        self._favour = 0
         if len(ready) > 1 and self._steps % (_PATIENCE // 8) == 0:
             overdue = [
                 (min(group.waited for group in groups), where)
@@ -162,6 +174,7 @@ class Scheduler:
             ]
             if overdue and self._steps - min(overdue)[0] > _PATIENCE:
                 place = min(overdue)[1]
+                self._favour = _FAVOUR
         groups = ready.pop(place)
         return place, groups[0] if len(groups) == 1 else self._merge(groups, place)
 
@@ -246,8 +259,8 @@ class Scheduler:
         else:
             group.registers[result.number] = (holds != 0)[ctas]
 
-    def _release(self) -> None:
-        """Nothing can run: let go the threads of every barrier that is complete. Raises: BarrierDeadlock."""
+    def _release(self) -> bool:
+        """Let go the threads of every barrier that is complete; whether there was one."""
         stride = self._batch.stride
         slots = np.concatenate([w.group.slots for w in self._waiting])
         ctas = slots // stride
@@ -269,7 +282,7 @@ class Scheduler:
         # A count larger than the threads still alive is met by all of them: the others have exited.
         complete = counts[owner] >= np.minimum(needed, self._live[ctas])
         if not complete.any():
-            raise BarrierDeadlock(f"{slots.size} threads wait at barriers that cannot complete")
+            return False
         for key in distinct[np.bincount(owner, weights=complete) > 0].tolist():
             self._arrived.pop((key // 4096, key % 4096), None)
         before, self._waiting = self._waiting, []
@@ -295,6 +308,7 @@ class Scheduler:
                 count = count if count is None or count.size == 1 else count[lanes]
                 self._waiting.append(_Waiting(part, waiting.block, barrier, count, predicate))
         self._go_on(released)
+        return True
 
     def _go_on(self, released: dict[int, list[tuple[_Waiting, Group, Array | None]]]) -> None:
         """Threads released together from bar.red answer together, wherever in the program each stood."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vgpu.gpu.software.ptx import AssertFailure, Trap, UnsupportedPtx
+from vgpu.gpu.software.ptx import AssertFailure, BarrierDeadlock, Trap, UnsupportedPtx
 
 from .conftest import Harness
 
@@ -115,6 +115,22 @@ K last_block(const int *in, int *partial, unsigned *arrived, int *total) {
   if (threadIdx.x == 0) { partial[blockIdx.x] = v; __threadfence(); last = atomicInc(arrived, gridDim.x) == gridDim.x - 1; }
   __syncthreads();
   if (last && threadIdx.x == 0) { int s = 0; for (int i = 0; i < gridDim.x; i++) s += ((volatile int *)partial)[i]; *total = s; }
+}
+K chain(volatile int *flag, int *out) {  // each block waits for the one before it, which has barriers to pass
+  __shared__ int s;
+  if (threadIdx.x == 0) { int v = 0; if (blockIdx.x) while ((v = flag[blockIdx.x - 1]) == 0); s = v + 1; }
+  __syncthreads();
+  int v = s; out[blockIdx.x * blockDim.x + threadIdx.x] = v;
+  __syncthreads();
+  if (threadIdx.x == blockDim.x - 1) flag[blockIdx.x] = v;
+}
+K never(int *out) { if (threadIdx.x < 32) asm volatile("bar.sync 1, 96;"); else asm volatile("bar.sync 2, 96;"); }
+K producer(int *data, int *out) {  // named barriers: one warp fills, the other reads
+  __shared__ int s[32];
+  for (int i = 0; i < 3; i++) {
+    if (threadIdx.x < 32) { s[threadIdx.x] = data[i * 32 + threadIdx.x]; asm volatile("bar.arrive 1, 64;"); asm volatile("bar.sync 2, 64;"); }
+    else { asm volatile("bar.sync 1, 64;"); out[i * 32 + threadIdx.x - 32] = s[63 - threadIdx.x]; asm volatile("bar.arrive 2, 64;"); }
+  }
 }
 K votes(unsigned *out) {
   int t = threadIdx.x; unsigned *o = out + t * 8;
@@ -358,6 +374,24 @@ def test_a_lock_that_threads_of_a_warp_fight_for(cuda: Harness) -> None:
     lock, value = cuda.upload(np.zeros(1, np.int32)), cuda.upload(np.zeros(1, np.int32))
     cuda.launch("spinlock", 3, 32, lock, value)
     assert cuda.download(value, np.zeros(1, np.int32))[0] == 96
+
+
+def test_blocks_that_wait_for_one_another(cuda: Harness) -> None:
+    out = np.zeros((12, 64), np.int32)
+    flag, pointer = cuda.upload(np.zeros(12, np.int32)), cuda.upload(out)
+    cuda.launch("chain", 12, 64, flag, pointer)
+    np.testing.assert_array_equal(
+        cuda.download(pointer, out), np.repeat(np.arange(1, 13), 64).reshape(12, 64)
+    )
+
+
+def test_named_barriers(cuda: Harness) -> None:
+    data = np.random.default_rng(9).integers(0, 99, (3, 32)).astype(np.int32)
+    out = cuda.upload(np.zeros_like(data))
+    cuda.launch("producer", 2, 64, cuda.upload(data), out)
+    np.testing.assert_array_equal(cuda.download(out, data), data[:, ::-1])
+    with pytest.raises(BarrierDeadlock, match="64 threads"):
+        cuda.launch("never", 1, 64, out)
 
 
 def test_last_block_sums_up(cuda: Harness) -> None:
