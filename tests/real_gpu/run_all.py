@@ -25,7 +25,7 @@ from typing import Any
 import attrs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-if str(ROOT) not in sys.path:
+if __name__ == "__main__":
     sys.path.append(str(ROOT))
 
 from bench import sides
@@ -171,10 +171,16 @@ def differences(native: Any, remoted: Any, path: str = "") -> list[str]:
 def compare(
     name: str, native: Callable[[], dict[str, Any]] | None, remoted: Callable[[], dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """Run both sides and judge. Where they differ, the native side runs again: it must agree with itself."""
+    """Run both sides and judge. Where they differ, the native side runs again: it must agree with itself.
+
+    What fails natively says nothing about remoting: it is skipped, with the native error in the record.
+    """
     record: dict[str, Any] = {"name": name}
     if native is not None:
         record[NATIVE] = native()
+        if not record[NATIVE]["ok"] and remoted is not None:
+            record["skipped"] = "it fails natively too"
+            return record
     if remoted is not None:
         record[REMOTED] = remoted()
     both = [record[side] for side in (NATIVE, REMOTED) if side in record]
@@ -198,6 +204,11 @@ def summary(record: dict[str, Any]) -> str:
             words.append(f"{side} {'ok' if record[side]['ok'] else 'FAILED'} {record[side]['seconds']:.1f} s")
     if "equal" in record:
         words.append("equal" if record["equal"] else "DIFFERENT")
+    if "memory_free_seconds" in record:
+        words.append(
+            f"{'passed' if record['passed'] else 'FAILED'}: memory free after {record['memory_free_seconds']} s"
+        )
+        words.append(f"worker gone after {record.get('worker_gone_seconds', '-')} s")
     if record.get("skipped"):
         words.append(f"skipped: {record['skipped']}")
     return f"{record['name']:34} " + ", ".join(words)

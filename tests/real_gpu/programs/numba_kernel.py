@@ -2,6 +2,10 @@
 """numba-cuda: a kernel with shared memory and a barrier, and an atomic reduction."""
 
 import numpy
+
+if not hasattr(numpy, "row_stack"):
+    numpy.row_stack = numpy.vstack  # gone from NumPy 2.5; numba-cuda of its time still looks for it
+
 from numba import cuda, float32
 from report import close, digest, report
 
