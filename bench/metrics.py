@@ -82,7 +82,7 @@ METRICS = [
     Metric("dtoh_async_pinned_4k_ns_p50", "cuMemcpyDtoHAsync of 4 KiB pinned, caller's time, p50", "ns"),
     Metric("event_record_ns_p50", "cuEventRecord, caller's time, p50", "ns"),
     *_copies(),
-    Metric("local_ring_bytes", "ring bytes written by 2.5 million local queries", "B", at_most=0),
+    Metric("local_ring_bytes", "ring bytes written by all the local queries below", "B", at_most=0),
     Metric("local_ctx_get_current_ns", "cuCtxGetCurrent", "ns"),
     Metric("local_ctx_get_device_ns", "cuCtxGetDevice", "ns"),
     Metric("local_device_get_attribute_ns", "cuDeviceGetAttribute", "ns"),
