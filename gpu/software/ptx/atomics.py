@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from . import numerics
 from .batch import Batch, Group, pick
+from .halves import bf16_to_f32, f32_to_bf16
 
 Array = npt.NDArray[Any]
 Step = Callable[[Array, Array], Array]
@@ -39,7 +40,7 @@ def _decrement(old: Array, bound: Array) -> Array:
 
 
 def _bf16_add(old: Array, value: Array) -> Array:
-    return numerics.f32_to_bf16(numerics.bf16_to_f32(old) + numerics.bf16_to_f32(value))
+    return f32_to_bf16(bf16_to_f32(old) + bf16_to_f32(value))
 
 
 def _halves(step: Step, view: str) -> Step:

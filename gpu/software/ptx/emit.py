@@ -42,6 +42,8 @@ DTYPES: Final = {
     "u16x2": "u4", "s16x2": "u4", "e4m3": "u1", "e5m2": "u1", "e4m3x2": "u2", "e5m2x2": "u2", "pred": "b1",
 }  # fmt: skip
 
+INTEGER: Final = frozenset(f"{letter}{bits}" for letter in "us" for bits in (8, 16, 32, 64))
+
 Emitter = Callable[["BlockEmitter", Instruction], None]
 EMITTERS: Final[dict[str, Emitter]] = {}
 
@@ -336,3 +338,11 @@ def result_is_wanted(emitter: BlockEmitter, instruction: Instruction) -> bool:
         if later.guard is None:
             wanted -= set(destinations(later))
     return bool(wanted & set(exit_sources(emitter.block.exit)) or wanted & emitter.block.live_out)
+
+
+def type_of(e: BlockEmitter, i: Instruction) -> str:
+    """The instruction's last modifier, which must be a type."""
+    kind = i.modifiers[-1] if i.modifiers else ""
+    if kind not in DTYPES:
+        raise e.unsupported()
+    return kind

@@ -1,38 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emitters for integer arithmetic, logic, shifts and bit fields, and for what moves or selects values.
+"""Emitters for integer arithmetic, logic, shifts and bit fields.
 
 Arithmetic with a type that may also be floating point (add, mul, min, ...) is dispatched from here to emit_float.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy.typing as npt
 
 from . import emit_float, emit_packed
-from .emit import DTYPES, BlockEmitter, constant_bits, emits
-from .syntax import TYPE_BITS, Immediate, Instruction, Pair, Register, Sink, Special, SymbolReference, Vector
-
-INTEGER: Final = frozenset(f"{letter}{bits}" for letter in "us" for bits in (8, 16, 32, 64))
-_BITS: Final = frozenset(f"b{bits}" for bits in (8, 16, 32, 64))
+from .emit import DTYPES, INTEGER, BlockEmitter, constant_bits, emits, type_of
+from .syntax import TYPE_BITS, Immediate, Instruction, Pair
 
 
 def _unsigned(kind: str) -> str:
     return "u" + kind[1:]
 
 
-def _kind(e: BlockEmitter, i: Instruction) -> str:
-    """The instruction's last modifier, which must be a type."""
-    kind = i.modifiers[-1] if i.modifiers else ""
-    if kind not in DTYPES:
-        raise e.unsupported()
-    return kind
-
-
 @emits("add", "sub")
 def add(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         if kind in ("u16x2", "s16x2"):
             emit_packed.halves(e, i, kind)
@@ -76,18 +65,18 @@ def _carry_in(e: BlockEmitter, kind: str) -> str:
 
 @emits("addc", "subc")
 def add_with_carry(e: BlockEmitter, i: Instruction) -> None:
-    kind = _unsigned(_kind(e, i))
+    kind = _unsigned(type_of(e, i))
     _, a, b = i.operands
     _with_carry(e, i, e.value(a, kind), e.value(b, kind), kind, _carry_in(e, kind))
 
 
 @emits("madc")
 def mad_with_carry(e: BlockEmitter, i: Instruction) -> None:
-    _mad_carry(e, i, _carry_in(e, _unsigned(_kind(e, i))))
+    _mad_carry(e, i, _carry_in(e, _unsigned(type_of(e, i))))
 
 
 def _mad_carry(e: BlockEmitter, i: Instruction, carry: str | None) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     _, a, b, c = i.operands
     product = _product(e, i, kind, a, b)
     _with_carry(e, i, product, e.value(c, _unsigned(kind)), _unsigned(kind), carry)
@@ -105,7 +94,7 @@ def _product(e: BlockEmitter, i: Instruction, kind: str, a: object, b: object) -
 
 @emits("mul")
 def mul(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         emit_float.mul(e, i, kind)
         return
@@ -134,7 +123,7 @@ def _wide_constant(operand: Immediate, kind: str) -> npt.NDArray[Any]:
 
 @emits("mad")
 def mad(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         emit_float.fma(e, i)
         return
@@ -156,7 +145,7 @@ def mad(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("mul24", "mad24")
 def mul24(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b, *rest = i.operands
     eight = e.constant(8, kind)
     wide = DTYPES[f"{kind[0]}64"]
@@ -172,7 +161,7 @@ def mul24(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("sad")
 def sad(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b, c = i.operands
     function = (
         f"sum_absolute_difference({e.value(a, kind)}, {e.value(b, kind)}, {e.value(c, _unsigned(kind))})"
@@ -182,7 +171,7 @@ def sad(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("div")
 def div(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         emit_float.div(e, i, kind)
         return
@@ -192,14 +181,14 @@ def div(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("rem")
 def rem(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b = i.operands
     e.define(d, f"remainder({e.value(a, kind)}, {e.value(b, kind)})", kind)
 
 
 @emits("abs", "neg")
 def abs_neg(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         emit_float.abs_neg(e, i, kind)
         return
@@ -210,7 +199,7 @@ def abs_neg(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("min", "max")
 def min_max(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     if kind not in INTEGER:
         if kind in ("u16x2", "s16x2"):
             emit_packed.halves(e, i, kind)
@@ -227,7 +216,7 @@ def min_max(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("popc", "clz", "brev", "bfind")
 def count_bits(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a = i.operands
     x = e.value(a, kind)
     if i.opcode == "brev":
@@ -240,14 +229,14 @@ def count_bits(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("bfe")
 def bfe(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b, c = i.operands
     e.define(d, f"extract({e.value(a, kind)}, {e.value(b, 'u32')}, {e.value(c, 'u32')})", kind)
 
 
 @emits("bfi")
 def bfi(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     f, a, b, c, d = i.operands
     e.define(
         f, f"insert({e.value(a, kind)}, {e.value(b, kind)}, {e.value(c, 'u32')}, {e.value(d, 'u32')})", kind
@@ -262,7 +251,7 @@ def bmsk(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("szext")
 def szext(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b = i.operands
     e.define(d, f"sign_extend_at({e.value(a, kind)}, {e.value(b, 'u32')}, {'clamp' in i.modifiers})", kind)
 
@@ -280,7 +269,7 @@ def dot(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("and", "or", "xor")
 def logic(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b = i.operands
     sign = {"and": "&", "or": "|", "xor": "^"}[i.opcode]
     e.define(d, f"{e.value(a, kind)} {sign} {e.value(b, kind)}", kind)
@@ -288,13 +277,13 @@ def logic(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("not")
 def invert(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     e.define(i.operands[0], f"~{e.value(i.operands[1], kind)}", kind)
 
 
 @emits("cnot")
 def cnot(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     e.define(i.operands[0], f"({e.value(i.operands[1], kind)} == 0).astype({DTYPES[kind]})", kind)
 
 
@@ -309,7 +298,7 @@ def lop3(e: BlockEmitter, i: Instruction) -> None:
 
 @emits("shl", "shr")
 def shift(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
+    kind = type_of(e, i)
     d, a, b = i.operands
     x = e.value(a, kind)
     # NumPy shifts by the width or more the way PTX clamps: zero, or copies of the sign.
@@ -345,166 +334,3 @@ def prmt(e: BlockEmitter, i: Instruction) -> None:
     mode = i.modifiers[1] if len(i.modifiers) > 1 else ""
     operands = ", ".join(e.value(o, "u32") for o in (a, b, c))
     e.define(d, f"permute({operands}, {mode!r})", "u32")
-
-
-# --- moving and selecting -------------------------------------------------------------------------------------------
-
-
-@emits("mov")
-def mov(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
-    d, a = i.operands
-    if isinstance(d, Vector):
-        _unpack(e, d, e.value(a, f"u{TYPE_BITS[kind]}"), TYPE_BITS[kind])
-    elif isinstance(a, Vector):
-        _pack(e, i, d, a, TYPE_BITS[kind])
-    elif isinstance(a, SymbolReference | Special | Immediate | Register):
-        e.define(d, e.value(a, kind), kind)
-    else:
-        raise e.unsupported()
-
-
-def _unpack(e: BlockEmitter, d: Vector, packed: str, bits: int) -> None:
-    each = bits // len(d.elements)
-    wide, narrow = f"u{bits}", f"u{each}"
-    for place, element in enumerate(d.elements):
-        if isinstance(element, Sink):
-            continue
-        piece = packed if place == 0 else f"({packed} >> {e.constant(place * each, wide)})"
-        e.define(element, f"{piece}.astype({DTYPES[narrow]})", narrow)
-
-
-def _pack(e: BlockEmitter, i: Instruction, d: object, a: Vector, bits: int) -> None:
-    each = bits // len(a.elements)
-    wide, narrow = f"u{bits}", f"u{each}"
-    if narrow not in DTYPES or wide not in DTYPES:
-        raise e.unsupported()
-    pieces = []
-    for place, element in enumerate(a.elements):
-        piece = f"{e.value(element, narrow)}.astype({DTYPES[wide]})"
-        pieces.append(piece if place == 0 else f"({piece} << {e.constant(place * each, wide)})")
-    e.define(d, " | ".join(pieces), wide)  # type: ignore[arg-type]
-
-
-@emits("ld.slot", "st.slot")
-def slot(e: BlockEmitter, i: Instruction) -> None:
-    """A call parameter that became registers."""
-    kind = i.modifiers[-1]
-    to, source = i.operands
-    for destination, value in zip(to.elements, source.elements, strict=True):  # type: ignore[union-attr]
-        e.define(destination, e.value(value, kind), kind)
-
-
-@emits("cvta")
-def cvta(e: BlockEmitter, i: Instruction) -> None:
-    from .batch import LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW
-
-    kind = _kind(e, i)
-    d, a = i.operands
-    space = next((m.partition("::")[0] for m in i.modifiers if m != "to" and m != kind), "")
-    window = {
-        "shared": SHARED_WINDOW,
-        "local": LOCAL_WINDOW,
-        "param": PARAMETER_WINDOW,
-        "global": 0,
-        "const": 0,
-    }.get(space)
-    if window is None or kind not in ("u64", "b64", "s64"):
-        raise e.unsupported()
-    x = e.value(a, "u64")
-    if window == 0:
-        e.define(d, x, "u64")
-    else:
-        e.define(d, f"{x} {'-' if 'to' in i.modifiers else '+'} {e.constant(window, 'u64')}", "u64")
-
-
-@emits("isspacep")
-def isspacep(e: BlockEmitter, i: Instruction) -> None:
-    d, a = i.operands
-    number = {"global": 0, "const": 0, "shared": 1, "local": 2, "param": 3}.get(
-        i.modifiers[0].partition("::")[0]
-    )
-    if number is None:
-        raise e.unsupported()
-    e.define(d, f"({e.value(a, 'u64')} >> {e.constant(56, 'u64')}) == {e.constant(number, 'u64')}", "pred")
-
-
-@emits("selp")
-def selp(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
-    d, a, b, p = i.operands
-    e.define(d, f"where({e.value(p, 'pred')}, {e.value(a, kind)}, {e.value(b, kind)})", kind)
-
-
-@emits("slct")
-def slct(e: BlockEmitter, i: Instruction) -> None:
-    kind, test = i.modifiers[-2:]
-    d, a, b, c = i.operands
-    x = e.value(c, test)
-    if "ftz" in i.modifiers:
-        x = e.let(f"flush({x})")
-    e.define(d, f"where({x} >= {e.constant(0, test)}, {e.value(a, kind)}, {e.value(b, kind)})", kind)
-
-
-_COMPARE: Final = {
-    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">=",
-}  # fmt: skip
-
-
-def _comparison(e: BlockEmitter, i: Instruction, kind: str, a: object, b: object) -> str:
-    test = i.modifiers[0]
-    if kind not in INTEGER and kind not in _BITS and kind != "pred":
-        return emit_float.comparison(e, i, test, kind, a, b)
-    if test not in _COMPARE or kind == "pred":
-        raise e.unsupported()
-    return f"{e.value(a, kind)} {_COMPARE[test]} {e.value(b, kind)}"  # type: ignore[arg-type]
-
-
-_JOIN: Final = {"and": "&", "or": "|", "xor": "^"}
-
-
-@emits("setp")
-def setp(e: BlockEmitter, i: Instruction) -> None:
-    kind = _kind(e, i)
-    d, a, b, *rest = i.operands
-    if kind in ("f16x2", "bf16x2"):
-        emit_float.compare_halves(e, i, kind)
-        return
-    first = e.let(_comparison(e, i, kind, a, b))
-    second = e.let(f"~{first}") if isinstance(d, Pair) else ""
-    if rest:
-        join = next((_JOIN[m] for m in i.modifiers[1:] if m in _JOIN), None)
-        if join is None:
-            raise e.unsupported()
-        other = e.value(rest[0], "pred")
-        first = e.let(f"{first} {join} {other}")
-        if second:
-            second = e.let(f"{second} {join} {other}")
-    if isinstance(d, Pair):
-        if not isinstance(d.first, Sink):
-            e.define(d.first, first, "pred")
-        if not isinstance(d.second, Sink):
-            e.define(d.second, second, "pred")
-    else:
-        e.define(d, first, "pred")
-
-
-@emits("set")
-def set_(e: BlockEmitter, i: Instruction) -> None:
-    target, kind = i.modifiers[-2:]
-    d, a, b, *rest = i.operands
-    if kind in ("f16x2", "bf16x2"):
-        emit_float.set_halves(e, i, target, kind)
-        return
-    test = e.let(_comparison(e, i, kind, a, b))
-    if rest:
-        join = next((_JOIN[m] for m in i.modifiers[1:] if m in _JOIN), None)
-        if join is None:
-            raise e.unsupported()
-        test = e.let(f"{test} {join} {e.value(rest[0], 'pred')}")
-    if target in ("f32", "f16"):
-        e.define(d, f"{test}.astype({DTYPES[target]})", target)
-    elif target == "bf16":
-        e.define(d, f"where({test}, {e.constant(0x3F80, 'u16')}, {e.constant(0, 'u16')})", "u16")
-    else:
-        e.define(d, f"where({test}, {e.constant(-1, target)}, {e.constant(0, target)})", target)

@@ -20,12 +20,15 @@ from . import (
     atomics,
     batch,
     builtins,
+    conversions,
     emit_convert,
     emit_integer,
     emit_memory,
+    emit_move,
     emit_packed,
     emit_warp,
     float8,
+    halves,
     integers,
     numerics,
     warps,
@@ -34,15 +37,8 @@ from .batch import Batch
 from .emit import BlockEmitter, KernelEmitter
 from .errors import PtxError, UnsupportedPtx
 from .launch import CompiledBlock, Scheduler, compiled_block
-from .lowering import (
-    LoweredKernel,
-    aligned,
-    function_addresses,
-    lower,
-    parameter_layout,
-    reachable,
-    shared_layout,
-)
+from .layout import aligned, function_addresses, parameter_layout, reachable, shared_layout
+from .lowering import LoweredKernel, lower
 from .parser import parse
 from .syntax import Function, Register, Relocation, Source, Variable
 
@@ -59,7 +55,7 @@ _LANES: Final = (
 )  # threads that run at once, unless a block alone has more or the grid must run together
 _LOCAL_LIMIT: Final = 256 << 20  # bytes of local and shared memory of a batch
 # The emitters register themselves when these are imported.
-_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_packed, emit_warp)
+_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_move, emit_packed, emit_warp)
 
 
 def _namespace() -> dict[str, Any]:
@@ -74,7 +70,7 @@ def _namespace() -> dict[str, Any]:
         "tanh",
     ):  # fmt: skip
         names[f"np{name}"] = getattr(np, name)
-    for module in (float8, integers, numerics, warps):
+    for module in (conversions, float8, halves, integers, numerics, warps):
         for name, function in vars(module).items():
             if not name.startswith("_") and (callable(function) or name.endswith("_TINY")):
                 names.setdefault(name, function)

@@ -56,7 +56,7 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return s, (a - (s - bb)) + (b - bb)
 
 
-def _odd(s: Array, e: Array) -> Array:
+def round_to_odd(s: Array, e: Array) -> Array:
     """s + e rounded to odd: s where exact, else the neighbour with an odd last bit. Rounds right when rounded again."""
     bits = s.view(np.uint64)
     even = (bits & np.uint64(1)) == 0
@@ -69,7 +69,7 @@ def _odd(s: Array, e: Array) -> Array:
     return np.where(fix, bits + step, bits).view(np.float64)
 
 
-def _to_f32(s: Array, e: Array, mode: str) -> Array:
+def sum_to_f32(s: Array, e: Array, mode: str) -> Array:
     """The exact value s + e (f64 each, |e| at most half an ulp of s) rounded to f32."""
     if mode == "rn":
         out: Array = s.astype(np.float32)
@@ -77,7 +77,7 @@ def _to_f32(s: Array, e: Array, mode: str) -> Array:
         # Rounding twice only goes wrong where s looks like a tie, or where f32 is subnormal and ties lie elsewhere.
         doubt = (e != 0) & (((bits & _LOW_29) == _HALF_29) | (np.abs(s) < 2.0**-125))
         if doubt.any():
-            out = np.where(doubt, _odd(s, e).astype(np.float32), out)
+            out = np.where(doubt, round_to_odd(s, e).astype(np.float32), out)
         return out
     near: Array = s.astype(np.float32)
     rest = (s - near.astype(np.float64)) + e  # exact sign is what matters
@@ -120,7 +120,7 @@ def fma_f32(a: Array, b: Array, c: Array, mode: str = "rn") -> Array:
     total, error = two_sum(product, wide)
     # two_sum yields NaN where the sum is infinite; then s alone is the answer
     error = np.where(np.isfinite(total), error, 0.0)
-    return _exact_zero_sign(_to_f32(total, error, mode), total, mode, product, wide)
+    return _exact_zero_sign(sum_to_f32(total, error, mode), total, mode, product, wide)
 
 
 def add_f32(a: Array, b: Array, mode: str = "rn") -> Array:
@@ -129,7 +129,7 @@ def add_f32(a: Array, b: Array, mode: str = "rn") -> Array:
         return out
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     s, e = two_sum(wide_a, wide_b)
-    return _exact_zero_sign(_to_f32(s, np.where(np.isfinite(s), e, 0.0), mode), s, mode, wide_a, wide_b)
+    return _exact_zero_sign(sum_to_f32(s, np.where(np.isfinite(s), e, 0.0), mode), s, mode, wide_a, wide_b)
 
 
 def mul_f32(a: Array, b: Array, mode: str = "rn") -> Array:
@@ -137,7 +137,7 @@ def mul_f32(a: Array, b: Array, mode: str = "rn") -> Array:
         out: Array = a * b
         return out
     product = a.astype(np.float64) * b
-    return _to_f32(product, np.zeros_like(product), mode)
+    return sum_to_f32(product, np.zeros_like(product), mode)
 
 
 def div_f32(a: Array, b: Array, mode: str = "rn") -> Array:
@@ -149,7 +149,7 @@ def div_f32(a: Array, b: Array, mode: str = "rn") -> Array:
     high = np.where(np.isfinite(quotient), quotient, 0.0)
     remainder = fma_f64(-high, b.astype(np.float64), a.astype(np.float64))
     error = np.where(remainder == 0, 0.0, np.copysign(np.abs(high) * 2.0**-60, remainder * np.sign(b)))
-    return _to_f32(quotient, np.where(np.isfinite(quotient), error, 0.0), mode)
+    return sum_to_f32(quotient, np.where(np.isfinite(quotient), error, 0.0), mode)
 
 
 def sqrt_f32(a: Array, mode: str = "rn") -> Array:
@@ -160,7 +160,7 @@ def sqrt_f32(a: Array, mode: str = "rn") -> Array:
     high = np.where(np.isfinite(root), root, 0.0)
     remainder = fma_f64(-high, high, np.where(np.isfinite(root), a.astype(np.float64), 0.0))
     error = np.where(remainder == 0, 0.0, np.copysign(np.abs(high) * 2.0**-60, remainder))
-    return _to_f32(root, np.where(np.isfinite(root), error, 0.0), mode)
+    return sum_to_f32(root, np.where(np.isfinite(root), error, 0.0), mode)
 
 
 def rcp_f32(a: Array, mode: str = "rn") -> Array:
@@ -185,7 +185,7 @@ def fma_f64(a: Array, b: Array, c: Array, mode: str = "rn") -> Array:
     th, tl = two_sum(c, low)
     vh, vl = two_sum(high, th)
     s, e = two_sum(tl, vl)
-    out: Array = vh + _odd(s, e)
+    out: Array = vh + round_to_odd(s, e)
     # Splitting overflows for huge operands and error terms vanish for tiny ones: ask libm about those lanes.
     magnitude = np.abs(high)
     size_a, size_b, size_c = np.abs(a), np.abs(b), np.abs(c)
@@ -263,7 +263,7 @@ def mul_f64(a: Array, b: Array, mode: str = "rn") -> Array:
     return _exact_f64(lambda x, y: Fraction(x) * Fraction(y), (a, b), mode)
 
 
-def _directed(near: Array, remainder_sign: Array, mode: str) -> Array:
+def directed(near: Array, remainder_sign: Array, mode: str) -> Array:
     """A correctly rounded value moved to its neighbour where the truth lies on the other side."""
     if mode == "rn":
         return near
@@ -298,7 +298,7 @@ def sqrt_f64(a: Array, mode: str = "rn") -> Array:
     if mode == "rn":
         return near
     sides = [_side_of_square(root, x) for root, x in zip(near.tolist(), a.tolist(), strict=True)]
-    return _directed(near, np.array(sides), mode)
+    return directed(near, np.array(sides), mode)
 
 
 def _side_of_square(root: float, x: float) -> float:
@@ -339,163 +339,3 @@ def approximate(function: Callable[[Array], Array], a: Array) -> Array:
 def rsqrt(a: Array) -> Array:
     out: Array = (1.0 / np.sqrt(a.astype(np.float64))).astype(a.dtype)
     return out
-
-
-# --- half formats ---------------------------------------------------------------------------------------------------
-
-
-def bf16_to_f32(bits: Array) -> Array:
-    out: Array = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return out
-
-
-def f32_to_bf16(a: Array, mode: str = "rn") -> Array:
-    """Bits (uint16). NaN becomes 0x7fff."""
-    bits = a.view(np.uint32)
-    if mode in ("rz", "rm", "rp"):
-        rounded = bits >> np.uint32(16)
-        if mode != "rz":
-            away = np.signbit(a) == (mode == "rm")
-            rounded = rounded + (away & ((bits & np.uint32(0xFFFF)) != 0)).astype(np.uint32)
-    else:
-        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    out: Array = np.where(np.isnan(a), np.uint32(0x7FFF), rounded).astype(np.uint16)
-    return out
-
-
-def _f64_to_f32_odd(s: Array, e: Array) -> Array:
-    """s + e to f32, rounded to odd, so that rounding to bf16 or f16 afterwards is right."""
-    odd = _odd(s, e)
-    truncated = _to_f32(odd, np.zeros_like(odd), "rz")
-    inexact = truncated.astype(np.float64) != odd
-    return np.where(
-        inexact & np.isfinite(odd), truncated.view(np.uint32) | np.uint32(1), truncated.view(np.uint32)
-    ).view(np.float32)
-
-
-def fma_f16(a: Array, b: Array, c: Array) -> Array:
-    """On float16."""
-    product = a.astype(np.float64) * b.astype(np.float64)
-    s, e = two_sum(product, c.astype(np.float64))
-    out: Array = _odd(s, np.where(np.isfinite(s), e, 0.0)).astype(np.float16)
-    return out
-
-
-def f32_to_f16(a: Array, mode: str = "rn") -> Array:
-    out: Array = a.astype(np.float16)
-    if mode == "rn":
-        return out
-    wide = out.astype(a.dtype)
-    if mode == "rz":
-        wrong, towards = np.abs(wide) > np.abs(a), np.float16(0)
-    elif mode == "rm":
-        wrong, towards = wide > a, np.float16(-np.inf)
-    else:
-        wrong, towards = wide < a, np.float16(np.inf)
-    return np.where(wrong & np.isfinite(a), np.nextafter(out, towards), out)
-
-
-def relu(a: Array) -> Array:
-    """max(a, 0), NaN stays."""
-    return np.where(a < 0, a.dtype.type(0), a)
-
-
-# --- conversions ----------------------------------------------------------------------------------------------------
-
-_ROUND: Final[dict[str, Callable[[Array], Array]]] = {
-    "rni": np.rint,
-    "rzi": np.trunc,
-    "rmi": np.floor,
-    "rpi": np.ceil,
-}
-
-
-def to_integral(a: Array, mode: str) -> Array:
-    """Round to an integer, staying floating point (cvt.rni.f32.f32 and kin)."""
-    out: Array = _ROUND[mode](a)
-    return out
-
-
-def to_integer(a: Array, mode: str, target: npt.DTypeLike) -> Array:
-    """Float to integer: rounds, clamps to the target's range; NaN is 0, or the top bit alone where 64 bits are involved."""
-    kind = np.dtype(target)
-    limits = np.iinfo(kind)
-    rounded = _ROUND[mode](a.astype(np.float64))
-    nan = np.isnan(rounded)
-    # Bounds that f64 can hold; the upper one is exclusive for 64 bits.
-    low, high = float(limits.min), float(limits.max)
-    above = rounded >= high if kind.itemsize == 8 else rounded > high
-    below = rounded < low
-    inside = np.where(nan | above | below, 0.0, rounded)
-    if kind == np.uint64:
-        out: Array = inside.astype(np.uint64)
-    else:
-        out = inside.astype(np.int64).astype(kind)
-    if above.any() or below.any() or nan.any():
-        out = np.where(above, kind.type(limits.max), np.where(below, kind.type(limits.min), out))
-        if kind.itemsize == 8 or a.dtype == np.float64:
-            top = np.array([1 << (kind.itemsize * 8 - 1)], dtype=f"u{kind.itemsize}").view(kind)
-            out = np.where(nan, top, out)
-    return out
-
-
-def integer_to_f32(a: Array, mode: str) -> Array:
-    if mode == "rn":
-        out: Array = a.astype(np.float32)
-        return out
-    if a.dtype.itemsize < 8:
-        wide = a.astype(np.float64)
-        return _to_f32(wide, np.zeros_like(wide), mode)
-    near = a.astype(np.float64)
-    rest = _integer_error(a, near)
-    return _to_f32(near, rest, mode)
-
-
-def _integer_error(a: Array, near: Array) -> Array:
-    """a - near, exactly, for 64-bit integers (small, so it fits f64)."""
-    if a.dtype == np.uint64:
-        top = near >= 2.0**64
-        back = np.where(top, 0.0, near).astype(np.uint64)
-    else:
-        top = near >= 2.0**63
-        back = np.where(top, -(2.0**63), near).astype(np.int64).view(np.uint64)
-    out: Array = (a.view(np.uint64) - back).view(np.int64).astype(np.float64)
-    return out
-
-
-def integer_to_f64(a: Array, mode: str) -> Array:
-    near: Array = a.astype(np.float64)
-    if mode == "rn" or a.dtype.itemsize < 8:
-        return near
-    return _directed(near, _integer_error(a, near), mode)
-
-
-def f64_to_f32(a: Array, mode: str) -> Array:
-    if mode == "rn":
-        out: Array = a.astype(np.float32)
-        return out
-    return _to_f32(a, np.zeros_like(a), mode)
-
-
-def flush_f16(a: Array) -> Array:
-    small = (np.abs(a) < np.float16(2.0**-14)) & (a != 0)
-    return np.where(small, np.copysign(np.float16(0), a), a) if small.any() else a
-
-
-def saturate_finite(a: Array) -> Array:
-    """f16 overflow to the largest finite number; NaN becomes the canonical one."""
-    largest = np.float16(65504)
-    return np.where(np.isinf(a), np.copysign(largest, a), a)
-
-
-def fma_bf16_wide(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of bf16 values held as f32, as an f32 that rounds to the right bf16."""
-    s, e = two_sum(a.astype(np.float64) * b, c.astype(np.float64))
-    return _f64_to_f32_odd(s, np.where(np.isfinite(s), e, 0.0))
-
-
-def f64_to_bf16(a: Array, mode: str = "rn") -> Array:
-    """Bits; from f64 or from integers (64-bit ones keep a sticky bit)."""
-    wide = a.astype(np.float64)
-    rest = _integer_error(a, wide) if a.dtype.itemsize == 8 and a.dtype.kind in "iu" else np.zeros_like(wide)
-    return f32_to_bf16(_f64_to_f32_odd(wide, rest), mode)
