@@ -34,6 +34,11 @@ void replay_fence_now(struct vgpu_replay *replay, uint32_t index, uint64_t value
     replay_wake(replay);
 }
 
+bool replay_fence_is_done(struct vgpu_replay *replay, uint32_t index, uint64_t value)
+{
+    return index != 0 && index < replay->fence_count && atomic_load_explicit(fence_word(replay, index), memory_order_acquire) >= value;
+}
+
 bool replay_is_capturing(struct vgpu_replay *replay, void *stream)
 {
     unsigned status = 0;
@@ -182,7 +187,7 @@ bool replay_poll_driver(struct vgpu_replay *replay, uint64_t now)
     pending_sweep(replay, event_done);
     unsigned queries = 0;
     for (unsigned i = private->dirty_count; i-- > 0 && queries < QUERIES_PER_POLL && private->error == 0;) {
-        uint64_t handle = private->dirty[i];
+        uint64_t handle = private->dirty[i].handle;
         void *real;
         unsigned slot;
         queries++;
@@ -367,7 +372,7 @@ static void each_dirty(struct vgpu_replay *replay, struct join *join)
     for (unsigned i = 0; i < private->dirty_count; i++) {
         void *real;
         unsigned slot;
-        if (!replay_stream_owner(replay, private->dirty[i], &real, &slot) || slot != private->current || replay_is_capturing(replay, real))
+        if (!replay_stream_owner(replay, private->dirty[i].handle, &real, &slot) || slot != private->current || replay_is_capturing(replay, real))
             continue;
         join->count++;
         join->only = real;
@@ -440,11 +445,15 @@ CUresult replay_wireFence(REPLAY_PARAMETERS)
         replay_fence_now(replay, index, call->argument[2]);
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (private->busy_since_ns == 0) { /* nothing at all is unfinished: no need to ask the device */
+    /* Nothing at all is unfinished, or nothing of this stream: no need to ask the device. */
+    if (private->busy_since_ns == 0 || replay_stream_is_clean(replay, call->argument[0])) {
         replay_fence_now(replay, index, call->argument[2]);
         return CUDA_SUCCESS;
     }
-    return replay_fence(replay, stream, index, call->argument[2]);
+    CUresult status = replay_fence(replay, stream, index, call->argument[2]);
+    if (status == CUDA_SUCCESS)
+        replay_stream_fenced(replay, call->argument[0], index, call->argument[2]);
+    return status;
 }
 
 CUresult replay_wireFenceContext(REPLAY_PARAMETERS)

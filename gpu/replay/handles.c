@@ -19,7 +19,7 @@ struct entry {
     void *real;
     uint16_t generation;
     uint8_t used;
-    uint8_t dirty; /* streams: on the list of those with unfinished work */
+    uint8_t dirty; /* streams: CLEAN, or on the list of those with unfinished work: DIRTY, FENCED */
     uint32_t owner; /* context slot */
 };
 _Static_assert(sizeof(struct entry) == 16, "an entry is two words");
@@ -312,6 +312,8 @@ bool replay_stream_owner(struct vgpu_replay *replay, uint64_t handle, void **rea
     return true;
 }
 
+enum { CLEAN, DIRTY, FENCED /* no work since the fence in its list entry */ };
+
 static void begin_busy(struct replay_private *private)
 {
     if (private->busy_since_ns == 0)
@@ -327,11 +329,15 @@ void replay_stream_dirty(struct vgpu_replay *replay, uint64_t id)
         return;
     }
     struct entry *entry = find(replay, VGPU_KIND_STREAM, id);
-    if (entry == NULL || entry->dirty)
+    if (entry == NULL || entry->dirty == DIRTY)
         return;
+    if (entry->dirty == FENCED) {
+        entry->dirty = DIRTY;
+        return;
+    }
     if (private->dirty_count == private->dirty_capacity) {
         unsigned capacity = private->dirty_capacity ? private->dirty_capacity * 2 : 64;
-        uint64_t *bigger = realloc(private->dirty, capacity * sizeof *bigger);
+        struct replay_dirty *bigger = realloc(private->dirty, capacity * sizeof *bigger);
         if (bigger == NULL) {
             replay_fault(replay, CUDA_ERROR_OUT_OF_MEMORY); /* a context fence could miss work: end rather than lie */
             return;
@@ -339,8 +345,8 @@ void replay_stream_dirty(struct vgpu_replay *replay, uint64_t id)
         private->dirty = bigger;
         private->dirty_capacity = capacity;
     }
-    private->dirty[private->dirty_count++] = id;
-    entry->dirty = 1;
+    private->dirty[private->dirty_count++] = (struct replay_dirty){.handle = id};
+    entry->dirty = DIRTY;
     begin_busy(private);
 }
 
@@ -350,10 +356,43 @@ void replay_stream_clean(struct vgpu_replay *replay, uint64_t handle)
     struct entry *entry = find(replay, VGPU_KIND_STREAM, handle);
     if (entry == NULL || !entry->dirty)
         return;
-    entry->dirty = 0;
+    entry->dirty = CLEAN;
     for (unsigned i = 0; i < private->dirty_count; i++)
-        if (private->dirty[i] == handle) {
+        if (private->dirty[i].handle == handle) {
             private->dirty[i] = private->dirty[--private->dirty_count];
             return;
         }
+}
+
+void replay_stream_fenced(struct vgpu_replay *replay, uint64_t handle, uint32_t index, uint64_t value)
+{
+    struct replay_private *private = replay->private;
+    struct entry *entry = handle != 0 ? find(replay, VGPU_KIND_STREAM, handle) : NULL;
+    if (entry == NULL || entry->dirty == CLEAN)
+        return;
+    for (unsigned i = 0; i < private->dirty_count; i++)
+        if (private->dirty[i].handle == handle) {
+            private->dirty[i].index = index;
+            private->dirty[i].value = value;
+            entry->dirty = FENCED;
+            return;
+        }
+}
+
+bool replay_stream_is_clean(struct vgpu_replay *replay, uint64_t handle)
+{
+    struct replay_private *private = replay->private;
+    struct entry *entry = handle != 0 ? find(replay, VGPU_KIND_STREAM, handle) : NULL;
+    if (entry == NULL || entry->dirty == DIRTY)
+        return false;
+    if (entry->dirty == CLEAN)
+        return true;
+    for (unsigned i = 0; i < private->dirty_count; i++)
+        if (private->dirty[i].handle == handle) {
+            bool done = replay_fence_is_done(replay, private->dirty[i].index, private->dirty[i].value);
+            if (done)
+                replay_stream_clean(replay, handle);
+            return done;
+        }
+    return false;
 }

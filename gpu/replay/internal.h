@@ -47,6 +47,10 @@ struct replay_pending {
     unsigned capacity, count;
 };
 
+/* A stream that may hold unfinished work. After its last work a fence was issued (index != 0): once the word holds the
+ * value, the stream is known to be empty without asking the driver. */
+struct replay_dirty { uint64_t handle, value; uint32_t index; };
+
 struct replay_chunk { uint64_t offset, size; };
 
 enum replay_event { /* bits of replay_private.events: what the control thread passes on */
@@ -61,7 +65,7 @@ struct replay_private {
     struct replay_context context[REPLAY_CONTEXTS];
     unsigned current; /* slot the driver's thread context stands for */
     /* Streams that may hold unfinished work: handles, each once (a bit in its table entry says so). */
-    uint64_t *dirty;
+    struct replay_dirty *dirty;
     unsigned dirty_count, dirty_capacity;
     /* Events for joins and worker-written fences. They belong to the context they were made in. */
     void **event;
@@ -111,12 +115,17 @@ void replay_handles_end_context(struct vgpu_replay *replay, unsigned slot);
 /* The stream's real pointer and context slot; clears nothing. */
 bool replay_stream_owner(struct vgpu_replay *replay, uint64_t handle, void **real, unsigned *slot);
 void replay_stream_clean(struct vgpu_replay *replay, uint64_t handle);
+/* A fence was issued behind all of the stream's work so far. */
+void replay_stream_fenced(struct vgpu_replay *replay, uint64_t handle, uint32_t index, uint64_t value);
+/* Is it certain, without asking the driver, that the stream is empty? The legacy stream never is: others are part of it. */
+bool replay_stream_is_clean(struct vgpu_replay *replay, uint64_t handle);
 
 /* fences.c */
 void replay_wake(struct vgpu_replay *replay);
 void replay_poll_words(struct vgpu_replay *replay);             /* fence words the GPU wrote: memory only */
 bool replay_poll_driver(struct vgpu_replay *replay, uint64_t now); /* events and streams; true: nothing is unfinished */
 bool replay_outstanding(struct vgpu_replay *replay);
+bool replay_fence_is_done(struct vgpu_replay *replay, uint32_t index, uint64_t value);
 void replay_forget_context(struct vgpu_replay *replay, unsigned slot);
 bool replay_probe_gpu_fence(struct vgpu_replay *replay);
 void *replay_helper_stream(struct vgpu_replay *replay, unsigned slot);

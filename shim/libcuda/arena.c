@@ -13,7 +13,7 @@
  * it). Blocks are whole pages; free ones hang in lists by the power of two of their length. Nothing here
  * waits while it holds the lock; only growth, which is rare, is a round trip, under a lock of its own.
  */
-#include "shim.h"
+#include "memory.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -25,8 +25,6 @@
 #define BINS 40
 #define FENCED_LIMIT 256
 #define NO_ARENA UINT64_MAX
-
-void shim_arena_collect(void);
 
 struct block {
     uint64_t page, pages;        /* from the arena's start */
@@ -100,6 +98,8 @@ static bool add_piece(uint64_t start, uint64_t size)
     return true;
 }
 
+static struct block *find(uint64_t pages);
+
 static bool prepare(void)
 {
     if (ready) return true;
@@ -113,6 +113,24 @@ static bool prepare(void)
     registered &= ~(PAGE - 1);
     ready = registered == 0 || add_piece(0, registered);
     return ready;
+}
+
+/* The one buffer that pinned allocations cannot take: what copies fall back on when the arena is used up. */
+static struct block *reserve;
+
+static void keep_reserve(void)
+{
+    if (reserve == NULL) reserve = find(MEMORY_RESERVE_BYTES / PAGE);
+}
+
+void *memory_reserve_buffer(uint64_t *offset)
+{
+    pthread_mutex_lock(&lock);
+    struct block *b = reserve;
+    pthread_mutex_unlock(&lock);
+    if (b == NULL) return NULL;
+    *offset = shim.arena_offset + b->page * PAGE;
+    return shim.arena + b->page * PAGE;
 }
 
 /* Cuts `pages` from the front of a free block that has at least as many. Under the lock. */
@@ -301,6 +319,7 @@ static void *allocate(uint64_t pages, uint64_t *offset, uint64_t *seen)
     pthread_mutex_lock(&lock);
     bool usable = prepare();
     if (usable) {
+        keep_reserve();
         struct block *b = find(pages);
         if (b != NULL) {
             pointer = shim.arena + b->page * PAGE;

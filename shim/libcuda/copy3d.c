@@ -116,12 +116,25 @@ static void copy_rows(uint8_t *to, uint64_t to_pitch, uint64_t to_rows, const ui
             memmove(to + (z * to_rows + y) * to_pitch, from + (z * from_rows + y) * from_pitch, width);
 }
 
+/* Each row is a copy of its own: rows that are long, or an arena that is used up. */
+static CUresult stage_rows(const struct box *box, bool up, uint64_t stream)
+{
+    CUresult status = CUDA_SUCCESS;
+    for (uint64_t z = 0; z < box->depth; z++)
+        for (uint64_t y = 0; y < box->height && status == CUDA_SUCCESS; y++) {
+            uint64_t from = offset_of(&box->from, y, z), to = offset_of(&box->to, y, z);
+            status = up ? memory_upload(box->to.at.device + to, box->from.at.host + from, box->width, stream)
+                        : memory_download(box->to.at.host + to, box->from.at.device + from, box->width, stream);
+        }
+    return status;
+}
+
 /* A part of the box that fits one staging buffer, in the direction that is not pageable. */
 static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
 {
     uint64_t offset, size = part->width * part->height * part->depth;
     uint8_t *buffer = shim_arena_allocate(size, 4096, &offset);
-    if (buffer == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (buffer == NULL) return stage_rows(part, up, stream);
     struct box staged = *part;
     struct box_side *here = up ? &staged.from : &staged.to;
     *here = (struct box_side){.at = {.place = MEMORY_PINNED, .host = buffer, .offset = offset}, .pitch = part->width, .rows = part->height};
@@ -149,15 +162,7 @@ static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
 static CUresult stage(const struct box *box, bool up, uint64_t stream)
 {
     CUresult status = CUDA_SUCCESS;
-    if (box->width > BATCH) { /* rows so long that each is a copy of its own */
-        for (uint64_t z = 0; z < box->depth; z++)
-            for (uint64_t y = 0; y < box->height && status == CUDA_SUCCESS; y++) {
-                uint64_t from = offset_of(&box->from, y, z), to = offset_of(&box->to, y, z);
-                status = up ? memory_upload(box->to.at.device + to, box->from.at.host + from, box->width, stream)
-                            : memory_download(box->to.at.host + to, box->from.at.device + from, box->width, stream);
-            }
-        return status;
-    }
+    if (box->width > BATCH) return stage_rows(box, up, stream);
     uint64_t rows = BATCH / box->width, slices = 1;
     if (rows >= box->height) {
         rows = box->height;

@@ -2,9 +2,8 @@
 /*
  * copy_staging.c - copies of pageable memory, through pieces of the arena.
  *
- * Up: the bytes are read before the call returns, as CUDA does for pageable memory. Up to VGPU_INLINE_LIMIT
- * they travel in the record itself: the ring is not registered with the host's driver, which therefore
- * takes them over at once, in order, without waiting. Longer ones fill a few staging buffers in turn, each
+ * Up: the bytes are read before the call returns, as CUDA does for pageable memory. A few travel in the record
+ * itself, which the worker takes over at once. Longer ones, for which that would be three copies, fill a few staging buffers in turn, each
  * reused when the fence behind its DMA is done, so that filling and DMA overlap.
  * Down: the same the other way round, and the call returns when the destination holds the bytes.
  */
@@ -13,9 +12,10 @@
 #include <stdlib.h>
 
 #define SLOTS 4
+#define INLINE_MOST 16384u
 #define CHUNK_MOST (4ull << 20)
 #define CHUNK_LEAST (256ull << 10)
-#define SMALL 65536u
+#define SMALL MEMORY_RESERVE_BYTES
 
 struct slot {
     uint8_t *buffer;
@@ -75,7 +75,7 @@ static CUresult settle(struct slot *slot)
 
 CUresult memory_upload(uint64_t destination, const uint8_t *source, uint64_t size, uint64_t stream)
 {
-    if (size <= VGPU_INLINE_LIMIT) return upload_inline(destination, source, size, stream);
+    if (size <= INLINE_MOST) return upload_inline(destination, source, size, stream);
     struct slot slots[SLOTS];
     uint64_t chunk = chunk_for(size);
     unsigned count = make_slots(slots, size, chunk);
@@ -144,10 +144,20 @@ static CUresult request(struct slot *slot, uint64_t source, uint64_t stream)
     return memory_submit(VGPU_CALL_wireCopyFromDevice, argument, NULL, 0);
 }
 
+/* The arena is used up: one buffer for all threads, which therefore take turns, waits and all. Nothing else holds this
+ * lock, and a thread that waits under it waits for its own copy only. */
+static pthread_mutex_t reserve_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t size, uint64_t stream)
 {
-    struct keep *keep = small_buffer();
-    if (keep == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+    struct keep *keep = small_buffer(), shared;
+    bool last_resort = keep == NULL;
+    if (last_resort) {
+        keep = &shared;
+        keep->buffer = memory_reserve_buffer(&keep->offset);
+        if (keep->buffer == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+        pthread_mutex_lock(&reserve_lock);
+    }
     CUresult status = CUDA_SUCCESS;
     for (uint64_t at = 0; at < size && status == CUDA_SUCCESS; at += SMALL) {
         struct slot slot = {.buffer = keep->buffer, .offset = keep->offset, .at = at, .size = size - at < SMALL ? size - at : SMALL};
@@ -155,6 +165,7 @@ static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t s
         if (status == CUDA_SUCCESS) status = settle(&slot);
         if (status == CUDA_SUCCESS) memcpy(destination + at, slot.buffer, slot.size);
     }
+    if (last_resort) pthread_mutex_unlock(&reserve_lock);
     return status;
 }
 

@@ -46,6 +46,10 @@ CUresult memory_download(uint8_t *destination, uint64_t source, uint64_t size, u
 /* memcpy spread over helper threads when it is long and the machine has processors to spare; copy_threads.c. */
 void memory_copy_bytes(void *destination, const void *source, size_t size);
 
+/* A staging buffer that is always there, for one copy at a time; NULL without an arena. arena.c */
+#define MEMORY_RESERVE_BYTES 65536u
+void *memory_reserve_buffer(uint64_t *offset);
+void shim_arena_collect(void);
 /* Keeps this process from mapping host memory where the device's addresses are; memory.c. */
 void memory_reserve_addresses(uint64_t base, uint64_t size);
 

@@ -310,6 +310,28 @@ def test_streams_and_events_are_the_guests_and_checked(session: Replayed) -> Non
     assert guest.ask(CallId.cuStreamDestroy_v2, 0).status == Code.INVALID_HANDLE
 
 
+def test_fence_of_a_stream_without_new_work_does_not_wait_for_others(session: Replayed) -> None:
+    guest = session.guest
+    address = allocate(session, 64)
+    other = handle(2, 2)
+    for stream in (STREAM, other):
+        guest.send(CallId.cuStreamCreateWithPriority, stream, 1, 0)
+        guest.send(CallId.wireMemset, address, 0, 1, 1, 8, 1, stream)
+    guest.send(CallId.wireFence, STREAM, 1, 1)
+    assert until(lambda: guest.fence(1) == 1)
+    guest.ask(CallId.cuCtxSetLimit, LIMIT_BUSY, 400)
+    guest.send(CallId.wireMemset, address, 0, 2, 1, 8, 1, other)
+    guest.send(CallId.wireFence, STREAM, 1, 2)
+    guest.send(CallId.wireFence, other, 2, 1)
+    assert guest.ask(CallId.cuMemGetInfo_v2).status == 0  # both fences have been replayed
+    assert (guest.fence(1), guest.fence(2)) == (2, 0)
+    guest.send(CallId.wireMemset, address, 0, 3, 1, 8, 1, STREAM)  # and now it has work again
+    guest.send(CallId.wireFence, STREAM, 1, 3)
+    assert guest.ask(CallId.cuMemGetInfo_v2).status == 0
+    assert guest.fence(1) == 2
+    assert until(lambda: (guest.fence(1), guest.fence(2)) == (3, 1))
+
+
 def test_batched_memory_operations_are_counted_and_known(session: Replayed) -> None:
     guest = session.guest
     address = allocate(session, 64)

@@ -59,6 +59,24 @@ int main(void)
     memset(small, 0, sizeof small);
     OK(cuMemcpyDtoH_v2(small, p, sizeof small));
     CHECK(strcmp(small, "still here") == 0);
+    /* Used up to the last page: pageable copies are slower then, not refused. */
+    static void *all[200000];
+    static char out[300000], back[300000];
+    size_t count = 0;
+    CUdeviceptr device;
+    for (size_t step = 64 * MIB; step >= 4096; step /= 4)
+        while (count < 200000 && cuMemHostAlloc(&all[count], step, 0) == 0) count++;
+    OK(cuMemAlloc_v2(&device, sizeof out));
+    for (size_t i = 0; i < sizeof out; i++) out[i] = (char)(i * 7 + i / 251);
+    OK(cuMemcpyHtoD_v2(device, out, sizeof out));
+    OK(cuMemcpyDtoH_v2(back, device, sizeof back));
+    CHECK(memcmp(out, back, sizeof out) == 0);
+    CUDA_MEMCPY2D box = {.srcMemoryType = 1, .srcHost = out, .srcPitch = 3000, .dstMemoryType = 2, .dstDevice = device, .dstPitch = 1500, .WidthInBytes = 1000, .Height = 50};
+    OK(cuMemcpy2D_v2(&box));
+    OK(cuMemcpyDtoH_v2(back, device, 1500 * 50));
+    CHECK(memcmp(back + 1500 * 49, out + 3000 * 49, 1000) == 0);
+    while (count > 0) OK(cuMemFreeHost(all[--count]));
+    OK(cuMemFree_v2(device));
     OK(cuMemFreeHost(large));
     OK(cuMemFree_v2(p));
     return guest_end();
