@@ -77,6 +77,7 @@ class Listener(Actor):
     path: Path
     connections: str
     _sock: trio.socket.SocketType | None = None
+    _starting: trio.Lock = attrs.Factory(trio.Lock)
     _greeting: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(GREETING_LIMIT))
 
     async def started(self) -> None:
@@ -116,14 +117,20 @@ class Listener(Actor):
             name = vm_name_for(hello, uid)
             supervisor = self.find(self.connections)
             child = self.find(f"{self.connections}/{name}")
-            if not child.is_alive:
-                with contextlib.suppress(ActorError):
-                    await supervisor.ask(StartChild((name,), id=name))
+            # One at a time: two guests of a new VM that arrive together must not both start its connection.
+            async with self._starting:
+                if not child.is_alive:
+                    with contextlib.suppress(ActorError):
+                        await supervisor.ask(StartChild((name,), id=name))
             if not await child.send(GuestArrived(hello, stream, pid, uid)):
                 await stream.aclose()
         except (RemoteProtocolError, trio.TooSlowError, trio.BrokenResourceError, OSError) as error:
             _log.warning("guest pid %d uid %d hung up on: %s", pid, uid, error)
             await stream.aclose()
+        except BaseException:
+            # This actor is ending. A guest left on an open socket that nobody reads would wait for ever.
+            stream.socket.close()
+            raise
 
     @staticmethod
     async def _read_hello(stream: trio.SocketStream) -> bytes:
