@@ -23,6 +23,7 @@ from typing import Any, Self
 
 START_SECONDS = 60.0
 GUEST_SECONDS = 100.0
+LINE_SECONDS = 30.0
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 Word = str | Path
@@ -57,7 +58,7 @@ class Guest:
         self.process = process
         self.lines: list[str] = []
 
-    def line(self, seconds: float = GUEST_SECONDS) -> str:
+    def line(self, seconds: float = LINE_SECONDS) -> str:
         """Its next line of output; waits.
 
         Raises:
@@ -71,7 +72,7 @@ class Guest:
         self.lines.append(line.rstrip("\n"))
         return self.lines[-1]
 
-    def until(self, word: str, seconds: float = GUEST_SECONDS) -> str:
+    def until(self, word: str, seconds: float = LINE_SECONDS) -> str:
         """Read lines up to the first that begins with ``word``."""
         while not (line := self.line(seconds)).startswith(word):
             pass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mediator import Mediator, is_alive, wait_until
+from tests.e2e.mediator import Guest, Mediator, is_alive, wait_until
 
 LAUNCH_TIMEOUT = 702
 GONE_SECONDS = 2.0  # promised: a guest's worker is gone, and its memory free, this soon after its end
@@ -27,8 +27,8 @@ def impatient() -> Iterator[Mediator]:
         yield running
 
 
-def _worker_of(mediator: Mediator, guest: object) -> int:
-    return int(mediator.session_of(guest)["info"]["worker_pid"])  # type: ignore[arg-type]
+def _worker_of(mediator: Mediator, guest: Guest) -> int:
+    return int(mediator.session_of(guest)["info"]["worker_pid"])
 
 
 def test_guest_killed_in_mid_call(own_mediator: Mediator, driver_program: Build, kernels: Path) -> None:
@@ -58,8 +58,7 @@ def test_guests_killed_while_busy(own_mediator: Mediator, driver_program: Build,
     for victim in victims:
         victim.process.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    for worker in workers:
-        wait_until(lambda pid=worker: not is_alive(pid), GONE_SECONDS, "workers of dead guests are gone")
+    wait_until(lambda: not any(map(is_alive, workers)), GONE_SECONDS, "workers of dead guests are gone")
     assert time.monotonic() - killed < GONE_SECONDS
     neighbour.until(f"turn {turn + 20}")
     status, lines = neighbour.finish()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CuPy as people use it: element-wise expressions, reductions, a kernel of one's own. Run by an interpreter with CuPy."""
 
-import cupy
+import cupy  # type: ignore[import-not-found,unused-ignore]
 import numpy
 
 x = numpy.linspace(-3, 3, 1000, dtype=numpy.float32)
@@ -45,7 +45,7 @@ steps = cupy.zeros(500, dtype=cupy.uint32)
 kernel((4,), (128,), (starts, steps, numpy.int32(500)))
 
 
-def collatz(n):
+def collatz(n: int) -> int:
     taken = 0
     while n != 1:
         n = 3 * n + 1 if n % 2 else n // 2
