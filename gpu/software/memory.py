@@ -20,7 +20,6 @@ from __future__ import annotations
 import bisect
 import ctypes
 import mmap
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any, Final, Literal
@@ -29,6 +28,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from .physical import MAP_FIXED, MAP_NORESERVE, map_memory, unmap_memory
+from .physical import PAGE as PAGE
+from .physical import PhysicalAllocation as PhysicalAllocation
+
 Bytes = npt.NDArray[np.uint8]
 Lanes = npt.NDArray[Any]
 
@@ -36,7 +39,6 @@ HEAP_BASE: Final = 0x0700_0000_0000
 RESERVATION_BASE: Final = 0x0A00_0000_0000
 RESERVATION_LIMIT: Final = 0x2000_0000_0000
 DEFAULT_CAPACITY: Final = 4 << 30
-PAGE: Final = 2 << 20  # granularity of physical allocations and of reservations, as on NVIDIA devices
 _RELEASE_FROM: Final = 1 << 20  # frees of at least this size give their pages back to the host
 _WINDOW_ALIGNMENT: Final = 16  # a 16-byte vector access must be as aligned in the buffer as on the device
 
@@ -46,20 +48,6 @@ _UNSIGNED: Final[dict[int, np.dtype[Any]]] = {
     4: np.dtype(np.uint32),
     8: np.dtype(np.uint64),
 }
-_MAP_FIXED: Final = 0x10
-_MAP_NORESERVE: Final = 0x4000  # the mmap module has no name for it before Python 3.13
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class AddressError(Exception):
@@ -86,14 +74,6 @@ class MisalignedAddress(AddressError):
         super().__init__(address, size, is_write, "misaligned")
 
 
-def _map(hint: int, size: int, protection: int, flags: int, descriptor: int) -> int:
-    address = _libc.mmap(hint or None, size, protection, flags, descriptor, 0)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise MemoryError(f"mmap of {size} bytes: {os.strerror(number)}")
-    return int(address)
-
-
 @attrs.define(eq=False)
 class Backing:
     """Host bytes that stand at a device address; typed views of them are made once."""
@@ -109,31 +89,6 @@ class Backing:
             usable = self.buffer.size - self.buffer.size % size
             view = self._views[size] = self.buffer[:usable].view(_UNSIGNED[size])
         return view
-
-
-@attrs.define(eq=False)
-class PhysicalAllocation:
-    """Memory without an address (cuMemCreate). It may be mapped at several addresses, and dies with the last of them.
-
-    `close` gives up the creator's reference; the pages live on while mapped.
-    """
-
-    size: int
-    descriptor: int
-
-    @classmethod
-    def create(cls, size: int) -> PhysicalAllocation:
-        """Raises: ValueError where `size` is not a positive multiple of PAGE."""
-        if size <= 0 or size % PAGE:
-            raise ValueError(f"physical size is {size} bytes, expected a positive multiple of {PAGE}")
-        descriptor = os.memfd_create("vgpu-physical", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, size)
-        return cls(size, descriptor)
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 @attrs.define(eq=False)
@@ -176,7 +131,7 @@ class AddressSpace:
         # Invariant: used == sum(size of heap ranges) + sum(size of live physical allocations) <= capacity
         self.used = 0
         self._lock = threading.RLock()
-        self._heap_map = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self._heap_map = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         self._heap = Backing(HEAP_BASE, np.frombuffer(self._heap_map, dtype=np.uint8))
         # Invariant: _starts is sorted and _ranges[i].base == _starts[i]; ranges do not overlap.
         self._starts: list[int] = []
@@ -323,8 +278,8 @@ class AddressSpace:
                     base = max(base, -(-(taken + self._reservations[taken].size) // alignment) * alignment)
             if base + size > RESERVATION_LIMIT:
                 raise MemoryError(f"no room to reserve {size} bytes")
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            host = _map(0, size, 0, flags, -1)
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+            host = map_memory(0, size, 0, flags, -1)
             # SAFETY: the mapping of `size` bytes at `host` lives until `release`, which drops the backing first; only
             # the parts covered by a range, which are mapped readable and writable, are ever touched.
             memory = (ctypes.c_uint8 * size).from_address(host)
@@ -346,7 +301,7 @@ class AddressSpace:
             if any(r.kind == "mapping" and r.backing is reservation.backing for r in self._ranges):
                 raise ValueError(f"memory is still mapped in the reservation at {base:#x}")
             del self._reservations[base]
-            _libc.munmap(reservation.host, reservation.size)
+            unmap_memory(reservation.host, reservation.size)
 
     def map(self, address: int, physical: PhysicalAllocation) -> None:
         """Put a whole physical allocation at `address`, inside one reservation; no access until `set_access`.
@@ -364,11 +319,11 @@ class AddressSpace:
             self._insert(
                 _Range(address, physical.size, reservation.backing, "mapping", writable=False, readable=False)
             )
-            _map(
+            map_memory(
                 reservation.host + address - base,
                 physical.size,
                 mmap.PROT_READ | mmap.PROT_WRITE,
-                mmap.MAP_SHARED | _MAP_FIXED,
+                mmap.MAP_SHARED | MAP_FIXED,
                 physical.descriptor,
             )
 
@@ -378,8 +333,8 @@ class AddressSpace:
             gone = self._remove(address, "mapping")
             for base, reservation in self._reservations.items():
                 if gone.backing is reservation.backing:
-                    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-                    _map(reservation.host + address - base, gone.size, 0, flags, -1)
+                    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+                    map_memory(reservation.host + address - base, gone.size, 0, flags, -1)
 
     def set_access(self, address: int, size: int, *, readable: bool, writable: bool) -> None:
         """Access rights of the mappings that make up [address, address + size). Raises: KeyError where one is missing."""

@@ -5,9 +5,7 @@
     instance = module.instantiate(AddressSpace())
     instance.launch("kernel", grid=(4, 1, 1), block=(256, 1, 1), params=packed)
 
-The way of a kernel: lexer, parser (text to `Source`), lowering and flow (calls inlined, basic blocks, live registers),
-emit and emit_* (blocks to Python functions over arrays), batch, launch (threads, memory, scheduling), with numerics,
-integers, warps, atomics and builtins as what the generated code calls.
+DESIGN.md beside this file tells the way of a kernel, how exact its numbers are, and what is refused.
 """
 
 from .errors import AssertFailure as AssertFailure

@@ -235,3 +235,9 @@ def cp_async(e: BlockEmitter, i: Instruction) -> None:
     e.line(
         f"copy(C, G, n, {_address(e, to, 'shared')}, {_address(e, source, 'global')}, {int(size.value)}, {kept})"
     )
+
+
+@emits("createpolicy")
+def createpolicy(e: BlockEmitter, i: Instruction) -> None:
+    """A cache policy is a value to hand to loads and stores, which ignore it."""
+    e.define(i.operands[0], e.constant(0, "u64"), "u64")
