@@ -129,6 +129,10 @@ def test_error_of_an_asynchronous_copy_is_reported_once(run: Run) -> None:
     assert run("memory_deferred", environment={"FAKE_FAIL_COPY": "2"})["replay_errors"] == 1
 
 
+def test_fault_reaches_everybody_who_waits(run: Run) -> None:
+    run("memory_fault", environment={"FAKE_FAULT_COPY": "0"})
+
+
 def test_random_copies_by_four_threads_have_no_data_race(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "sanitized"
     folder.mkdir()

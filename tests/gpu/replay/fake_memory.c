@@ -5,6 +5,7 @@
  *
  *   cuCtxSetLimit(1007, n)        the n-th copy from now on (0: the next one) fails with 999;
  *                                 FAKE_FAIL_COPY=n in the environment does the same from the start
+ *   FAKE_FAULT_COPY=n             the n-th copy makes the device busy for 50 ms, and then everything answers 700
  *   cuCtxGetLimit(1008)           bytes of device memory in use
  */
 #define cuMemAlloc_v2 plain_alloc
@@ -34,6 +35,7 @@ static struct area { uint64_t base, size; enum kind kind; int access; void *memo
 static struct area *top = areas;
 static uint64_t in_use;
 static _Atomic long fail_after = -1;
+static _Atomic long fault_after = -1;
 static bool never_writes;
 
 __attribute__((constructor)) static void read_environment(void)
@@ -43,6 +45,9 @@ __attribute__((constructor)) static void read_environment(void)
     const char *text = getenv("FAKE_FAIL_COPY");
     if (text != NULL)
         atomic_store(&fail_after, atol(text));
+    text = getenv("FAKE_FAULT_COPY");
+    if (text != NULL)
+        atomic_store(&fault_after, atol(text));
 }
 
 struct physical { uint64_t size; int handles, mappings; };
@@ -144,6 +149,10 @@ static int transfer(void *to, const void *from, uint64_t size, bool check_to, bo
     long left = atomic_load(&fail_after);
     if (left >= 0 && atomic_fetch_sub(&fail_after, 1) == 0)
         return 999;
+    if (atomic_load(&fault_after) >= 0 && atomic_fetch_sub(&fault_after, 1) == 0) {
+        atomic_store(&busy_until, now() + 50000000);
+        atomic_store(&fault_at, now() + 50000000);
+    }
     pthread_mutex_lock(&lock);
     bool good = (!check_to || reachable((uint64_t)to, size)) && (!check_from || reachable((uint64_t)from, size));
     pthread_mutex_unlock(&lock);

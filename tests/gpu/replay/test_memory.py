@@ -319,7 +319,7 @@ def test_fence_of_a_stream_without_new_work_does_not_wait_for_others(session: Re
         guest.send(CallId.wireMemset, address, 0, 1, 1, 8, 1, stream)
     guest.send(CallId.wireFence, STREAM, 1, 1)
     assert until(lambda: guest.fence(1) == 1)
-    guest.ask(CallId.cuCtxSetLimit, LIMIT_BUSY, 400)
+    guest.ask(CallId.cuCtxSetLimit, LIMIT_BUSY, 1500)
     guest.send(CallId.wireMemset, address, 0, 2, 1, 8, 1, other)
     guest.send(CallId.wireFence, STREAM, 1, 2)
     guest.send(CallId.wireFence, other, 2, 1)
