@@ -28,9 +28,16 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from .physical import MAP_FIXED, MAP_NORESERVE, map_memory, unmap_memory
-from .physical import PAGE as PAGE
-from .physical import PhysicalAllocation as PhysicalAllocation
+from .physical import MAP_FIXED, MAP_NORESERVE, PAGE, PhysicalAllocation, map_memory, unmap_memory
+
+__all__ = [
+    "PAGE",
+    "AddressError",
+    "AddressSpace",
+    "IllegalAddress",
+    "MisalignedAddress",
+    "PhysicalAllocation",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Lanes = npt.NDArray[Any]
