@@ -44,10 +44,10 @@ static uint64_t now(void)
 static int device(void)
 {
     atomic_fetch_add(&calls, 1);
-    uint64_t fault = atomic_load(&fault_at);
-    if (fault != 0 && now() >= fault)
+    uint64_t fault = atomic_load(&fault_at), time = now(); /* one look: no moment between busy and faulted */
+    if (fault != 0 && time >= fault)
         return ILLEGAL_ADDRESS;
-    return now() < atomic_load(&busy_until) ? NOT_READY : 0;
+    return time < atomic_load(&busy_until) ? NOT_READY : 0;
 }
 
 static void *write_late(void *unused)

@@ -150,8 +150,9 @@ static int transfer(void *to, const void *from, uint64_t size, bool check_to, bo
     if (left >= 0 && atomic_fetch_sub(&fail_after, 1) == 0)
         return 999;
     if (atomic_load(&fault_after) >= 0 && atomic_fetch_sub(&fault_after, 1) == 0) {
-        atomic_store(&busy_until, now() + 50000000);
-        atomic_store(&fault_at, now() + 50000000);
+        uint64_t later = now() + 50000000;
+        atomic_store(&fault_at, later);
+        atomic_store(&busy_until, later);
     }
     pthread_mutex_lock(&lock);
     bool good = (!check_to || reachable((uint64_t)to, size)) && (!check_from || reachable((uint64_t)from, size));
