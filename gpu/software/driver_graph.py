@@ -41,13 +41,17 @@ def cuGraphDestroy(device: Device, handle: int) -> None:
         del device.objects[number]
 
 
-@entry
-def cuGraphClone(device: Device, out: int, handle: int) -> None:
-    original = device.get(handle, Graph)
+def _copy(original: Graph) -> Graph:
+    """A graph of its own that does the same; each node knows which it was made from."""
     copies = {id(n): Node(n.kind, n.run, [], n.enabled, dict(n.details, original=n)) for n in original.nodes}
     for node in original.nodes:
         copies[id(node)].dependencies = [copies[id(d)] for d in node.dependencies]
-    put_u64(out, device.add(Graph([copies[id(n)] for n in original.nodes])))
+    return Graph([copies[id(n)] for n in original.nodes])
+
+
+@entry
+def cuGraphClone(device: Device, out: int, handle: int) -> None:
+    put_u64(out, device.add(_copy(device.get(handle, Graph))))
 
 
 @entry
@@ -234,7 +238,7 @@ def cuGraphAddEmptyNode(device: Device, out: int, graph: int, before: int, count
 def cuGraphAddChildGraphNode(
     device: Device, out: int, graph: int, before: int, count: int, child: int
 ) -> None:
-    inner = device.get(child, Graph)
+    inner = _copy(device.get(child, Graph))  # the node's own: the given graph may be changed or destroyed
     _add(device, out, graph, before, count, CHILD, _runner(inner), child=inner)
 
 

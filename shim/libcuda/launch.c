@@ -36,6 +36,24 @@ static unsigned device_limit(unsigned attribute)
     return shim.device->attribute_valid[attribute] != 0 ? (unsigned)shim.device->attribute[attribute] : (unsigned)INT_MAX;
 }
 
+/* A block shape as one word; never 0. */
+static uint64_t shape(const struct geometry *g) { return g->block[0] | (uint64_t)g->block[1] << 21 | (uint64_t)g->block[2] << 42; }
+
+/* A kernel compiled for one block shape (.reqntid) is refused with any other, and nothing the driver tells gives that away
+ * but that it takes fewer threads than the device. So such a function's first launch with a shape asks. */
+static bool block_is_known(const struct shim_function *function, const struct geometry *g)
+{
+    for (unsigned i = 0; i < SHIM_BLOCKS_KNOWN; i++)
+        if (atomic_load_explicit(&function->block[i], memory_order_relaxed) == shape(g)) return true;
+    return false;
+}
+
+static void learn_block(struct shim_function *function, const struct geometry *g)
+{
+    const uint32_t at = atomic_fetch_add_explicit(&function->next_block, 1, memory_order_relaxed) % SHIM_BLOCKS_KNOWN;
+    if (!block_is_known(function, g)) atomic_store_explicit(&function->block[at], shape(g), memory_order_relaxed);
+}
+
 static enum verdict judge(const struct shim_function *function, const struct geometry *g)
 {
     for (unsigned i = 0; i < 3; i++) {
@@ -47,6 +65,7 @@ static enum verdict judge(const struct shim_function *function, const struct geo
     const int most = atomic_load_explicit(&function->attribute[FUNCTION_MAX_THREADS], memory_order_relaxed);
     const int shared = atomic_load_explicit(&function->attribute[FUNCTION_MAX_DYNAMIC_SHARED], memory_order_relaxed);
     if (threads > (uint64_t)most || g->shared > (unsigned)shared) return LAUNCH_ODD;
+    if ((unsigned)most < device_limit(MAX_THREADS) && !block_is_known(function, g)) return LAUNCH_ODD;
     return LAUNCH_PLAIN;
 }
 
@@ -216,6 +235,7 @@ static inline CUresult launch(CUfunction f, const struct geometry *g, CUstream s
             memcpy(joined, packed, padded);
             memcpy(joined + padded, carried, attribute_bytes);
             status = shim_reply(VGPU_CALL_wireLaunch, argument, joined, padded + attribute_bytes, NULL, NULL, 0, NULL);
+            if (status == CUDA_SUCCESS) learn_block(function, g);
             free(joined);
         }
     }

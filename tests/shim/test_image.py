@@ -75,7 +75,7 @@ def in_child(check: Callable[[], None]) -> None:
     if child == 0:
         try:
             check()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the child must end here, whatever it was
             os.write(2, repr(error).encode())
             os._exit(1)
         os._exit(0)

@@ -363,9 +363,11 @@ def test_many_nodes_come_in_pages(guest: Guest) -> None:
     found: list[int] = []
     while len(found) < 1100:
         page = guest.ask(CallId.cuGraphGetNodes, graph, len(found), 1)
-        assert page.values[0] == 1100 and page.payload_length > 0
+        assert page.values[0] == 1100
+        assert page.payload_length > 0
         found += struct.unpack(f"<{page.payload_length // 8}Q", payload_of(guest, page))
-    assert set(found) == made and len(found) == 1100
+    assert set(found) == made
+    assert len(found) == 1100
 
 
 def test_kernel_node_parameters_come_back_packed(guest: Guest) -> None:

@@ -717,7 +717,8 @@ static void node_parameters(void)
 }
 
 static _Atomic int calls;
-static CUresult inside;
+static CUresult inside, told_status = 99;
+static int told_stream;
 
 static void host_function(void *user)
 {
@@ -730,7 +731,8 @@ static void host_function(void *user)
 
 static void stream_callback(CUstream stream, CUresult status, void *user)
 {
-    printf("callback: stream %d, status %d\n", stream == *(CUstream *)user, status);
+    told_stream = stream == *(CUstream *)user;
+    told_status = status;
     calls += 1000;
 }
 
@@ -753,6 +755,7 @@ static void host(void)
     printf("calls: %d\n", calls);
     SAY(cuStreamAddCallback(stream, (void *)stream_callback, &stream, 0));
     SAY(cuStreamSynchronize(stream));
+    printf("callback: stream %d, status %d\n", told_stream, told_status);
     printf("calls: %d\n", calls);
     SAY(cuLaunchHostFunc(stream, NULL, NULL));
     CUgraph graph = NULL;
