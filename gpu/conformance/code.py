@@ -28,15 +28,16 @@ def module_from_text(p: Probe) -> None:
 
 @check
 def module_from_fatbin(p: Probe) -> None:
-    """A fatbin header, and the wrapper that nvcc puts around it."""
+    """A fatbin as a module; a library takes the wrapper that nvcc puts around it, too."""
     image = p.host(fatbin())
     module = p.value("cuModuleLoadDataEx", image, 0, 0, 0)
     p.value("cuModuleGetFunction", module, b"fill\0")
     p.ok("cuModuleUnload", module)
     wrapper = p.pack("<IIQQ", 0x466243B1, 1, image, 0)
-    module = p.value("cuModuleLoadDataEx", wrapper, 0, 0, 0)
-    p.value("cuModuleGetFunction", module, b"scale\0")
-    p.ok("cuModuleUnload", module)
+    loaded = p.value("cuLibraryLoadData", wrapper, 0, 0, 0, 0, 0, 0)
+    p.value("cuLibraryGetKernel", loaded, b"scale\0")
+    p.ok("cuLibraryUnload", loaded)
+    p.expect(200, "cuModuleLoadDataEx", p.cell(), wrapper, 0, 0, 0)  # measured: only libraries take wrappers
 
 
 @check

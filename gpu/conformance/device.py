@@ -155,6 +155,11 @@ def limits(p: Probe) -> None:
     p.true(p.value("cuCtxGetLimit", LIMIT_STACK) >= before + 1024, "the stack limit grew")
     p.ok("cuCtxSetLimit", LIMIT_STACK, before)
     cell = p.cell()
+    for limit in (4, 5, 6, 7, 8):
+        p.ok("cuCtxGetLimit", cell, limit)
+    for limit in (3, 9):
+        p.expect(215, "cuCtxGetLimit", cell, limit)
+    p.expect(1, "cuCtxGetLimit", cell, 10)
     p.expect(1, "cuCtxGetLimit", cell, 99)
     p.expect(1, "cuCtxSetLimit", 99, 1)
 

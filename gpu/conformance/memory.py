@@ -95,6 +95,10 @@ def copies_refused(p: Probe) -> None:
     p.ok("cuMemFree_v2", other)
     p.expect(1, "cuMemcpyHtoD_v2", 0, host, 16)
     p.expect(1, "cuMemcpyDtoH_v2", host, 0x1234500, 16)
+    p.expect(1, "cuMemcpyHtoD_v2", address, 0, 16)
+    p.ok("cuMemcpyHtoD_v2", 0x1234500, host, 0)
+    p.ok("cuMemsetD8Async", 0x1234500, 1, 0, 0)
+    p.expect(1, "cuMemsetD2D32Async", address, 6, 1, 1, 2, 0)
     base, size = p.cell(), p.cell()
     if p.call("cuMemGetAddressRange_v2", base, size, other) != 0:
         p.expect(1, "cuMemcpyHtoD_v2", other, host, 16)

@@ -23,6 +23,8 @@ def streams(p: Probe) -> None:
     p.ok("cuStreamDestroy_v2", stream)
     cell = p.cell()
     p.expect(1, "cuStreamCreateWithPriority", cell, 0x100, 0)
+    for priority in (100, -100):  # outside of the range is clamped
+        p.ok("cuStreamDestroy_v2", p.value("cuStreamCreateWithPriority", 0, priority))
 
 
 @check
@@ -67,6 +69,8 @@ def events_without_time(p: Probe) -> None:
     p.ok("cuStreamSynchronize", stream)
     p.expect(400, "cuEventElapsedTime_v2", p.cell("float"), timed, untimed)
     p.expect(1, "cuEventCreate", p.cell(), 0x100)
+    p.expect(1, "cuStreamWaitEvent", stream, timed, 4)
+    p.expect(1, "cuEventRecordWithFlags", timed, stream, 4)
 
 
 @check

@@ -72,9 +72,21 @@ def virtual_refused(p: Probe) -> None:
     p.expect(1, "cuMemSetAccess", base, unit, _access(p), 1)
     p.ok("cuMemMap", base, unit, 0, piece, 0)
     p.expect(1, "cuMemMap", base, unit, 0, piece, 0)
-    p.expect(1, "cuMemUnmap", base + unit, unit)
-    p.ok("cuMemUnmap", base, unit)
+    p.expect(1, "cuMemAddressFree", base, 4 * unit)
+    p.ok("cuMemUnmap", base + unit, unit)  # nothing is mapped there, and that is no error
+    p.expect(1, "cuMemUnmap", base, 0)
+    p.expect(1, "cuMemUnmap", 0x1234500000, unit)
+    p.ok("cuMemUnmap", base, 4 * unit)
     p.ok("cuMemRelease", piece)
+    p.expect(1, "cuMemRelease", piece)
+    pair = p.value("cuMemCreate", 2 * unit, _properties(p), 0)
+    p.expect(801, "cuMemMap", base, unit, 0, pair, 0)
+    p.expect(801, "cuMemMap", base, unit, unit, pair, 0)
+    p.ok("cuMemMap", base, 2 * unit, 0, pair, 0)
+    p.expect(1, "cuMemUnmap", base, unit)
+    p.ok("cuMemUnmap", base, 2 * unit)
+    p.ok("cuMemRelease", pair)
+    p.expect(1, "cuMemAddressFree", base, unit)
     p.ok("cuMemAddressFree", base, 4 * unit)
     p.expect(1, "cuMemAddressFree", base, 4 * unit)
 
@@ -99,7 +111,9 @@ def stream_ordered(p: Probe) -> None:
     p.ok("cuMemFreeAsync", address, stream)
     p.ok("cuStreamSynchronize", stream)
     p.equal(p.bytes_of(back, 64), b"\x09" * 64, "bytes of pool memory")
-    p.expect(1, "cuMemAllocAsync", p.cell(), 0, stream)
+    p.equal(p.value("cuMemAllocAsync", 0, stream), 0, "address of no bytes")
+    p.ok("cuMemFreeAsync", 0, stream)
+    p.expect(1, "cuMemFreeAsync", 0x1234500, stream)
 
 
 @check

@@ -147,6 +147,14 @@ CUresult replay_wireModuleLoad(REPLAY_PARAMETERS)
     const void *image = NULL;
     void *wrapper = NULL, *real = NULL;
     if (status == CUDA_SUCCESS) status = open_image(bytes, size, &image, &wrapper);
+    struct wire_image head = {0};
+    if (status == CUDA_SUCCESS) memcpy(&head, bytes, sizeof head);
+    if (wrapper != NULL && !is_library && head.part_count == 1) {
+        /* Measured: as a module the driver takes the fatbin alone; CUDA_ERROR_INVALID_IMAGE for one in its wrapper. */
+        image = ((const struct wrapper *)wrapper)->data;
+        free(wrapper);
+        wrapper = NULL;
+    }
     if (status == CUDA_SUCCESS) {
         int preserved = 1; /* CU_LIBRARY_BINARY_IS_PRESERVED */
         void *yes = (void *)1;

@@ -9,6 +9,8 @@ from .host import put_bytes, put_i32, put_u64
 from .state import Capture, Context, CudaError, Device
 
 INVALID_DEVICE = 101
+UNSUPPORTED_LIMIT = 215
+REFUSED_LIMITS = (3, 9)  # device runtime synchronisation depth, persisting L2 per process
 
 
 @entry
@@ -152,19 +154,22 @@ def cuCtxSynchronize(device: Device) -> None:
         raise CudaError(900)
 
 
+def _known_limit(limits: dict[int, int], limit: int) -> None:
+    if limit not in limits:
+        raise CudaError(UNSUPPORTED_LIMIT if limit in REFUSED_LIMITS else INVALID_VALUE, f"limit {limit}")
+
+
 @entry
 def cuCtxSetLimit(device: Device, limit: int, value: int) -> None:
     limits = device.context().limits
-    if limit not in limits:
-        raise CudaError(INVALID_VALUE, f"limit {limit}")
+    _known_limit(limits, limit)
     limits[limit] = value
 
 
 @entry
 def cuCtxGetLimit(device: Device, out: int, limit: int) -> None:
     limits = device.context().limits
-    if limit not in limits:
-        raise CudaError(INVALID_VALUE, f"limit {limit}")
+    _known_limit(limits, limit)
     put_u64(out, limits[limit])
 
 

@@ -7,7 +7,7 @@ import ctypes
 
 import numpy as np
 
-from .entries import INVALID_VALUE, entry
+from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
 from .state import CudaError, Device, Pool
@@ -97,6 +97,11 @@ def cuMemHostGetDevicePointer_v2(device: Device, out: int, address: int, flags: 
     put_u64(out, address)
 
 
+def _not_null(host: int) -> None:
+    if not host:
+        raise CudaError(INVALID_VALUE, "a null host pointer")
+
+
 def _to_device(device: Device, destination: int, source: int, size: int) -> None:
     device.space.view(destination, size, is_write=True)[:] = np.frombuffer(get_bytes(source, size), np.uint8)
 
@@ -113,6 +118,7 @@ def _within(device: Device, destination: int, source: int, size: int) -> None:
 @entry
 def cuMemcpyHtoDAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
     if size:
+        _not_null(source)
         target = device.stream(stream)
         device.submit(target, NODE_MEMCPY, lambda: _to_device(device, destination, source, size))
 
@@ -120,6 +126,7 @@ def cuMemcpyHtoDAsync_v2(device: Device, destination: int, source: int, size: in
 @entry
 def cuMemcpyDtoHAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
     if size:
+        _not_null(destination)
         target = device.stream(stream)
         device.submit(target, NODE_MEMCPY, lambda: _from_device(device, destination, source, size))
 
@@ -308,7 +315,7 @@ def cuMemAddressReserve(
 @entry
 def cuMemAddressFree(device: Device, address: int, size: int) -> None:
     try:
-        device.space.release(address)
+        device.space.release(address, size)
     except (KeyError, ValueError) as error:
         raise CudaError(INVALID_VALUE, str(error)) from None
 
@@ -336,8 +343,10 @@ def cuMemRelease(device: Device, handle: int) -> None:
 @entry
 def cuMemMap(device: Device, address: int, size: int, offset: int, handle: int, flags: int) -> None:
     physical = device.physical.get(handle)
-    if physical is None or offset or size != physical.size:
+    if physical is None:
         raise CudaError(INVALID_VALUE)
+    if offset or size != physical.size:
+        raise CudaError(NOT_SUPPORTED, "a part of an allocation, which NVIDIA's driver refuses too")
     try:
         device.space.map(address, physical)
     except (KeyError, ValueError) as error:
@@ -346,16 +355,10 @@ def cuMemMap(device: Device, address: int, size: int, offset: int, handle: int, 
 
 @entry
 def cuMemUnmap(device: Device, address: int, size: int) -> None:
-    end = address + size
-    while address < end:
-        found = device.space.find(address)
-        if found is None or found[0] != address:
-            raise CudaError(INVALID_VALUE)
-        try:
-            device.space.unmap(address)
-        except KeyError:
-            raise CudaError(INVALID_VALUE) from None
-        address += found[1]
+    try:
+        device.space.unmap_range(address, size)
+    except KeyError:
+        raise CudaError(INVALID_VALUE) from None
 
 
 @entry
@@ -398,7 +401,8 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
         raise CudaError(801, "memory nodes are not built")
     holder = device.get(pool, Pool)
     if not size:
-        raise CudaError(INVALID_VALUE)
+        put_u64(out, 0)  # no memory and no error, as NVIDIA's driver has it
+        return
     address = device.space.allocate(size)
     found = device.space.find(address)
     holder.used += found[1] if found else size

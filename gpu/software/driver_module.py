@@ -11,7 +11,7 @@ import sys
 import time
 
 from . import attributes as facts
-from .entries import INVALID_PTX, INVALID_VALUE, entry
+from .entries import INVALID_PTX, INVALID_VALUE, NOT_SUPPORTED, entry
 from .fatbin import ImageError, select_ptx
 from .host import get_bytes, get_text, get_u64, get_u64_list, put_bytes, put_i32, put_u64, unpack
 from .memory import IllegalAddress, MisalignedAddress
@@ -22,6 +22,7 @@ _log = logging.getLogger("vgpu.software")
 
 NODE_KERNEL, NODE_HOST = 0, 3
 WRAPPER_MAGIC, FATBIN_MAGIC, ELF_MAGIC = 0x466243B1, 0xBA55ED50, 0x464C457F
+INVALID_IMAGE = 200
 NO_BINARY_FOR_GPU = 209
 NOT_FOUND = 500
 LAUNCH_FAILED = 719
@@ -32,16 +33,25 @@ COOPERATIVE_TOO_LARGE = 720
 JIT_INFO_LOG, JIT_INFO_SIZE, JIT_ERROR_LOG, JIT_ERROR_SIZE = 3, 4, 5, 6
 
 
-def image_text(address: int) -> str:
+def image_texts(address: int) -> list[str]:
     """The PTX in an image the replay handler passes: a wrapper, a fatbin, or PTX text.
+
+    A wrapper of the second kind may list images that the driver is to link; then there are several.
 
     Raises:
         CudaError: NO_BINARY_FOR_GPU for images without PTX this device could run.
     """
+    if unpack("<I", address)[0] != WRAPPER_MAGIC:
+        return [_text_of(address)]
+    _magic, version, image, listed = unpack("<IIQQ", address)
+    to_link = []
+    while version == 2 and listed and (part := get_u64(listed + 8 * len(to_link))):
+        to_link.append(_text_of(part))
+    return to_link or [_text_of(image)]
+
+
+def _text_of(address: int) -> str:
     magic = unpack("<I", address)[0]
-    if magic == WRAPPER_MAGIC:
-        address = unpack("<IIQQ", address)[2]
-        magic = unpack("<I", address)[0]
     if magic == ELF_MAGIC:
         raise CudaError(NO_BINARY_FOR_GPU, "machine code; the software GPU executes PTX only")
     if magic == FATBIN_MAGIC:
@@ -53,8 +63,18 @@ def image_text(address: int) -> str:
     return get_text(address)
 
 
+def image_text(address: int) -> str:
+    """The PTX of an image that is one module."""
+    texts = image_texts(address)
+    if len(texts) > 1:
+        raise CudaError(NOT_SUPPORTED, f"{len(texts)} images to link; linking is not built")
+    return texts[0]
+
+
 def load(device: Device, image: int, *, is_library: bool) -> int:
     """Load an image; returns the handle of a LoadedModule."""
+    if not is_library and unpack("<I", image)[0] == WRAPPER_MAGIC:
+        raise CudaError(INVALID_IMAGE, "a wrapper, which only libraries take")
     module = load_ptx(image_text(image))
     return device.add(LoadedModule(module.instantiate(device.space), is_library))
 

@@ -143,6 +143,8 @@ def cuEventRecord(device: Device, handle: int, stream: int) -> None:
 
 @entry
 def cuEventRecordWithFlags(device: Device, handle: int, stream: int, flags: int) -> None:
+    if flags & ~1:
+        raise CudaError(INVALID_VALUE, f"flags {flags:#x}")
     event, target = device.get(handle, Event), device.stream(stream)
     if target.capture is not None and not flags & 1:
         event.capture, event.nodes = target.capture, list(target.leaves)
@@ -176,6 +178,8 @@ def cuEventElapsedTime_v2(device: Device, out: int, start: int, end: int) -> Non
 
 @entry
 def cuStreamWaitEvent(device: Device, stream: int, handle: int, flags: int) -> None:
+    if flags & ~1:
+        raise CudaError(INVALID_VALUE, f"flags {flags:#x}")
     target, event = device.stream(stream), device.get(handle, Event)
     if event.capture is not None:
         if target is device.legacy:

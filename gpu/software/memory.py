@@ -301,10 +301,15 @@ class AddressSpace:
             base + size <= start or start + old.size <= base for start, old in self._reservations.items()
         )
 
-    def release(self, base: int) -> None:
-        """End a reservation. Raises: KeyError where none begins at `base`; ValueError while memory is mapped in it."""
+    def release(self, base: int, size: int | None = None) -> None:
+        """End a reservation, of that size where one is given.
+
+        Raises: KeyError where none begins at `base`; ValueError for another size, or while memory is mapped in it.
+        """
         with self._lock:
             reservation = self._reservations[base]
+            if size is not None and size != reservation.size:
+                raise ValueError(f"the reservation at {base:#x} has {reservation.size} bytes, not {size}")
             if any(r.kind == "mapping" and r.backing is reservation.backing for r in self._ranges):
                 raise ValueError(f"memory is still mapped in the reservation at {base:#x}")
             del self._reservations[base]
@@ -342,6 +347,20 @@ class AddressSpace:
                 if gone.backing is reservation.backing:
                     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
                     map_memory(reservation.host + address - base, gone.size, 0, flags, -1)
+
+    def unmap_range(self, address: int, size: int) -> None:
+        """Take all mappings in [address, address + size) away, of which there may be none.
+
+        Raises: KeyError where the range is empty, leaves its reservation, or cuts through a mapping.
+        """
+        with self._lock:
+            end = address + size
+            reserved = any(base <= address and end <= base + r.size for base, r in self._reservations.items())
+            inside = [r for r in self._ranges if r.base < end and address < r.end]
+            if size <= 0 or not reserved or any(r.base < address or r.end > end for r in inside):
+                raise KeyError(address)
+            for piece in inside:
+                self.unmap(piece.base)
 
     def set_access(self, address: int, size: int, *, readable: bool, writable: bool) -> None:
         """Access rights of the mappings that make up [address, address + size). Raises: KeyError where one is missing."""

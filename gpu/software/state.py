@@ -31,7 +31,7 @@ class CudaError(Exception):
 
 
 def _default_limits() -> dict[int, int]:
-    return {0: 1024, 1: 1 << 20, 2: 8 << 20, 5: 128}
+    return {0: 1024, 1: 1 << 20, 2: 8 << 20, 4: 2048, 5: 64, 6: 0, 7: 0, 8: 0}
 
 
 @attrs.define(eq=False)
