@@ -6,7 +6,9 @@
  * sleep is unbounded, and a thread that has slept a while asks the lifeline whether there is still somebody at its other end.
  *
  * How long to spin depends on the processors this process may use. With one or two, whoever spins takes time from the very
- * process it waits for; with many, two milliseconds of spinning keep the latency of a synchronisation that of native CUDA.
+ * process it waits for; with many, twenty milliseconds of spinning keep the latency of a synchronisation that of native CUDA,
+ * which spins for ever there. A sleep after that lasts a hundredth of the wait so far, so what is overslept of a copy of
+ * gigabytes or a long kernel is within a percent of its time.
  *
  * Must never: sleep without a time limit; trust that a wake comes.
  */
@@ -20,7 +22,8 @@
 #include <unistd.h>
 
 #define SPIN_NS_FEW_PROCESSORS 4000ull
-#define SPIN_NS_MANY_PROCESSORS 2000000ull
+#define SPIN_NS_MANY_PROCESSORS 20000000ull
+#define OVERSLEEP_SHARE 128 /* part of the wait so far that a sleep may last, where processors are many */
 #define YIELD_ROUNDS 4 /* after the spin, where processors are few: the worker may only need ours */
 #define FIRST_SLEEP_NS 50000ull
 #define LONGEST_SLEEP_NS 5000000ull
@@ -108,6 +111,8 @@ static void sleep_a_step(struct shim_waiter *waiter, enum shim_wait_for what, bo
     struct vgpu_session_page *page = shim.page;
     uint64_t limit = what == SHIM_WAIT_SPACE ? LONGEST_SPACE_SLEEP_NS : LONGEST_SLEEP_NS;
     uint64_t step = waiter->sleep_ns != 0 ? waiter->sleep_ns : FIRST_SLEEP_NS;
+    if (what == SHIM_WAIT_FENCE && spin_ns == SPIN_NS_MANY_PROCESSORS && !atomic_load_explicit(&asleep, memory_order_relaxed))
+        step = (shim_now_ns() - waiter->began_ns) / OVERSLEEP_SHARE;
     if (__atomic_load_n(&page->busy, __ATOMIC_RELAXED) != 0) {
         /* No lease: the record stays where it is and keeps its place. Back off, and knock again each time. */
         uint64_t hint = __atomic_load_n(&page->busy_retry_ns, __ATOMIC_RELAXED);
