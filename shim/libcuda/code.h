@@ -61,7 +61,7 @@ void shim_jit_finish(const struct shim_jit *jit, const uint8_t *reply, uint32_t 
 struct shim_occupancy;
 struct shim_code;
 
-#define SHIM_BLOCKS_KNOWN 4
+#define SHIM_ANY_BLOCK UINT64_MAX
 struct shim_function {
     uint64_t handle;
     struct shim_code *owner;
@@ -76,9 +76,8 @@ struct shim_function {
     _Atomic int32_t attribute[VGPU_FUNCTION_ATTRIBUTES];
     _Atomic uint32_t attribute_status[VGPU_FUNCTION_ATTRIBUTES]; /* CUresult, or SHIM_ATTRIBUTE_UNKNOWN */
     struct shim_occupancy *occupancy; /* guarded by shim_code_mutex */
-    /* Block shapes the driver has taken, for functions that may insist on one; the next place is overwritten. */
-    _Atomic uint64_t block[SHIM_BLOCKS_KNOWN];
-    _Atomic uint32_t next_block;
+    /* The block shape the driver has taken (launch.c), 0 none yet; SHIM_ANY_BLOCK once it has taken two. */
+    _Atomic uint64_t block;
 };
 #define SHIM_ATTRIBUTE_UNKNOWN 0xffffffffu
 

@@ -275,7 +275,7 @@ CUresult shim_function_name(struct shim_function *function, unsigned call, const
 
 CUresult cuFuncGetAttribute(int *pi, unsigned int attrib, CUfunction hfunc)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter(); /* any context, or none */
     if (status != CUDA_SUCCESS) return status;
     if (pi == NULL) return CUDA_ERROR_INVALID_VALUE;
     struct shim_function *function = function_of(hfunc);

@@ -28,8 +28,42 @@ struct shim_exec *shim_exec_of(CUgraphExec exec)
     return object == NULL ? NULL : object->data;
 }
 
+static void forget(struct shim_exec *exec)
+{
+    shim_handle_free(exec->handle);
+    /* What the graph holds may still be in use by a launch that is under way. */
+    shim_references_drop(exec->reference, atomic_load_explicit(&exec->launched, memory_order_relaxed));
+    free(exec);
+}
+
+struct leaving { uint64_t context; struct shim_exec *found[64]; unsigned count; };
+
+static void collect(struct shim_object *object, void *user)
+{
+    struct leaving *leaving = user;
+    if (object->context == leaving->context && object->data != NULL && leaving->count < 64) leaving->found[leaving->count++] = object->data;
+}
+
+/* Instances end with their context, on the worker's side too; graphs do not. */
+static void end_context(uint64_t context)
+{
+    struct leaving leaving = {.context = context};
+    do {
+        leaving.count = 0;
+        shim_handle_each(VGPU_KIND_EXEC, collect, &leaving);
+        for (unsigned i = 0; i < leaving.count; i++) {
+            atomic_store(&leaving.found[i]->launched, false); /* nothing of the context runs any more */
+            forget(leaving.found[i]);
+        }
+    } while (leaving.count != 0);
+}
+
+static void end_context_once(void) { shim_on_context_end(end_context); }
+
 CUresult shim_exec_adopt(uint64_t handle, struct shim_graph *graph)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, end_context_once);
     struct shim_exec *exec = calloc(1, sizeof *exec);
     if (exec == NULL || vgpu_handle_kind(handle) != VGPU_KIND_EXEC || !shim_handle_adopt(handle, exec)) {
         free(exec);
@@ -163,9 +197,6 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec)
     struct shim_exec *exec = shim_exec_of(hGraphExec);
     if (exec == NULL) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t argument[8] = {exec->handle};
-    shim_handle_free(exec->handle);
-    /* What the graph holds may still be in use by a launch that is under way. */
-    shim_references_drop(exec->reference, atomic_load_explicit(&exec->launched, memory_order_relaxed));
-    free(exec);
+    forget(exec);
     return shim_async(VGPU_CALL_cuGraphExecDestroy, argument, NULL, 0);
 }

@@ -15,7 +15,7 @@
 #define INLINE_PARAMETERS 1024 /* bytes packed on the stack; nearly all kernels have fewer */
 
 enum { MAX_THREADS = 1, MAX_BLOCK_X, MAX_BLOCK_Y, MAX_BLOCK_Z, MAX_GRID_X, MAX_GRID_Y, MAX_GRID_Z }; /* CU_DEVICE_ATTRIBUTE_* */
-enum { FUNCTION_MAX_THREADS = 0, FUNCTION_MAX_DYNAMIC_SHARED = 8 };                                  /* CU_FUNC_ATTRIBUTE_* */
+enum { FUNCTION_MAX_THREADS = 0, FUNCTION_MAX_DYNAMIC_SHARED = 8, FUNCTION_CLUSTER_WIDTH = 11 };      /* CU_FUNC_ATTRIBUTE_* */
 enum { /* CU_LAUNCH_ATTRIBUTE_* */
     ATTRIBUTE_IGNORE = 0,
     ATTRIBUTE_COOPERATIVE = 2,
@@ -39,19 +39,19 @@ static unsigned device_limit(unsigned attribute)
 /* A block shape as one word; never 0. */
 static uint64_t shape(const struct geometry *g) { return g->block[0] | (uint64_t)g->block[1] << 21 | (uint64_t)g->block[2] << 42; }
 
-/* A kernel compiled for one block shape (.reqntid) is refused with any other, and nothing the driver tells gives that away
- * but that it takes fewer threads than the device. So such a function's first launch with a shape asks. */
+/* A kernel compiled for one block shape (.reqntid) is refused with any other, and nothing the driver tells beforehand
+ * gives that away. So a function's first launch asks, and the first with a second shape: one that has taken two takes any. */
 static bool block_is_known(const struct shim_function *function, const struct geometry *g)
 {
-    for (unsigned i = 0; i < SHIM_BLOCKS_KNOWN; i++)
-        if (atomic_load_explicit(&function->block[i], memory_order_relaxed) == shape(g)) return true;
-    return false;
+    const uint64_t known = atomic_load_explicit(&function->block, memory_order_relaxed);
+    return known == SHIM_ANY_BLOCK || known == shape(g);
 }
 
 static void learn_block(struct shim_function *function, const struct geometry *g)
 {
-    const uint32_t at = atomic_fetch_add_explicit(&function->next_block, 1, memory_order_relaxed) % SHIM_BLOCKS_KNOWN;
-    if (!block_is_known(function, g)) atomic_store_explicit(&function->block[at], shape(g), memory_order_relaxed);
+    uint64_t known = 0;
+    if (atomic_compare_exchange_strong(&function->block, &known, shape(g)) || known == shape(g)) return;
+    atomic_store_explicit(&function->block, SHIM_ANY_BLOCK, memory_order_relaxed);
 }
 
 static enum verdict judge(const struct shim_function *function, const struct geometry *g)
@@ -65,7 +65,12 @@ static enum verdict judge(const struct shim_function *function, const struct geo
     const int most = atomic_load_explicit(&function->attribute[FUNCTION_MAX_THREADS], memory_order_relaxed);
     const int shared = atomic_load_explicit(&function->attribute[FUNCTION_MAX_DYNAMIC_SHARED], memory_order_relaxed);
     if (threads > (uint64_t)most || g->shared > (unsigned)shared) return LAUNCH_ODD;
-    if ((unsigned)most < device_limit(MAX_THREADS) && !block_is_known(function, g)) return LAUNCH_ODD;
+    if (!block_is_known(function, g)) return LAUNCH_ODD;
+    for (unsigned i = 0; i < 3; i++) {
+        /* A kernel compiled for clusters of one shape: the grid must be made of them. */
+        const int cluster = atomic_load_explicit(&function->attribute[FUNCTION_CLUSTER_WIDTH + i], memory_order_relaxed);
+        if (__builtin_expect(cluster > 1, 0) && g->grid[i] % (unsigned)cluster != 0) return LAUNCH_ODD;
+    }
     return LAUNCH_PLAIN;
 }
 
@@ -196,6 +201,8 @@ static inline CUresult launch(CUfunction f, const struct geometry *g, CUstream s
     if ((status = shim_function_describe(function)) != CUDA_SUCCESS) return status;
     if (function->status != CUDA_SUCCESS) return function->status;
     enum verdict verdict = judge(function, g);
+    /* A captured launch is answered by the driver: what is wrong with it spoils the capture at once. */
+    if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0, 0)) verdict = LAUNCH_ODD;
     if (verdict == LAUNCH_REFUSED) return CUDA_ERROR_INVALID_VALUE;
     CUlaunchAttribute carried[VGPU_LAUNCH_ATTRIBUTE_LIMIT];
     if (attribute_count != 0) {
@@ -205,8 +212,6 @@ static inline CUresult launch(CUfunction f, const struct geometry *g, CUstream s
         if (!attributes_are_plain(carried, attribute_count, g)) verdict = LAUNCH_ODD;
     }
     if (cooperative) verdict = LAUNCH_ODD;
-    /* A captured launch is answered by the launch itself: what is wrong with it spoils the capture at once. */
-    if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0, 0)) verdict = LAUNCH_ODD;
     uint8_t space[INLINE_PARAMETERS] __attribute__((aligned(16)));
     uint8_t *packed;
     uint32_t length;

@@ -88,7 +88,33 @@ static void collect(struct shim_object *object, void *user)
     if (code != NULL && code->context == leaving->context && leaving->count < 64) leaving->found[leaving->count++] = code;
 }
 
-/* The context is gone on the worker's side, its modules with it; libraries stay. */
+struct leaving_functions { uint64_t context; struct shim_function *found[64]; unsigned count; };
+
+static void collect_function(struct shim_object *object, void *user)
+{
+    struct leaving_functions *leaving = user;
+    if (object->context == leaving->context && object->data != NULL && leaving->count < 64)
+        leaving->found[leaving->count++] = object->data;
+}
+
+/* Takes a kernel's function out of its library. */
+static void drop_function(struct shim_function *function)
+{
+    struct shim_function *kernel = atomic_load_explicit(&function->peer, memory_order_relaxed);
+    pthread_mutex_lock(&shim_code_mutex);
+    for (unsigned i = 0; i < SHIM_CODE_BUCKETS; i++)
+        for (struct shim_function **at = &function->owner->bucket[i]; *at != NULL; at = &(*at)->next)
+            if (*at == function) {
+                *at = function->next;
+                break;
+            }
+    if (kernel != NULL) atomic_store_explicit(&kernel->peer, NULL, memory_order_release);
+    pthread_mutex_unlock(&shim_code_mutex);
+    free_function(function);
+}
+
+/* The context is gone on the worker's side, and with it its modules and the functions that kernels had there; libraries
+ * and kernels stay. */
 static void end_context(uint64_t context)
 {
     struct leaving leaving = {.context = context};
@@ -97,6 +123,12 @@ static void end_context(uint64_t context)
         shim_handle_each(VGPU_KIND_MODULE, collect, &leaving);
         for (unsigned i = 0; i < leaving.count; i++) shim_code_unload(leaving.found[i]);
     } while (leaving.count != 0);
+    struct leaving_functions functions = {.context = context};
+    do {
+        functions.count = 0;
+        shim_handle_each(VGPU_KIND_FUNCTION, collect_function, &functions);
+        for (unsigned i = 0; i < functions.count; i++) drop_function(functions.found[i]);
+    } while (functions.count != 0);
 }
 
 static void end_context_once(void) { shim_on_context_end(end_context); }
@@ -153,7 +185,6 @@ static CUresult load_module(void *module, const void *bytes, unsigned count, con
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (module == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     struct shim_jit jit;
     if ((status = shim_jit_read(&jit, count, options, values)) != CUDA_SUCCESS) return status;
     struct shim_image image;
@@ -193,7 +224,7 @@ CUresult cuModuleLoad(void *module, const char *fname)
 
 CUresult cuModuleUnload(CUmodule hmod)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = shim_enter(); /* any context, or none */
     if (status != CUDA_SUCCESS) return status;
     struct shim_code *code = module_of(hmod);
     if (code == NULL) return CUDA_ERROR_INVALID_HANDLE;

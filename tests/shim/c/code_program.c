@@ -844,6 +844,41 @@ static void link_images(void)
     free(text);
 }
 
+/* Modules end with their context; libraries and kernels live on, and a kernel has another function then. */
+static void reset(void)
+{
+    CUlibrary lib;
+    CUkernel kernel;
+    char *text = ptx_text();
+    for (unsigned round = 0; round < 3; round++) {
+        set_up();
+        if (round == 0) {
+            NEED(cuLibraryLoadData(&lib, text, NULL, NULL, 0, NULL, NULL, 0));
+            NEED(cuLibraryGetKernel(&kernel, lib, "store"));
+        }
+        CUfunction function = NULL;
+        uint32_t value = 100 * round;
+        void *p[] = {&memory, &value};
+        SAY(cuKernelGetFunction(&function, kernel));
+        SAY(run(function, 1, 1, 1, 4, 1, 1, 0, NULL, p, NULL));
+        show("its function", 4);
+        value++;
+        SAY(run((CUfunction)kernel, 1, 1, 1, 4, 1, 1, 0, NULL, p, NULL));
+        show("the kernel", 4);
+        CUmodule inner = NULL;
+        CUfunction by_name = NULL;
+        SAY(cuLibraryGetModule(&inner, lib));
+        SAY(cuModuleGetFunction(&by_name, inner, "nothing"));
+        SAY(run(by_name, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
+        SAY(cuCtxSynchronize());
+        SAY(cuDevicePrimaryCtxReset_v2(0));
+        NEED(cuDevicePrimaryCtxRelease_v2(0));
+        context = NULL;
+    }
+    SAY(cuLibraryUnload(lib));
+    free(text);
+}
+
 static void stale(void) /* natively undefined: the guest must answer, and the worker must live */
 {
     set_up();
@@ -894,7 +929,7 @@ static void stale(void) /* natively undefined: the guest must answer, and the wo
 static const struct { const char *name; void (*run)(void); } sections[] = {
     {"library", library}, {"images", images}, {"parameters", parameters}, {"launches", launches}, {"occupancy", occupancy},
     {"block_size", block_size}, {"capture", capture}, {"modes", modes}, {"graphs", graphs}, {"node_parameters", node_parameters},
-    {"host", host}, {"host_nodes", host_nodes}, {"objects", objects}, {"link", link_images}, {"clusters", clusters}, {"stale", stale},
+    {"host", host}, {"host_nodes", host_nodes}, {"objects", objects}, {"link", link_images}, {"clusters", clusters}, {"stale", stale}, {"reset", reset},
 };
 
 int main(int argc, char **argv)
