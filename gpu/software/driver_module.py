@@ -44,7 +44,7 @@ def image_texts(address: int) -> list[str]:
     if unpack("<I", address)[0] != WRAPPER_MAGIC:
         return [_text_of(address)]
     _magic, version, image, listed = unpack("<IIQQ", address)
-    to_link = []
+    to_link: list[str] = []
     while version == 2 and listed and (part := get_u64(listed + 8 * len(to_link))):
         to_link.append(_text_of(part))
     return to_link or [_text_of(image)]
