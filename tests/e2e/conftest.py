@@ -13,7 +13,20 @@ from tests.e2e.mediator import PROGRAMS, Mediator
 from vgpu.gpu.conformance.kernels import PTX
 from vgpu.shim.locate import library_directory
 
-SPIN = ".visible .entry spin()\n{\nL:\n    bra.uni L;\n}\n"
+SPIN = """
+.visible .entry spin(.param .u32 spin_0)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<2>;
+    ld.param.u32 %r1, [spin_0];
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 bra DONE;
+L:
+    bra.uni L;
+DONE:
+    ret;
+}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +45,7 @@ def own_mediator() -> Iterator[Mediator]:
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PTX file: the kernels of the conformance suite, and ``spin``, which never ends."""
+    """A PTX file: the kernels of the conformance suite, and ``spin``, which never ends if told so."""
     path = tmp_path_factory.mktemp("kernels") / "kernels.ptx"
     path.write_text(PTX.rstrip(b"\0").decode() + SPIN)
     return path
