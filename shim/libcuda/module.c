@@ -277,6 +277,8 @@ CUresult shim_module_functions(CUmodule module, shim_function_visitor visit, voi
     CUfunction *functions = calloc(total + 1, sizeof *functions);
     if (functions == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     status = total == 0 ? CUDA_SUCCESS : cuModuleEnumerateFunctions(functions, total, module);
+    /* Under lazy loading an enumerated function may not be loaded yet; who gets it here launches it as it is (cuFFT). */
+    for (unsigned i = 0; i < total && status == CUDA_SUCCESS; i++) status = cuFuncLoad(functions[i]);
     for (unsigned i = 0; i < total && status == CUDA_SUCCESS; i++) visit(user, functions[i]);
     free(functions);
     if (status == CUDA_SUCCESS && count != NULL) *count = total;
