@@ -16,18 +16,22 @@
 
 /* CUdevice_attribute numbers of abilities that end at the VM's border. */
 static const uint8_t absent[] = {
+    83,  /* managed memory: needs the page faults of a real driver in the guest */
     88,  /* pageable memory access */
+    91,  /* memory a program registered, at its host address: such memory is staged */
     89,  /* concurrent managed access */
     100, /* ... through the host's page tables */
     101, /* direct managed access from the host */
     103, /* memory handles as file descriptors */
     104, 105, /* ... as Windows handles */
     110, 116, 117, /* GPUDirect RDMA, and its flushes */
+    112, 113, 114, /* sparse arrays, read-only registration, timeline semaphores */
     119, /* pool handle types */
     124, /* dma-buf */
     125, /* inter-process events */
     128, /* fabric handles */
     132, /* multicast */
+    136, 137, /* decompression */
     141, 142, 143, 144, 145, 146, /* memory on host NUMA nodes and host pools */
 };
 
