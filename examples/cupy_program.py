@@ -6,7 +6,7 @@ Prints one JSON object with its results; examples/demo.py compares them with Num
 
 import json
 
-import cupy
+import cupy  # type: ignore[import-not-found, unused-ignore]
 
 properties = cupy.cuda.runtime.getDeviceProperties(0)
 generator = cupy.arange(1 << 16, dtype=cupy.float32)

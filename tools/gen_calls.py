@@ -211,10 +211,10 @@ def entries(table: Table) -> str:
         if row.shim == "gen":
             lines += [f"CUresult {row.symbol}({signature(row, opaque=False)})", "{", *entry_body(row), "}"]
         if row.twin:
-            twin = f"{row.symbol}_{row.twin[0]}"
-            names = ", ".join(p.name for p in row.parameters)
-            lines += [f"CUresult {twin}({signature(row, opaque=False)})", "{", "    SHIM_PER_THREAD_STREAM;"]
-            lines += [f"    return {row.symbol}({names});", "}"]
+            name = f"{row.symbol}_{row.twin[0]}"
+            passed = ", ".join(p.name for p in row.parameters)
+            lines += [f"CUresult {name}({signature(row, opaque=False)})", "{", "    SHIM_PER_THREAD_STREAM;"]
+            lines += [f"    return {row.symbol}({passed});", "}"]
     symbols = exported(table)
     by_base: dict[str, list[tuple[int, int, str]]] = {}
     for symbol, row, twin in symbols:

@@ -11,7 +11,9 @@ from vgpu.transport.calls._table import load
 
 def exported() -> dict[str, str]:
     """Exported symbol -> its letter in nm's listing (T strong, W weak)."""
-    listing = subprocess.check_output(["nm", "-D", "--defined-only", library_directory() / LIBRARY], text=True)
+    listing = subprocess.check_output(
+        ["nm", "-D", "--defined-only", library_directory() / LIBRARY], text=True
+    )
     return {name: letter for _, letter, name in (line.split() for line in listing.splitlines())}
 
 
