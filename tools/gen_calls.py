@@ -217,9 +217,9 @@ def entries(table: Table) -> str:
             lines += [f"    return {row.symbol}({passed});", "}"]
     symbols = exported(table)
     by_base: dict[str, list[tuple[int, int, str]]] = {}
-    for symbol, row, twin in symbols:
-        since = row.twin[1] if twin and row.twin else row.since
-        by_base.setdefault(row.base, []).append((since, 2 if twin else 0, symbol))
+    for symbol, row, suffix in symbols:
+        since = row.twin[1] if suffix and row.twin else row.since
+        by_base.setdefault(row.base, []).append((since, 2 if suffix else 0, symbol))
     lines += ["", "/* Sorted by base name, then by first version, for cuGetProcAddress. */"]
     lines.append("const struct proc_entry proc_entries[] = {")
     count = 0
