@@ -139,6 +139,9 @@ CUresult shim_capture_check(void)
     return forbidden ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
 
+/* A stream of the program's own knows its context; the special ones are those of the current one. */
+static CUresult enter(CUstream stream) { return (uintptr_t)stream <= 2 ? shim_enter_context() : shim_enter(); }
+
 static CUresult ask_status(uint64_t stream, unsigned *status)
 {
     const uint64_t argument[8] = {stream};
@@ -157,7 +160,7 @@ bool shim_stream_is_capturing(uint64_t stream_id)
 
 CUresult cuStreamIsCapturing(CUstream hStream, unsigned int *captureStatus)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = enter(hStream);
     if (status != CUDA_SUCCESS) return status;
     if (captureStatus == NULL) return CUDA_ERROR_INVALID_VALUE;
     uint64_t stream;
@@ -189,7 +192,7 @@ static CUresult begin(CUstream handle, unsigned mode, const struct shim_graph *g
 
 CUresult cuStreamBeginCapture_v2(CUstream hStream, unsigned int mode)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = enter(hStream);
     return status != CUDA_SUCCESS ? status : begin(hStream, mode, NULL, NULL, NULL, 0);
 }
 
@@ -198,7 +201,7 @@ CUresult cuStreamBeginCapture(CUstream hStream) { return cuStreamBeginCapture_v2
 CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const void *dependencies, const void *dependencyData,
                                      size_t numDependencies, unsigned int mode)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = enter(hStream);
     if (status != CUDA_SUCCESS) return status;
     const struct shim_graph *graph = shim_graph_of(hGraph);
     if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
@@ -207,7 +210,7 @@ CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const voi
 
 CUresult cuStreamEndCapture(CUstream hStream, void *phGraph)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = enter(hStream);
     if (status != CUDA_SUCCESS) return status;
     if (phGraph == NULL) return CUDA_ERROR_INVALID_VALUE;
     uint64_t stream;
@@ -282,7 +285,7 @@ static CUresult fetch_dependencies(uint64_t stream, uint64_t graph, uint64_t cou
 static CUresult capture_info(CUstream handle, unsigned *status_out, uint64_t *id_out, CUgraph *graph_out, const uint64_t **nodes_out,
                              const void **edges_out, size_t *count_out, bool takes_edges)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = enter(handle);
     if (status != CUDA_SUCCESS) return status;
     if (status_out == NULL) return CUDA_ERROR_INVALID_VALUE;
     uint64_t stream;
@@ -335,7 +338,7 @@ CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, void *captureStatus_out, vo
 CUresult cuStreamUpdateCaptureDependencies_v2(CUstream hStream, void *dependencies, const void *dependencyData,
                                               size_t numDependencies, unsigned int flags)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = enter(hStream);
     if (status != CUDA_SUCCESS) return status;
     uint64_t stream;
     if ((status = shim_stream(hStream, &stream)) != CUDA_SUCCESS) return status;

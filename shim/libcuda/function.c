@@ -284,7 +284,7 @@ CUresult cuFuncGetAttribute(int *pi, unsigned int attrib, CUfunction hfunc)
 
 CUresult cuFuncSetAttribute(CUfunction hfunc, unsigned int attrib, int value)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     struct shim_function *function = function_of(hfunc);
     return function == NULL ? CUDA_ERROR_INVALID_HANDLE : shim_function_set_attribute(function, attrib, value);
@@ -293,7 +293,7 @@ CUresult cuFuncSetAttribute(CUfunction hfunc, unsigned int attrib, int value)
 /* Two preferences that the hardware of today ignores or takes as a hint; a wrong value is refused without asking. */
 static CUresult set_preference(CUfunction function, unsigned call, unsigned config, unsigned largest)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (shim_function_of(function) == NULL) return CUDA_ERROR_INVALID_HANDLE;
     if (config > largest) return CUDA_ERROR_INVALID_VALUE;
@@ -313,7 +313,7 @@ CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, unsigned int config)
 
 CUresult cuFuncGetModule(void *hmod, CUfunction hfunc)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (hmod == NULL) return CUDA_ERROR_INVALID_VALUE;
     const struct shim_function *function = function_of(hfunc);
@@ -326,7 +326,7 @@ CUresult cuFuncGetModule(void *hmod, CUfunction hfunc)
 
 CUresult cuFuncGetName(void *name, CUfunction hfunc)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (name == NULL) return CUDA_ERROR_INVALID_VALUE;
     struct shim_function *function = function_of(hfunc);
@@ -336,7 +336,7 @@ CUresult cuFuncGetName(void *name, CUfunction hfunc)
 
 CUresult cuFuncGetParamInfo(CUfunction func, size_t paramIndex, void *paramOffset, void *paramSize)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     struct shim_function *function = function_of(func);
     return function == NULL ? CUDA_ERROR_INVALID_HANDLE : shim_function_parameter(function, paramIndex, paramOffset, paramSize);

@@ -170,9 +170,9 @@ static CUresult add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgra
     return status;
 }
 
-#define ADD_NODE(call, make_body)                                                                        \
+#define ADD_NODE(enter, call, make_body)                                                                      \
     do {                                                                                                 \
-        CUresult add_status = shim_enter_context();                                                      \
+        CUresult add_status = (enter);                                                                   \
         struct body body = {0};                                                                          \
         if (add_status == CUDA_SUCCESS) add_status = (make_body);                                        \
         if (add_status == CUDA_SUCCESS) add_status = add(call, phGraphNode, hGraph, dependencies, numDependencies, &body); \
@@ -184,7 +184,7 @@ CUresult cuGraphAddKernelNode_v2(void *phGraphNode, CUgraph hGraph, const void *
                                  const void *nodeParams)
 {
     if (nodeParams == NULL) return CUDA_ERROR_INVALID_VALUE;
-    ADD_NODE(VGPU_CALL_cuGraphAddKernelNode_v2, kernel_body(nodeParams, &body));
+    ADD_NODE(shim_enter_context(), VGPU_CALL_cuGraphAddKernelNode_v2, kernel_body(nodeParams, &body));
 }
 
 static CUDA_KERNEL_NODE_PARAMS from_v1(const void *nodeParams)
@@ -205,23 +205,23 @@ CUresult cuGraphAddKernelNode(void *phGraphNode, CUgraph hGraph, const void *dep
 CUresult cuGraphAddMemcpyNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies,
                               const void *copyParams, CUcontext ctx)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddMemcpyNode, copy_body(copyParams, ctx, &body));
+    ADD_NODE(shim_enter_context(), VGPU_CALL_cuGraphAddMemcpyNode, copy_body(copyParams, ctx, &body));
 }
 
 CUresult cuGraphAddMemsetNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies,
                               const void *memsetParams, CUcontext ctx)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddMemsetNode, memset_body(memsetParams, ctx, &body));
+    ADD_NODE(shim_enter_context(), VGPU_CALL_cuGraphAddMemsetNode, memset_body(memsetParams, ctx, &body));
 }
 
 CUresult cuGraphAddEmptyNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddEmptyNode, CUDA_SUCCESS);
+    ADD_NODE(shim_enter(), VGPU_CALL_cuGraphAddEmptyNode, CUDA_SUCCESS);
 }
 
 CUresult cuGraphAddHostNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddHostNode, host_body(nodeParams, &body));
+    ADD_NODE(shim_enter(), VGPU_CALL_cuGraphAddHostNode, host_body(nodeParams, &body));
 }
 
 CUresult cuGraphAddChildGraphNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies,
@@ -230,7 +230,7 @@ CUresult cuGraphAddChildGraphNode(void *phGraphNode, CUgraph hGraph, const void 
     const struct shim_graph *child = shim_graph_of(childGraph);
     if (child == NULL) return CUDA_ERROR_INVALID_VALUE;
     struct shim_graph *graph = shim_graph_of(hGraph);
-    CUresult status = shim_enter_context();
+    CUresult status = shim_enter();
     struct body body = {.argument = {child->handle}};
     if (status == CUDA_SUCCESS) status = add(VGPU_CALL_cuGraphAddChildGraphNode, phGraphNode, hGraph, dependencies, numDependencies, &body);
     if (status == CUDA_SUCCESS && child->reference != NULL) shim_references_join(&graph->reference, child->reference);
@@ -246,12 +246,12 @@ static CUresult event_argument(CUevent event, struct body *body)
 
 CUresult cuGraphAddEventRecordNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, CUevent event)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddEventRecordNode, event_argument(event, &body));
+    ADD_NODE(shim_enter(), VGPU_CALL_cuGraphAddEventRecordNode, event_argument(event, &body));
 }
 
 CUresult cuGraphAddEventWaitNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, CUevent event)
 {
-    ADD_NODE(VGPU_CALL_cuGraphAddEventWaitNode, event_argument(event, &body));
+    ADD_NODE(shim_enter(), VGPU_CALL_cuGraphAddEventWaitNode, event_argument(event, &body));
 }
 
 /* ---- changing: in the graph, or in one instance of it ---- */
@@ -356,7 +356,7 @@ CUresult cuGraphExecEventWaitNodeSetEvent(CUgraphExec hGraphExec, CUgraphNode hN
 static CUresult read_node(unsigned call, CUgraphNode hNode, struct shim_node **node, uint64_t value[4], void *reply, uint32_t capacity,
                           uint32_t *length)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     *node = shim_node_of(hNode);
     if (*node == NULL) return CUDA_ERROR_INVALID_VALUE;

@@ -150,7 +150,7 @@ void shim_callbacks_defer(void (*destroy)(void *), void *user)
 
 static CUresult launch(CUstream hStream, void *function, void *user, unsigned kind)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = (uintptr_t)hStream <= 2 ? shim_enter_context() : shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (function == NULL) return CUDA_ERROR_INVALID_VALUE;
     uint64_t stream;

@@ -25,6 +25,7 @@ enum { /* CU_LAUNCH_ATTRIBUTE_* */
     ATTRIBUTE_PRIORITY = 8,
     ATTRIBUTE_COMPLETION_EVENT = 12,
     ATTRIBUTE_DEVICE_UPDATABLE = 13,
+    ATTRIBUTE_HOLE = 15,
     ATTRIBUTE_LAST = 17,
 };
 
@@ -136,7 +137,7 @@ CUresult shim_launch_attributes(const CUlaunchAttribute *attributes, unsigned co
 {
     for (unsigned i = 0; i < count; i++) {
         const CUlaunchAttribute *from = &attributes[i];
-        if (from->id > ATTRIBUTE_LAST) return CUDA_ERROR_NOT_SUPPORTED;
+        if (from->id > ATTRIBUTE_LAST || from->id == ATTRIBUTE_HOLE) return CUDA_ERROR_INVALID_VALUE;
         out[i] = *from;
         memset(out[i].pad, 0, sizeof out[i].pad);
         if (from->id == ATTRIBUTE_PROGRAMMATIC_EVENT || from->id == ATTRIBUTE_COMPLETION_EVENT) {
@@ -149,7 +150,8 @@ CUresult shim_launch_attributes(const CUlaunchAttribute *attributes, unsigned co
 }
 
 /* Attributes that are sure to be fine in a launch that is fine without them. */
-static bool attributes_are_plain(const CUlaunchAttribute *attributes, unsigned count, const struct geometry *g)
+static bool attributes_are_plain(const struct shim_function *function, const CUlaunchAttribute *attributes, unsigned count,
+                                 const struct geometry *g)
 {
     for (unsigned i = 0; i < count; i++) {
         const unsigned *word = attributes[i].value.words;
@@ -159,6 +161,8 @@ static bool attributes_are_plain(const CUlaunchAttribute *attributes, unsigned c
         case ATTRIBUTE_PRIORITY: break;
         case ATTRIBUTE_CLUSTER: {
             uint64_t blocks = 1;
+            /* Compiled for clusters of a shape of its own: any other is refused. */
+            if (atomic_load_explicit(&function->attribute[FUNCTION_CLUSTER_WIDTH], memory_order_relaxed) != 0) return false;
             for (unsigned d = 0; d < 3; d++) {
                 if (word[d] == 0 || word[d] > g->grid[d] || g->grid[d] % word[d] != 0) return false;
                 blocks *= word[d];
@@ -209,7 +213,7 @@ static inline CUresult launch(CUfunction f, const struct geometry *g, CUstream s
         if (attributes == NULL) return CUDA_ERROR_INVALID_VALUE;
         if (attribute_count > VGPU_LAUNCH_ATTRIBUTE_LIMIT) return CUDA_ERROR_NOT_SUPPORTED;
         if ((status = shim_launch_attributes(attributes, attribute_count, carried)) != CUDA_SUCCESS) return status;
-        if (!attributes_are_plain(carried, attribute_count, g)) verdict = LAUNCH_ODD;
+        if (!attributes_are_plain(function, carried, attribute_count, g)) verdict = LAUNCH_ODD;
     }
     if (cooperative) verdict = LAUNCH_ODD;
     uint8_t space[INLINE_PARAMETERS] __attribute__((aligned(16)));

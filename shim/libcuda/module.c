@@ -248,7 +248,7 @@ CUresult cuModuleGetLoadingMode(unsigned int *mode)
 
 CUresult cuModuleGetFunction(void *hfunc, CUmodule hmod, const char *name)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (hfunc == NULL || name == NULL) return CUDA_ERROR_INVALID_VALUE;
     struct shim_code *code = module_of(hmod);
@@ -261,7 +261,7 @@ CUresult cuModuleGetFunction(void *hfunc, CUmodule hmod, const char *name)
 
 CUresult cuModuleEnumerateFunctions(void *functions, unsigned int numFunctions, CUmodule mod)
 {
-    const CUresult status = shim_enter_context();
+    const CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (functions == NULL || numFunctions == 0) return CUDA_ERROR_INVALID_VALUE;
     struct shim_code *code = module_of(mod);
@@ -320,7 +320,7 @@ CUresult shim_code_global(struct shim_code *code, unsigned call, const char *nam
 
 CUresult cuModuleGetGlobal_v2(void *dptr, void *bytes, CUmodule hmod, const char *name)
 {
-    CUresult status = shim_enter_context();
+    CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (name == NULL || (dptr == NULL && bytes == NULL)) return CUDA_ERROR_INVALID_VALUE;
     struct shim_code *code = module_of(hmod);
