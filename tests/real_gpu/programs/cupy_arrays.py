@@ -14,12 +14,13 @@ results = {
     "max": array.max().item().hex(),
     "argmin": int(array.argmin()),
     "sorted": digest(cupy.sort(array)[:1000]),
-    "cumulative": digest(cupy.cumsum(array)),
     "integers": digest(cupy.arange(100000, dtype=cupy.int32) ** 2 % 977),
     "histogram": cupy.histogram(array, bins=16)[0].tolist(),
     "axis": digest(cupy.asarray(rng.standard_normal((130, 257))).mean(axis=1)),
 }
 close("elementwise", (cupy.sin(array) * array + 2).get(), numpy.sin(host) * host + 2, 1e-12)
+# A scan over blocks adds in another order each time, natively too: compared with the CPU, not bit for bit.
+close("cumulative", cupy.cumsum(array).get(), numpy.cumsum(host), 1e-10)
 close("sum", array.sum().get(), host.sum(), 1e-10)
 fused = cupy.ElementwiseKernel("float64 x, float64 y", "float64 z", "z = x > y ? x - y : x * y", "fused")
 results["kernel"] = digest(fused(array, array[::-1].copy()))
