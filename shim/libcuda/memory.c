@@ -193,8 +193,7 @@ CUresult cuMemFree_v2(unsigned long long dptr)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS || dptr == 0) return status;
     struct shim_range range;
-    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr ||
-        (range.kind != SHIM_RANGE_DEVICE && range.kind != SHIM_RANGE_POOL) || vgpu_handle_kind(range.owner) == VGPU_KIND_MEMORY)
+    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr || !memory_is_allocation(&range))
         return CUDA_ERROR_INVALID_VALUE;
     if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {dptr};

@@ -31,6 +31,12 @@ enum memory_expectation {
 /* What [address, address + size) is. Ranges that end beyond their allocation are MEMORY_NOWHERE. size > 0. */
 void memory_side_of(uint64_t address, uint64_t size, enum memory_expectation expectation, struct memory_side *side);
 
+/* May this be given to cuMemFree? Mapped memory and the variables of a module are device memory, but none of the caller's. */
+static inline bool memory_is_allocation(const struct shim_range *range)
+{
+    return range->kind == SHIM_RANGE_POOL || (range->kind == SHIM_RANGE_DEVICE && range->owner == 0);
+}
+
 /* Sends a record: one way normally; while a stream of this process is capturing as a round trip, so that what the
  * driver says against a captured call is returned by that very call. */
 CUresult memory_submit(unsigned call, const uint64_t argument[8], const void *payload, uint32_t length);

@@ -308,6 +308,7 @@ CUresult shim_code_global(struct shim_code *code, unsigned call, const char *nam
         .device_address = value[0],
         .context = code->context != 0 ? code->context : shim_current_context_id(),
         .kind = call == VGPU_CALL_cuLibraryGetManaged ? SHIM_RANGE_MANAGED : SHIM_RANGE_DEVICE,
+        .owner = code->handle, /* it goes with the module and cannot be freed by itself */
     };
     shim_range_add(&range);
     global->base = value[0];

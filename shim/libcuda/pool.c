@@ -105,8 +105,7 @@ CUresult cuMemFreeAsync(unsigned long long dptr, CUstream hStream)
     if (status != CUDA_SUCCESS) return status;
     if ((status = shim_stream(hStream, &stream)) != CUDA_SUCCESS || dptr == 0) return status;
     struct shim_range range;
-    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr || vgpu_handle_kind(range.owner) == VGPU_KIND_MEMORY ||
-        (range.kind != SHIM_RANGE_DEVICE && range.kind != SHIM_RANGE_POOL))
+    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr || !memory_is_allocation(&range))
         return CUDA_ERROR_INVALID_VALUE;
     const uint64_t argument[8] = {dptr, stream};
     if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0) {
