@@ -69,6 +69,7 @@ def globals_by_name(p: Probe) -> None:
     table = int(address[0])
     p.equal(p.download(table + 8, 4), bytes([33, 0, 0, 0]), "table[2]")
     p.expect(500, "cuModuleGetGlobal_v2", address, size, module, b"absent\0")
+    p.expect(1, "cuMemFree_v2", counter)
     p.upload(counter, (1000).to_bytes(4, "little"))
     p.upload(table + 8, (99).to_bytes(4, "little"))
     out = p.device(8)

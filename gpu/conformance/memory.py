@@ -161,6 +161,10 @@ def rectangles_refused(p: Probe) -> None:
         "<QQIxxxxQQQQQQIxxxxQQQQQQ", 0, 0, 9, host, 0, 0, 64, 0, 0, DEVICE, 0, device, 0, 64, 32, 2
     )
     p.expect(1, "cuMemcpy2DAsync_v2", unknown, 0)
+    single = p.pack(
+        "<QQIxxxxQQQQQQIxxxxQQQQQQ", 0, 0, HOST, host, 0, 0, 16, 0, 0, DEVICE, 0, device, 0, 64, 32, 1
+    )
+    p.expect(1, "cuMemcpy2DAsync_v2", single, 0)
     flat = p.pack(
         "<QQIxxxxQQQQQQIxxxxQQQQQQ", 0, 0, HOST, host, 0, 0, 64, 0, 0, DEVICE, 0, device, 0, 64, 0, 2
     )

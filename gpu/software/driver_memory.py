@@ -10,7 +10,7 @@ import numpy as np
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
-from .state import CudaError, Device, Pool
+from .state import Context, CudaError, Device, Pool
 
 INVALID_ADDRESS_SPACE = 717
 # struct layout of CUDA_MEMCPY2D and CUDA_MEMCPY3D as public documentation gives them.
@@ -53,11 +53,20 @@ def cuMemAllocPitch_v2(device: Device, out: int, pitch: int, width: int, height:
 def cuMemFree_v2(device: Device, address: int) -> None:
     if not address:
         return
-    try:
-        device.space.free(address)
-    except KeyError:
-        raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation") from None
-    device.context().memory.discard(address)
+    contexts = [c for c in device.objects.values() if isinstance(c, Context) and address in c.memory]
+    if not contexts and address not in device.pool_of:
+        raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation")
+    device.space.free(address)
+    for context in contexts:
+        context.memory.discard(address)
+    _return_to_pool(device, address)
+
+
+def _return_to_pool(device: Device, address: int) -> None:
+    taken = device.pool_of.pop(address, None)
+    if taken is not None:
+        pool, size = taken
+        pool.used -= size
 
 
 @entry
@@ -189,10 +198,10 @@ def _copy_rows(
                 device.space.write(b, data)
 
 
-def _check_pitches(width: int, height: int, *sides: int) -> None:
-    """Refuse rows that do not fit into their pitch; a single row needs none."""
+def _check_pitches(width: int, *sides: int) -> None:
+    """Refuse rows that do not fit into their pitch."""
     for x, pitch in zip(sides[::2], sides[1::2], strict=True):
-        if pitch and height > 1 and x + width > pitch:
+        if pitch and x + width > pitch:
             raise CudaError(INVALID_VALUE, f"rows of {width} bytes at {x} with a pitch of {pitch}")
 
 
@@ -201,7 +210,7 @@ def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
     (sx, sy, sk, sh, sd, _sa, sp, dx, dy, dk, dh, dd, _da, dp, width, height) = unpack(MEMCPY_2D, parameters)
     if not width or not height:
         return
-    _check_pitches(width, height, sx, sp, dx, dp)
+    _check_pitches(width, sx, sp, dx, dp)
     source = _Side(sk, sh, sd, sx, sy, 0, sp or width, 0)
     destination = _Side(dk, dh, dd, dx, dy, 0, dp or width, 0)
     device.submit(
@@ -226,7 +235,7 @@ class _Copy3D:
             sx, sy, sz, _sl, sk, sh, sd, _sa, _r0, sp, sheight, dx, dy, dz, _dl, dk, dh, dd, _da, _r1, dp, dheight,
             width, height, depth,
         ) = unpack(MEMCPY_3D, ctypes.addressof(buffer))  # fmt: skip
-        _check_pitches(width, height, sx, sp, dx, dp)
+        _check_pitches(width, sx, sp, dx, dp)
         self.device, self.raw = device, raw
         self.source = _Side(sk, sh, sd, sx, sy, sz, sp or width, sheight or height)
         self.destination = _Side(dk, dh, dd, dx, dy, dz, dp or width, dheight or height)
@@ -404,10 +413,9 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
         put_u64(out, 0)  # no memory and no error, as NVIDIA's driver has it
         return
     address = device.space.allocate(size)
-    found = device.space.find(address)
-    holder.used += found[1] if found else size
+    holder.used += size
     holder.high = max(holder.high, holder.used)
-    device.pool_of[address] = holder
+    device.pool_of[address] = (holder, size)
     put_u64(out, address)
 
 
@@ -415,11 +423,7 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
 def cuMemFreeAsync(device: Device, address: int, stream: int) -> None:
     if device.stream(stream).capture is not None:
         raise CudaError(801, "memory nodes are not built")
-    found = device.space.find(address)
     cuMemFree_v2(device, address)
-    holder = device.pool_of.pop(address, None)
-    if holder is not None and found is not None:
-        holder.used -= found[1]
 
 
 @entry

@@ -189,8 +189,8 @@ class Device:
         self.launches = 0
         self.physical: dict[int, PhysicalAllocation] = {}
         self.windows: dict[int, int] = {}
-        # Which pool an address came from; freeing it must give the bytes back to that one.
-        self.pool_of: dict[int, Pool] = {}
+        # Pool and size of an address that came from one; freeing it must give the bytes back to that one.
+        self.pool_of: dict[int, tuple[Pool, int]] = {}
         # Asked now and then by a running kernel; true stops it.
         self.should_stop: Callable[[], bool] = lambda: False
 
@@ -220,7 +220,6 @@ class Device:
                 value.instance.unload()
                 value.instance = value.instance.module.instantiate(self.space)
         for address in context.memory:
-            self.pool_of.pop(address, None)
             with contextlib.suppress(KeyError):
                 self.space.free(address)
         for address in context.windows:
