@@ -64,10 +64,12 @@ async def open_unix_listener(path: Path, mode: int) -> trio.socket.SocketType:
     return sock
 
 
-def vm_name_for(hello: Hello, uid: int) -> str:
-    """The VM a local process belongs to: the one it names, else one of its user's own."""
+def vm_name_for(hello: Hello, uid: int, owner: int) -> str:
+    """The VM a local process belongs to. Credentials decide: only root and the mediator's own user may name one
+    (``owner``); everybody else is a VM of their own, whatever their HELLO says."""
     name = "".join(c for c in hello.vm if c.isalnum() or c in "-_.")
-    return name if name and name == hello.vm else f"local-{uid}"
+    is_trusted = uid in (0, owner)
+    return name if name and name == hello.vm and is_trusted else f"local-{uid}"
 
 
 @attrs.define(eq=False)
@@ -114,7 +116,7 @@ class Listener(Actor):
                     await stream.send_all(Welcome(Status.VERSION_MISMATCH).encode())
                     await stream.aclose()
                     return
-            name = vm_name_for(hello, uid)
+            name = vm_name_for(hello, uid, os.geteuid())
             supervisor = self.find(self.connections)
             child = self.find(f"{self.connections}/{name}")
             # One at a time: two guests of a new VM that arrive together must not both start its connection.
