@@ -74,7 +74,7 @@ class WorkerPool(Actor):
     _retry_seconds: float = RETRY_SECONDS
 
     async def started(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._take_over()
         self._fill()
 
