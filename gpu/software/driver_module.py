@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -44,10 +45,16 @@ def image_texts(address: int) -> list[str]:
     if unpack("<I", address)[0] != WRAPPER_MAGIC:
         return [_text_of(address)]
     _magic, version, image, listed = unpack("<IIQQ", address)
-    to_link: list[str] = []
-    while version == 2 and listed and (part := get_u64(listed + 8 * len(to_link))):
-        to_link.append(_text_of(part))
-    return to_link or [_text_of(image)]
+    parts: list[int] = []
+    while version == 2 and listed and (part := get_u64(listed + 8 * len(parts))):
+        parts.append(part)
+    texts: list[str] = []
+    for part in parts:
+        # nvcc lists its device runtime, too, as machine code. What a kernel misses from a part that is left out here
+        # is named when the rest is loaded.
+        with contextlib.suppress(CudaError):
+            texts.append(_text_of(part))
+    return texts or [_text_of(image)]
 
 
 def _text_of(address: int) -> str:

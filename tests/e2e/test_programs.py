@@ -49,6 +49,12 @@ def test_static_runtime(mediator: Mediator, compile_cuda: Compile, release: str)
     assert mediator.run(program) == ["devices 1", _version(release), *THINGS]
 
 
+def test_separate_compilation(mediator: Mediator, compile_cuda: Compile) -> None:
+    """``-rdc=true``: the driver is given a list of images to link, the program's and the device runtime's."""
+    program = compile_cuda(PROGRAMS / "runtime.cu", cudart="static", extra=["-rdc=true"])
+    assert mediator.run(program) == ["devices 1", _version("13.0"), *THINGS]
+
+
 def test_driver_program(mediator: Mediator, driver_program: Callable[[str], Path], kernels: Path) -> None:
     assert mediator.run(driver_program("driver"), kernels) == ["devices 1", NAME, "done"]
 
