@@ -353,9 +353,14 @@ def handler(row: Row) -> list[str]:
             )
             call.append(f"(unsigned long long){p.name}" if real != "void *" else p.name)
             index += 1
+        elif p.type not in SCALAR_IN:
+            # A pointer or a float in an argument word means what only a hand-written handler can know.
+            raise SystemExit(f"{row.symbol}: {p.type} cannot be generated; write the handler by hand")
         else:
             call.append(f"({C_SCALAR[p.type]})call->argument[{index}]")
             index += 1
+    if index > 8 or outs > 4:
+        raise SystemExit(f"{row.symbol}: too many arguments for a generated handler")
     lines.append(f"    CUresult status = (CUresult)replay->driver.{row.symbol}({', '.join(call)});")
     if after:
         lines += ["    if (status == CUDA_SUCCESS) {", *after, "    }"]

@@ -79,6 +79,15 @@ def _parameter(text: str, line: int) -> Parameter:
     return Parameter(name, kind)
 
 
+def _wire(line: list[str], number: int) -> WireCall:
+    name, *rest = line
+    kinds = ("async", "fence", "reply")
+    starts = ("a=", "p=")[: len(rest) - 1]
+    if len(rest) not in (2, 3) or rest[0] not in kinds or not all(map(str.startswith, rest[1:], starts)):
+        raise TableError(f"line {number}: expected {name}, {'|'.join(kinds)}, a=..., maybe p=...")
+    return WireCall(name, rest[0], rest[1][2:], rest[2][2:] if len(rest) == 3 else "-")
+
+
 def parse(text: str) -> Table:
     """Parse the table's text.
 
@@ -96,22 +105,24 @@ def parse(text: str) -> Table:
             raise TableError(f"line {number}: {line[0]} stands twice")
         seen.add(line[0])
         if line[0].startswith("wire"):
-            payload = line[3][2:] if len(line) > 3 else "-"
-            wire.append(WireCall(line[0], line[1], line[2][2:], payload))
+            wire.append(_wire(line, number))
             continue
         if len(line) < 3:
             raise TableError(f"line {number}: expected symbol, base@version, kind, got {raw!r}")
         symbol, spec, kind, *rest = line
         plain, _, twin_text = spec.partition("/")
         base, _, since = plain.partition("@")
-        if not since.isdigit() or kind not in KINDS:
-            raise TableError(f"line {number}: bad version or kind in {raw!r}")
+        if not base or not since.isdigit() or kind not in KINDS:
+            raise TableError(f"line {number}: bad name, version or kind in {raw!r}")
         twin: tuple[str, int] | None = None
         if twin_text:
             suffix, _, twin_since = twin_text.partition("@")
             if suffix not in ("ptsz", "ptds") or not twin_since.isdigit():
                 raise TableError(f"line {number}: bad twin {twin_text!r}")
             twin = (suffix, int(twin_since))
+            if f"{symbol}_{suffix}" in seen:
+                raise TableError(f"line {number}: {symbol}_{suffix} stands twice")
+            seen.add(f"{symbol}_{suffix}")
         shim, host = [*rest, "-", "-"][:2] if kind != "refused" else ("-", "-")
         if shim not in ("gen", "hand", "-") or host not in ("gen", "vt", "-"):
             raise TableError(f"line {number}: shim must be gen or hand, host gen, vt or -")
