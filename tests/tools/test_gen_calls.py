@@ -191,7 +191,7 @@ def test_too_many_arguments_are_refused(parameters: str) -> None:
 
 
 def test_two_payloads_are_refused() -> None:
-    with pytest.raises(SystemExit, match="one in.N parameter"):
+    with pytest.raises(SystemExit, match=r"one in\.N parameter"):
         gen_calls.entry_body(row("cuA cuA@1 reply gen gen a:in.8 b:in.8"))
 
 
