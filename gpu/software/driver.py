@@ -13,12 +13,20 @@ from typing import Any
 
 import attrs
 
-from . import driver_context, driver_graph, driver_memory, driver_module, driver_stream
+from . import (
+    driver_context,
+    driver_graph,
+    driver_link,
+    driver_memory,
+    driver_module,
+    driver_node,
+    driver_stream,
+)
 from .entries import ENTRIES, call
 from .state import Device
 
 # Importing these fills ENTRIES.
-PARTS = (driver_context, driver_memory, driver_module, driver_stream, driver_graph)
+PARTS = (driver_context, driver_memory, driver_module, driver_link, driver_stream, driver_graph, driver_node)
 
 DEFAULT_CAPACITY_BYTES = 4 << 30
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .driver_memory import copy_3d, memset_2d
+from .driver_memory import BOX_BYTES, copy_3d, memset_2d
 from .driver_module import Launch, packed_parameters
+from .driver_stream import host_run
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64_list, put_bytes, put_i32, put_u64, unpack
 from .state import CudaError, Device, Event, Executable, Function, Graph, Node
@@ -182,10 +183,15 @@ def cuGraphKernelNodeSetParams_v2(device: Device, handle: int, parameters: int) 
 
 @entry
 def cuGraphExecKernelNodeSetParams_v2(device: Device, executable: int, handle: int, parameters: int) -> None:
-    _replace(device, executable, handle, _kernel(device, parameters))
+    replace_step(device, executable, handle, _kernel(device, parameters))
 
 
-def _replace(device: Device, executable: int, handle: int, run: Callable[[], None]) -> None:
+def replace_step(device: Device, executable: int, handle: int, run: Callable[[], None]) -> None:
+    """Run something else for a node in one executable.
+
+    Raises:
+        CudaError: INVALID_VALUE where the executable was not made from a graph with this node.
+    """
     node, plan = device.get(handle, Node), device.get(executable, Executable)
     for index, (original, _) in enumerate(plan.steps):
         if original is node:
@@ -198,35 +204,56 @@ def _replace(device: Device, executable: int, handle: int, run: Callable[[], Non
 def cuGraphAddMemcpyNode(
     device: Device, out: int, graph: int, before: int, count: int, parameters: int, context: int
 ) -> None:
-    _add(device, out, graph, before, count, MEMCPY, copy_3d(device, get_bytes(parameters, 200)))
+    raw = get_bytes(parameters, BOX_BYTES)
+    _add(device, out, graph, before, count, MEMCPY, copy_3d(device, raw), copy=raw)
+
+
+def copy_run(device: Device, parameters: int) -> Callable[[], None]:
+    """The copy that a CUDA_MEMCPY3D describes."""
+    return copy_3d(device, get_bytes(parameters, BOX_BYTES))
 
 
 @entry
 def cuGraphExecMemcpyNodeSetParams(
     device: Device, executable: int, node: int, parameters: int, context: int
 ) -> None:
-    _replace(device, executable, node, copy_3d(device, get_bytes(parameters, 200)))
+    replace_step(device, executable, node, copy_run(device, parameters))
 
 
-def _memset(device: Device, parameters: int) -> Callable[[], None]:
+def memset_run(device: Device, parameters: int) -> tuple[Callable[[], None], tuple[int, ...]]:
+    """The memset that a CUDA_MEMSET_NODE_PARAMS describes, and its fields.
+
+    Raises:
+        CudaError: INVALID_VALUE for an element size there is not.
+    """
     address, pitch, value, element, width, height = unpack("<QQIIQQ", parameters)
     if element not in (1, 2, 4):
         raise CudaError(INVALID_VALUE)
-    return lambda: memset_2d(device, address, pitch, value, element, width, height)
+    shape = (address, pitch, value, element, width, height)
+    return (lambda: memset_2d(device, *shape)), shape
 
 
 @entry
 def cuGraphAddMemsetNode(
     device: Device, out: int, graph: int, before: int, count: int, parameters: int, context: int
 ) -> None:
-    _add(device, out, graph, before, count, MEMSET, _memset(device, parameters))
+    run, shape = memset_run(device, parameters)
+    _add(device, out, graph, before, count, MEMSET, run, memset=shape)
+
+
+@entry
+def cuGraphAddHostNode(
+    device: Device, out: int, graph: int, before: int, count: int, parameters: int
+) -> None:
+    function, user = unpack("<QQ", parameters)
+    _add(device, out, graph, before, count, HOST, host_run(function, user), function=function, user=user)
 
 
 @entry
 def cuGraphExecMemsetNodeSetParams(
     device: Device, executable: int, node: int, parameters: int, context: int
 ) -> None:
-    _replace(device, executable, node, _memset(device, parameters))
+    replace_step(device, executable, node, memset_run(device, parameters)[0])
 
 
 @entry
@@ -239,10 +266,11 @@ def cuGraphAddChildGraphNode(
     device: Device, out: int, graph: int, before: int, count: int, child: int
 ) -> None:
     inner = _copy(device.get(child, Graph))  # the node's own: the given graph may be changed or destroyed
-    _add(device, out, graph, before, count, CHILD, _runner(inner), child=inner)
+    _add(device, out, graph, before, count, CHILD, child_run(inner), child=inner)
 
 
-def _runner(graph: Graph) -> Callable[[], None]:
+def child_run(graph: Graph) -> Callable[[], None]:
+    """A graph as one step."""
     steps = [n.run for n in graph.ordered()]
 
     def run() -> None:
@@ -260,7 +288,8 @@ def cuGraphChildGraphNodeGetGraph(device: Device, handle: int, out: int) -> None
     put_u64(out, device.handle_of(child))
 
 
-def _record(device: Device, event: int) -> Callable[[], None]:
+def record_run(device: Device, event: int) -> Callable[[], None]:
+    """Recording an event."""
     target = device.get(event, Event)
 
     def run() -> None:
@@ -273,7 +302,7 @@ def _record(device: Device, event: int) -> Callable[[], None]:
 def cuGraphAddEventRecordNode(
     device: Device, out: int, graph: int, before: int, count: int, event: int
 ) -> None:
-    _add(device, out, graph, before, count, RECORD, _record(device, event), event=event)
+    _add(device, out, graph, before, count, RECORD, record_run(device, event), event=event)
 
 
 @entry

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import ctypes
+import struct
+from collections.abc import Callable
 
 import numpy as np
 
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
-from .state import Context, CudaError, Device, Pool
+from .state import Context, CudaError, Device, Pool, Stream
 
 INVALID_ADDRESS_SPACE = 717
 # struct layout of CUDA_MEMCPY2D and CUDA_MEMCPY3D as public documentation gives them.
 MEMCPY_2D = "<QQIxxxxQQQQQQIxxxxQQQQQQ"
 MEMCPY_3D = "<QQQQIxxxxQQQQQQQQQQIxxxxQQQQQQQQQ"
+BOX_BYTES = struct.calcsize(MEMCPY_3D)
 NODE_MEMCPY, NODE_MEMSET = 1, 2
 HOST, DEVICE, ARRAY, UNIFIED = 1, 2, 3, 4
 
@@ -124,12 +127,55 @@ def _within(device: Device, destination: int, source: int, size: int) -> None:
     device.space.view(destination, size, is_write=True)[:] = data
 
 
+def _submit_copy(
+    device: Device,
+    stream: Stream,
+    run: Callable[[], None],
+    to: int,
+    from_: int,
+    size: int,
+    from_kind: int,
+    to_kind: int,
+) -> None:
+    """Copy, or become a node that can tell what it copies."""
+    raw = b""
+    if stream.capture is not None:
+        raw = struct.pack(
+            MEMCPY_3D,
+            *(
+                0,
+                0,
+                0,
+                0,
+                from_kind,
+                from_ if from_kind == HOST else 0,
+                0 if from_kind == HOST else from_,
+                0,
+                0,
+                size,
+                1,
+            ),
+            *(0, 0, 0, 0, to_kind, to if to_kind == HOST else 0, 0 if to_kind == HOST else to, 0, 0, size, 1),
+            *(size, 1, 1),
+        )
+    device.submit(stream, NODE_MEMCPY, run, copy=raw)
+
+
 @entry
 def cuMemcpyHtoDAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
     if size:
         _not_null(source)
         target = device.stream(stream)
-        device.submit(target, NODE_MEMCPY, lambda: _to_device(device, destination, source, size))
+        _submit_copy(
+            device,
+            target,
+            lambda: _to_device(device, destination, source, size),
+            destination,
+            source,
+            size,
+            HOST,
+            DEVICE,
+        )
 
 
 @entry
@@ -137,14 +183,32 @@ def cuMemcpyDtoHAsync_v2(device: Device, destination: int, source: int, size: in
     if size:
         _not_null(destination)
         target = device.stream(stream)
-        device.submit(target, NODE_MEMCPY, lambda: _from_device(device, destination, source, size))
+        _submit_copy(
+            device,
+            target,
+            lambda: _from_device(device, destination, source, size),
+            destination,
+            source,
+            size,
+            DEVICE,
+            HOST,
+        )
 
 
 @entry
 def cuMemcpyDtoDAsync_v2(device: Device, destination: int, source: int, size: int, stream: int) -> None:
     if size:
         target = device.stream(stream)
-        device.submit(target, NODE_MEMCPY, lambda: _within(device, destination, source, size))
+        _submit_copy(
+            device,
+            target,
+            lambda: _within(device, destination, source, size),
+            destination,
+            source,
+            size,
+            DEVICE,
+            DEVICE,
+        )
 
 
 @entry
@@ -213,14 +277,44 @@ def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
     _check_pitches(width, sx, sp, dx, dp)
     source = _Side(sk, sh, sd, sx, sy, 0, sp or width, 0)
     destination = _Side(dk, dh, dd, dx, dy, 0, dp or width, 0)
+    target = device.stream(stream)
+    fields = (
+        sx,
+        sy,
+        0,
+        0,
+        sk,
+        sh,
+        sd,
+        0,
+        0,
+        sp,
+        height,
+        dx,
+        dy,
+        0,
+        0,
+        dk,
+        dh,
+        dd,
+        0,
+        0,
+        dp,
+        height,
+        width,
+        height,
+        1,
+    )
+    raw = struct.pack(MEMCPY_3D, *fields) if target.capture is not None else b""
     device.submit(
-        device.stream(stream), NODE_MEMCPY, lambda: _copy_rows(device, source, destination, width, height, 1)
+        target, NODE_MEMCPY, lambda: _copy_rows(device, source, destination, width, height, 1), copy=raw
     )
 
 
 @entry
 def cuMemcpy3DAsync_v2(device: Device, parameters: int, stream: int) -> None:
-    device.submit(device.stream(stream), NODE_MEMCPY, copy_3d(device, get_bytes(parameters, 200)))
+    raw = get_bytes(parameters, BOX_BYTES)
+    device.submit(device.stream(stream), NODE_MEMCPY, copy_3d(device, raw), copy=raw)
 
 
 def copy_3d(device: Device, raw: bytes) -> _Copy3D:
@@ -264,7 +358,13 @@ def _memset(device: Device, stream: int, *shape: int) -> None:
             device.stream(stream),
             NODE_MEMSET,
             lambda: memset_2d(device, address, pitch, value, element, width, height),
+            memset=(address, pitch or width * element, value, element, width, height),
         )
+
+
+def memset_bytes(*shape: int) -> bytes:
+    """A CUDA_MEMSET_NODE_PARAMS."""
+    return struct.pack("<QQIIQQ", *shape)
 
 
 @entry

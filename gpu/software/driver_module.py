@@ -30,6 +30,7 @@ LAUNCH_FAILED = 719
 ASSERT = 710
 MISALIGNED = 716
 ILLEGAL = 700
+OUT_OF_RESOURCES = 701
 COOPERATIVE_TOO_LARGE = 720
 JIT_INFO_LOG, JIT_INFO_SIZE, JIT_ERROR_LOG, JIT_ERROR_SIZE = 3, 4, 5, 6
 
@@ -349,6 +350,21 @@ def cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
 
 
 @entry
+def cuOccupancyMaxPotentialBlockSizeWithFlags(
+    device: Device, grid: int, block: int, handle: int, shared_of: int, shared: int, limit: int, flags: int
+) -> None:
+    function = device.get(handle, Function)
+    if shared_of:
+        raise CudaError(NOT_SUPPORTED, "a callback for the shared memory")
+    most = min(limit or function.kernel.max_threads, function.kernel.max_threads)
+    sizes = [s for s in range(32, most + 1, 32)] or [most]
+    resident = {size: blocks_per_multiprocessor(function, size, shared) for size in sizes}
+    best = max(sizes, key=lambda size: (size * resident[size], size))
+    put_i32(block, best)
+    put_i32(grid, resident[best] * facts.MULTIPROCESSORS)
+
+
+@entry
 def cuOccupancyAvailableDynamicSMemPerBlock(
     device: Device, out: int, handle: int, blocks: int, block: int
 ) -> None:
@@ -371,7 +387,10 @@ def packed_parameters(function: Function, parameters: int, extra: int) -> bytes:
         words = get_u64_list(extra, 5)
         if words[0] != 1 or words[2] != 2 or words[4] != 0:
             raise CudaError(INVALID_VALUE)
-        return get_bytes(words[1], get_u64(words[3])).ljust(kernel.params_size, b"\0")
+        size = get_u64(words[3])
+        if size > kernel.params_size:
+            raise CudaError(OUT_OF_RESOURCES, f"{size} bytes of parameters, {kernel.params_size} expected")
+        return get_bytes(words[1], size).ljust(kernel.params_size, b"\0")
     packed = bytearray(kernel.params_size)
     if kernel.params:
         if not parameters:
@@ -393,6 +412,8 @@ def check_shape(
         raise CudaError(INVALID_VALUE, f"grid {grid}")
     if not all(1 <= b <= limits[2 + i] for i, b in enumerate(block)) or threads > function.kernel.max_threads:
         raise CudaError(INVALID_VALUE, f"block {block}")
+    if function.kernel.reqntid is not None and tuple(function.kernel.reqntid) != block:
+        raise CudaError(INVALID_VALUE, f"block {block} of a kernel for blocks of {function.kernel.reqntid}")
     if shared + function.kernel.static_shared > max(
         facts.SHARED_PER_BLOCK, function.max_dynamic_shared + function.kernel.static_shared
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64_list, put_i32, put_u64, unpack
@@ -13,6 +14,7 @@ from .state import Capture, CudaError, Device, Event, Graph, Node, Stream
 
 NODE_HOST, NODE_EMPTY, NODE_WAIT, NODE_RECORD, NODE_MEMOP = 3, 5, 6, 7, 12
 NOT_READY = 600
+ILLEGAL_STATE = 401
 UNSUPPORTED, INVALIDATED, MERGE, UNMATCHED, UNJOINED, ISOLATION = 900, 901, 902, 903, 904, 905
 DISABLE_TIMING, INTERPROCESS = 2, 4
 
@@ -177,6 +179,11 @@ def cuEventElapsedTime_v2(device: Device, out: int, start: int, end: int) -> Non
 
 
 @entry
+def cuEventElapsedTime(device: Device, out: int, start: int, end: int) -> None:
+    cuEventElapsedTime_v2(device, out, start, end)
+
+
+@entry
 def cuStreamWaitEvent(device: Device, stream: int, handle: int, flags: int) -> None:
     if flags & ~1:
         raise CudaError(INVALID_VALUE, f"flags {flags:#x}")
@@ -197,8 +204,13 @@ def cuStreamWaitEvent(device: Device, stream: int, handle: int, flags: int) -> N
 
 @entry
 def cuLaunchHostFunc(device: Device, stream: int, function: int, user: int) -> None:
+    device.submit(device.stream(stream), NODE_HOST, host_run(function, user), function=function, user=user)
+
+
+def host_run(function: int, user: int) -> Callable[[], None]:
+    """Calling a C function with its argument."""
     call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
-    device.submit(device.stream(stream), NODE_HOST, lambda: call(user), function=function, user=user)
+    return lambda: call(user)
 
 
 # -- capture --------------------------------------------------------------------------------------
@@ -210,7 +222,7 @@ def _begin(device: Device, stream: Stream, graph: Graph, leaves: list[Node], mod
     if stream is device.legacy:
         raise CudaError(UNSUPPORTED)
     if stream.capture is not None:
-        raise CudaError(1, "the stream is capturing already")
+        raise CudaError(ILLEGAL_STATE, "the stream is capturing already")
     capture = Capture(graph, stream, streams=[stream])
     stream.capture, stream.leaves = capture, leaves
     device.captures.append(capture)

@@ -275,6 +275,8 @@ class Device:
                 raise CudaError(906, "the legacy stream depends on a capturing stream")
             run()
             return
+        if capture.invalid:
+            raise CudaError(901, "the capture has been spoilt")
         node = Node(kind, run, list(stream.leaves), details=details)
         capture.graph.nodes.append(node)
         stream.leaves = [node]
