@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.mediator import PROGRAMS, Mediator
+from tests.e2e.mediator import PROGRAMS, Guest, Mediator
 from tests.toolchain import STATIC_CUDART_RELEASES
 from vgpu.gpu.software.attributes import NAME
 
@@ -101,13 +102,23 @@ def test_two_at_once(mediator: Mediator, driver_program: Callable[[str], Path], 
         assert (status, lines[-1].split()[0]) == (0, "done")
 
 
+def _settled(mediator: Mediator, guest: Guest) -> dict[str, int]:
+    """The worker's counters once they stand still: it answers before it counts."""
+    before: dict[str, int] = {}
+    now: dict[str, int] = mediator.session_of(guest)["grant"]
+    while now != before:
+        time.sleep(0.05)
+        before, now = now, mediator.session_of(guest)["grant"]
+    return now
+
+
 def test_local_queries_make_no_records(
     mediator: Mediator, driver_program: Callable[[str], Path], kernels: Path
 ) -> None:
     """Tens of thousands of queries, and the worker has not seen one of them."""
     guest = mediator.begin(driver_program("queries"), kernels)
     assert guest.line() == "ready"
-    before = mediator.session_of(guest)["grant"]
+    before = _settled(mediator, guest)
     guest.say()
     assert guest.line() == "asked"
     after = mediator.session_of(guest)["grant"]
