@@ -2,8 +2,9 @@
 """Warm workers: processes that have paid for interpreter, driver and context before anybody asks.
 
 Keeps a few ready per GPU, hands them out, and starts the next at once. A worker given away belongs to
-the executor that took it. At its start the pool looks for workers an earlier mediator left: warm ones are
-taken over, assigned ones get an executor that adopts them.
+the executor that took it. When the mediator starts, the pool looks for workers an earlier one left: warm ones
+are taken over, assigned ones get an executor that adopts them. While none can be started, whoever asks for one
+is refused at once, so that its guest is told to come again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ RETRY_SECONDS = 0.5
 RETRY_LIMIT_SECONDS = 10.0
 
 
+class NoWorker(ActorError):
+    """No worker can be started at present; the message says why. Ask again later."""
+
+
 class Process(Protocol):
     """What the pool needs of a started worker process."""
 
@@ -57,6 +62,30 @@ class WorkerReady:
     error: str = ""
 
 
+async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
+    """End workers that an earlier mediator left and whose GPU this one does not share.
+
+    Nobody would ever give them a lease: their guests would wait for ever. Call it before any pool starts.
+    """
+    for path in sorted(directory.glob("*.sock")):
+        if path.name.startswith(prefixes):
+            continue
+        try:
+            with trio.fail_after(2):
+                link = await open_worker_link(str(path))
+        except (OSError, trio.TooSlowError, RemoteProtocolError):
+            path.unlink(missing_ok=True)
+            continue
+        pid = int(link.hello["pid"])
+        await link.aclose()
+        _log.warning(
+            "worker %s (pid %d) is of a GPU that is not shared any more; it is ended", path.stem, pid
+        )
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        path.unlink(missing_ok=True)
+
+
 @attrs.define(eq=False)
 class WorkerPool(Actor):
     """Warm workers of one GPU."""
@@ -65,6 +94,7 @@ class WorkerPool(Actor):
     directory: Path
     spawn: Spawn
     warm: int = 1
+    prefix: str = ""  # how the names of this GPU's workers begin; others' are left alone
     new_name: Callable[[], str] = attrs.field(default=lambda: os.urandom(6).hex())
     _ready: deque[WorkerHandle] = attrs.Factory(deque)
     _waiting: deque[Reply[WorkerHandle]] = attrs.Factory(deque)
@@ -72,10 +102,15 @@ class WorkerPool(Actor):
     _driver_version: int = 0
     _starting: int = 0
     _retry_seconds: float = RETRY_SECONDS
+    # Why the last start failed, until the next try.
+    _trouble: str = ""
 
     async def started(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._take_over()
+        if self.life.restarts == 0:
+            # A successor in the same mediator must not look: what it would find belongs to living executors, and a
+            # worker drops its link for a newer one. Warm workers of its predecessor have ended with that.
+            await self._take_over()
         self._fill()
 
     async def stopped(self, reason: ExitReason) -> None:
@@ -84,7 +119,7 @@ class WorkerPool(Actor):
                 os.kill(handle.pid, signal.SIGKILL)
 
     async def _take_over(self) -> None:
-        for path in sorted(self.directory.glob("*.sock")):
+        for path in sorted(self.directory.glob(f"{self.prefix}*.sock")):
             try:
                 with trio.fail_after(2):
                     link = await open_worker_link(str(path))
@@ -111,13 +146,15 @@ class WorkerPool(Actor):
                 os.kill(handle.pid, signal.SIGKILL)
 
     def _fill(self) -> None:
+        if self._trouble:
+            return
         wanted = self.warm + len(self._waiting)
         while len(self._ready) + self._starting < wanted:
             self._starting += 1
             self.nursery.start_soon(self._start_one)
 
     async def _start_one(self) -> None:
-        worker = self.new_name()
+        worker = f"{self.prefix}{self.new_name()}"
         try:
             process, socket_path = await self.spawn(worker)
             version = await self._ask_version(socket_path)
@@ -147,8 +184,11 @@ class WorkerPool(Actor):
         self._starting -= 1
         if message.handle is None:
             _log.error("a worker did not start: %s", message.error)
-            self._retry_seconds = min(self._retry_seconds * 2, RETRY_LIMIT_SECONDS)
-            self.nursery.start_soon(self._fill_later, self._retry_seconds)
+            if not self._trouble:
+                self._retry_seconds = min(self._retry_seconds * 2, RETRY_LIMIT_SECONDS)
+                self.nursery.start_soon(self._fill_later, self._retry_seconds)
+            self._trouble = message.error or "unknown"
+            self._serve()
             return
         self._retry_seconds = RETRY_SECONDS
         self._driver_version = message.driver_version
@@ -159,6 +199,7 @@ class WorkerPool(Actor):
 
     async def _fill_later(self, seconds: float) -> None:
         await trio.sleep(seconds)
+        self._trouble = ""
         self._fill()
 
     @handles(TakeWorker)
@@ -178,4 +219,7 @@ class WorkerPool(Actor):
             if not Path(f"/proc/{handle.pid}").exists():
                 continue
             self._waiting.popleft().answer(handle)
+        if self._trouble and not self._starting:
+            while self._waiting:
+                self._waiting.popleft().refuse(NoWorker(self._trouble))
         self._fill()
