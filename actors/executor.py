@@ -58,6 +58,10 @@ SESSION_DEAD = 3
 CUDA_ERROR_UNKNOWN = 999
 # A worker that lost its guest leaves by itself; past this it is helped.
 LEAVE_SECONDS = 1.0
+# Less than a connection waits for its attachment, so that it hears why there is none.
+TAKE_SECONDS = 45.0
+# A connection asks at once; one that ended before it could leaves an executor nobody will ever ask.
+UNASKED_SECONDS = 30.0
 
 
 class NotAttachable(ActorError):
@@ -81,27 +85,45 @@ class Executor(Actor):
     _fault: int = 0
     _holding: bool = False
     _final: SessionSample | None = None
+    _is_asked: bool = False
 
     # -- a session's life
 
     async def started(self) -> None:
         if isinstance(self.origin, Adoption):
             await self._adopt(self.origin.handle)
+        else:
+            self.nursery.start_soon(self._leave_unasked)
+
+    async def _leave_unasked(self) -> None:
+        await trio.sleep(UNASKED_SECONDS)
+        if not self._is_asked:
+            self.stop()
 
     @handles(Attach)
-    async def attach(self, message: Attach) -> Attachment:
-        if self._info is not None or not isinstance(self.origin, SessionRequest):
+    async def attach(self, message: Attach) -> None:
+        if self._is_asked or not isinstance(self.origin, SessionRequest):
             raise Refused(NotAttachable(f"{self.name} has a guest already"))
+        self._is_asked = True
+        reply = self.take_reply()
         try:
-            return await self._begin(self.origin)
+            attachment = await self._begin(self.origin)
         except (OSError, trio.BrokenResourceError, RemoteProtocolError, ActorError) as error:
             # Nothing of this session is of use to anybody; the guest will be told to try again.
             self.stop(Crashed(error))
-            raise Refused(NotAttachable(f"{self.name}: {error}")) from error
+            if reply is not None:
+                reply.refuse(NotAttachable(f"{self.name}: {error}"))
+            return
+        if reply is None or not reply.answer(attachment):
+            # The connection ended meanwhile. Kept open, the lifeline would have the worker wait for ever.
+            os.close(attachment.segment_fd)
+            os.close(attachment.lifeline_fd)
+            self._cause = "guest ended"
+            self.stop()
 
     async def _begin(self, request: SessionRequest) -> Attachment:
         ledger = self.find("mediator/ledger")
-        handle = await self.find(f"{self.gpu}/workers").ask(TakeWorker(), timeout_seconds=60)
+        handle = await self.find(f"{self.gpu}/workers").ask(TakeWorker(), timeout_seconds=TAKE_SECONDS)
         self._open_process(handle)
         session = await ledger.ask(NextSession())
         link = await self._open_link(handle)
