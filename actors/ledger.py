@@ -21,7 +21,9 @@ from vgpu.gpu.schedule import SessionId
 
 from . import Actor, ExitReason, handles
 from .messages import (
+    CountFaults,
     EnsureVm,
+    FaultCount,
     ListFaults,
     ListVms,
     NextSession,
@@ -126,6 +128,13 @@ class LedgerFile:
         names = [column[0] for column in cursor.description]
         return tuple(dict(zip(names, row, strict=True)) for row in cursor)
 
+    def count_faults(self) -> tuple[FaultCount, ...]:
+        """All faults, by VM and error."""
+        rows = self._db.execute(
+            "SELECT vm, error, count(*) FROM faults GROUP BY vm, error ORDER BY vm, error"
+        )
+        return tuple(FaultCount(vm, error, count) for vm, error, count in rows)
+
 
 @attrs.define(eq=False)
 class Ledger(Actor):
@@ -173,3 +182,7 @@ class Ledger(Actor):
     @handles(ListFaults)
     async def list_faults(self, message: ListFaults) -> tuple[dict[str, object], ...]:
         return await trio.to_thread.run_sync(self._open.faults, message.limit)
+
+    @handles(CountFaults)
+    async def count_faults(self, message: CountFaults) -> tuple[FaultCount, ...]:
+        return await trio.to_thread.run_sync(self._open.count_faults)

@@ -40,6 +40,16 @@ def peer_credentials(sock: trio.socket.SocketType) -> tuple[int, int]:
     return pid, uid
 
 
+async def is_listened_on(path: Path) -> bool:
+    """Does a living process accept connections at that socket?"""
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            await probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 async def open_unix_listener(path: Path, mode: int) -> trio.socket.SocketType:
     """Bind and listen at ``path``, replacing a socket nobody listens on any more.
 
@@ -47,13 +57,9 @@ async def open_unix_listener(path: Path, mode: int) -> trio.socket.SocketType:
         OSError: EADDRINUSE when a living process listens there.
     """
     if path.exists():
-        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                await probe.connect(str(path))
-            except OSError:
-                path.unlink()
-            else:
-                raise OSError(errno.EADDRINUSE, f"another mediator listens on {path}")
+        if await is_listened_on(path):
+            raise OSError(errno.EADDRINUSE, f"another mediator listens on {path}")
+        path.unlink()
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     previous = os.umask(0o777 & ~mode)
     try:

@@ -139,6 +139,20 @@ class ListFaults(Request[tuple[dict[str, object], ...]]):
     limit: int = 100
 
 
+@attrs.frozen
+class FaultCount:
+    """How often a VM's sessions did something that ended in that CUDA error."""
+
+    vm: str
+    error: int
+    count: int
+
+
+@attrs.frozen
+class CountFaults(Request[tuple[FaultCount, ...]]):
+    """All faults in the ledger, counted by VM and error."""
+
+
 # -- scheduler --------------------------------------------------------------------------------------
 
 
@@ -246,3 +260,33 @@ class Unwatch:
 @attrs.frozen
 class ListSessions(Request[tuple[SessionSample, ...]]):
     """Living sessions, sampled now, and the most recent ended ones."""
+
+
+@attrs.frozen
+class EndedTotals:
+    """What the ended sessions of one VM did, summed since telemetry began. None of it ever falls."""
+
+    sessions: int
+    grant: dict[str, int]
+    refused: dict[str, int]
+
+
+@attrs.frozen
+class SessionSurvey:
+    """Every session counted exactly once: living ones with their own counters, ended ones in their VM's totals."""
+
+    living: tuple[SessionSample, ...]
+    ended: dict[str, EndedTotals]
+
+
+@attrs.frozen
+class Survey(Request[SessionSurvey]):
+    """Everything for somebody who adds up."""
+
+
+# -- metrics ------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class BoundAddress(Request[tuple[str, int]]):
+    """Host and port where metrics are served; tells which port it is where 0 was asked for."""

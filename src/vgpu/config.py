@@ -35,6 +35,7 @@ class Settings:
     quantum_ms: float = 2.0
     log_level: str = "info"
     log_format: str = "text"
+    metrics: tuple[str, int] | None = None
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -47,7 +48,26 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "quantum_ms": (int, float),
     "log_level": (str,),
     "log_format": (str,),
+    "metrics": (str,),
 }
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``; an IPv6 address stands in brackets, as in ``[::1]:9400``.
+
+    Raises:
+        ConfigError: it is something else; the message shows what is expected.
+    """
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    good_host = bool(host) and host.isprintable() and not set(host) & set(" []/@")
+    if not colon or not good_host or bracketed is not (":" in host):
+        raise ConfigError(f"metrics is {text!r}, expected HOST:PORT like 127.0.0.1:9400 or [::1]:9400")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ConfigError(f"metrics is {text!r}: the port {port!r} is not a number from 0 to 65535")
+    return host, int(port)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -85,12 +105,14 @@ def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
     for key in ("run_dir", "state_dir", "library"):
         if key in merged:
             merged[key] = Path(merged[key])
+    if "metrics" in merged:
+        merged["metrics"] = parse_address(merged["metrics"])
     if "devices" in merged:
         merged["devices"] = tuple(merged["devices"])
     settings = attrs.evolve(defaults, **merged)
     checks = (
         ("gpu", settings.gpu in GPU_CHOICES, " or ".join(GPU_CHOICES)),
-        ("devices", bool(settings.devices) and all(d >= 0 for d in settings.devices), "device numbers"),
+        ("devices", _are_devices(settings.devices), "device numbers, each once"),
         ("warm_workers", 0 <= settings.warm_workers <= 64, "0 to 64"),
         ("quantum_ms", 0.1 <= settings.quantum_ms <= 1000, "0.1 to 1000"),
         ("log_level", settings.log_level in LOG_LEVELS, " or ".join(LOG_LEVELS)),
@@ -100,3 +122,8 @@ def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
         if not good:
             raise ConfigError(f"{key} is {getattr(settings, key)!r}, expected {expected}")
     return settings
+
+
+def _are_devices(devices: tuple[Any, ...]) -> bool:
+    numbers = all(isinstance(d, int) and not isinstance(d, bool) and d >= 0 for d in devices)
+    return bool(devices) and numbers and len(set(devices)) == len(devices)

@@ -12,13 +12,15 @@ mediator (rest_for_one)
 │       └── workers: warm worker processes
 ├── connections (simple_one_for_one): one connection actor per VM
 ├── listener
-└── admin
+├── admin
+└── metrics: only where it was asked for
 
 This is the only module that sees all five rooms.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,15 +28,16 @@ from pathlib import Path
 
 import attrs
 
-from vgpu.actors import ActorSnapshot, ActorSystem, open_system
+from vgpu.actors import ActorSnapshot, ActorSystem, Crashed, StartFailed, open_system
 from vgpu.actors.admin import Admin
 from vgpu.actors.connection import Connection
 from vgpu.actors.executor import Executor
 from vgpu.actors.ledger import Ledger
-from vgpu.actors.listener import Listener
+from vgpu.actors.listener import Listener, is_listened_on
+from vgpu.actors.metrics import Metrics
 from vgpu.actors.scheduler import Scheduler
 from vgpu.actors.telemetry import Telemetry
-from vgpu.actors.worker_pool import Spawn, WorkerPool
+from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
 from vgpu.supervision.watchdog import Watchdog
 
@@ -51,6 +54,12 @@ class GpuPlan:
     spawn: Spawn
     warm_workers: int = 1
     quantum_ns: int = 2_000_000
+    kind: str = "software"
+
+    @property
+    def worker_prefix(self) -> str:
+        """How the names of this GPU's workers begin, so that a later mediator knows whose they are."""
+        return f"{self.kind}{self.index}-"
 
 
 @attrs.frozen
@@ -61,6 +70,7 @@ class MediatorPlan:
     state_dir: Path
     gpus: tuple[GpuPlan, ...]
     describe: dict[str, object] = attrs.Factory(dict)
+    metrics: tuple[str, int] | None = None  # host and port
 
 
 def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
@@ -70,7 +80,14 @@ def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
     executor = ChildSpec(
         "executor", Executor, (path,), restart=Restart.TEMPORARY, shutdown=5.0, start_timeout_seconds=30.0
     )
-    pool = partial(WorkerPool, f"{path}/executors", run_dir / "workers", plan.spawn, plan.warm_workers)
+    pool = partial(
+        WorkerPool,
+        f"{path}/executors",
+        run_dir / "workers",
+        plan.spawn,
+        plan.warm_workers,
+        prefix=plan.worker_prefix,
+    )
     return SupervisorSpec(
         name,
         (
@@ -92,9 +109,12 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     def tree() -> tuple[ActorSnapshot, ...]:
         return system[0].tree() if system else ()
 
-    first = f"mediator/gpus/gpu{plan.gpus[0].index}"
+    metrics: tuple[ChildSpec, ...] = ()
+    if plan.metrics is not None:
+        metrics = (ChildSpec("metrics", Metrics, (*plan.metrics, plan.describe)),)
     schedulers = tuple(f"mediator/gpus/gpu{g.index}/scheduler" for g in plan.gpus)
-    connection = ChildSpec("connection", _connection, (f"{first}/executors",))
+    executors = tuple(f"mediator/gpus/gpu{g.index}/executors" for g in plan.gpus)
+    connection = ChildSpec("connection", _connection, (executors,))
     return SupervisorSpec(
         "mediator",
         (
@@ -112,6 +132,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
             ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", schedulers, tree, plan.describe)),
+            *metrics,
         ),
         # A ledger's restart must not end sessions; every actor finds the others by name again.
         Strategy.ONE_FOR_ONE,
@@ -120,7 +141,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     )
 
 
-def _connection(executors: str, vm: str) -> Connection:
+def _connection(executors: tuple[str, ...], vm: str) -> Connection:
     return Connection(vm, executors)
 
 
@@ -129,6 +150,11 @@ async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
     """Run the mediator while the block runs. Sockets exist when it is entered; sessions end when it is left."""
     holder: list[ActorSystem] = []
     plan.run_dir.mkdir(parents=True, exist_ok=True)
+    if await is_listened_on(plan.run_dir / "mediator.sock"):
+        # Before anything is touched: the workers here are that one's.
+        taken = OSError(errno.EADDRINUSE, f"another mediator runs in {plan.run_dir}")
+        raise StartFailed("mediator", Crashed(taken))
+    await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
     async with open_system(mediator_spec(plan, holder)) as system:
         holder.append(system)
         yield system

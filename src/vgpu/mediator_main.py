@@ -39,6 +39,12 @@ DRAIN_LOOK_SECONDS = 0.2
 EXAMPLES = """examples:
   run-mediator                               the real GPU if there is one, else the software GPU
   run-mediator --gpu software --run-dir /tmp/vgpu/run --state-dir /tmp/vgpu/state
+  run-mediator --device 0,1                  two GPUs; a new session goes to the one with the fewest
+  run-mediator --metrics 127.0.0.1:9400      Prometheus metrics at http://127.0.0.1:9400/metrics
+  run-mediator --config /etc/vgpu/mediator.toml --log-format json
+
+Settings come from the command line, then the configuration file, then the defaults.
+SIGTERM drains: no new sessions, and the end with the last one. A second one stops at once.
 """
 
 
@@ -67,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"run-mediator {__version__}")
     parser.add_argument("--gpu", choices=GPU_CHOICES)
-    parser.add_argument("--device", help="CUDA device number of the GPU to share (default 0)")
+    parser.add_argument(
+        "--device", metavar="N[,N...]", help="CUDA device numbers of the GPUs to share (default 0)"
+    )
     parser.add_argument("--run-dir", help="where the sockets go")
     parser.add_argument("--state-dir", help="where the ledger goes")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
@@ -75,6 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-workers", type=int, help="worker processes kept ready (default 1)")
     parser.add_argument(
         "--quantum-ms", type=float, help="lease length while several sessions compete (default 2)"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics at http://HOST:PORT/metrics (default: not)",
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS)
     parser.add_argument("--log-format", choices=("text", "json"))
@@ -96,8 +109,6 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
             devices = [int(part) for part in options.device.split(",")]
         except ValueError:
             raise ConfigError(f"--device is {options.device!r}, expected numbers like 0 or 0,1") from None
-        if len(devices) > 1:
-            raise ConfigError("--device names several GPUs; this version shares one")
     line = {
         "gpu": options.gpu,
         "devices": devices,
@@ -108,6 +119,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
         "quantum_ms": options.quantum_ms,
         "log_level": options.log_level,
         "log_format": options.log_format,
+        "metrics": options.metrics,
     }
     defaults = Settings(run_dir=run_directory(os.environ), state_dir=state_directory(os.environ))
     return make_settings(defaults, from_file, line)
@@ -118,24 +130,31 @@ def make_plan(settings: Settings) -> MediatorPlan:
 
     Raises:
         DriverNotFound: a real GPU was asked for and there is none.
+        ConfigError: devices that this kind of GPU does not have.
     """
     kind, library = choose(settings.gpu, settings.library)
+    if kind is Kind.SOFTWARE and settings.devices != (0,):
+        asked = ",".join(map(str, settings.devices))
+        why = "" if settings.gpu == "software" else " (which --gpu auto took, for there is no real one)"
+        raise ConfigError(f"--device is {asked}, but the software GPU{why} is one device: use --device 0")
     gpus = tuple(
         GpuPlan(
             device,
             partial(start_worker, WorkerOptions(settings.run_dir, kind.value, device, library)),
             settings.warm_workers,
             int(settings.quantum_ms * 1e6),
+            kind.value,
         )
-        for device in (settings.devices if kind is Kind.NVIDIA else (0,))
+        for device in settings.devices
     )
     describe: dict[str, object] = {
         "gpu": kind.value,
+        "devices": list(settings.devices),
         "library": str(library) if library else None,
         "version": __version__,
         "pid": os.getpid(),
     }
-    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe)
+    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, settings.metrics)
 
 
 def notify(state: str) -> None:
@@ -179,6 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     try:
         settings = read_settings(arguments)
+        plan = make_plan(settings)
+    except DriverNotFound as error:
+        print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
+        return 1
     except ConfigError as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 2
@@ -189,10 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     try:
-        trio.run(serve, make_plan(settings))
-    except DriverNotFound as error:
-        print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
-        return 1
+        trio.run(serve, plan)
     except (StartFailed, SystemFailed) as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the mediator knows, as Prometheus metrics: values in, text out.
+
+Sums per VM count every session once, living or ended, and never fall while telemetry lives. Series per
+session exist only while the session does, so their number is bounded by what runs. A part that could not
+be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls come
+from the guests themselves and are as true as the guest is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import attrs
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from . import SystemStatistics
+from .messages import FaultCount, SessionSample, SessionSurvey
+
+NANOSECOND = 1e-9
+
+# Name without prefix and suffix, field of the grant page, factor, help.
+COUNTERS: tuple[tuple[str, str, float, str], ...] = (
+    ("records", "records", 1, "Calls replayed by the worker."),
+    ("launches", "launches", 1, "Kernel launches."),
+    ("bytes_to_device", "bytes_to_device", 1, "Bytes copied to the device."),
+    ("bytes_from_device", "bytes_from_device", 1, "Bytes copied from the device."),
+    ("gpu_seconds", "gpu_ns", NANOSECOND, "Time with work on the device."),
+    ("fences", "fences_done", 1, "Fences passed."),
+    ("replies", "reply_records", 1, "Calls whose caller waited for the answer."),
+    ("doorbells", "doorbells", 1, "Times the worker had to be woken."),
+    ("replay_errors", "replay_errors", 1, "Calls that the driver refused."),
+    ("protocol_errors", "protocol_errors", 1, "Records that were not well formed."),
+)
+
+
+@attrs.frozen
+class Knowledge:
+    """What is shown. None: whoever knows did not answer."""
+
+    version: str
+    gpu: str
+    library: str
+    uptime_seconds: float
+    statistics: SystemStatistics
+    survey: SessionSurvey | None
+    faults: tuple[FaultCount, ...] | None
+
+
+def render(knowledge: Knowledge) -> bytes:
+    """The text that is served, process metrics of the mediator included."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(_Once(tuple(families(knowledge))))
+    return generate_latest(registry)
+
+
+def families(knowledge: Knowledge) -> Iterator[Metric]:
+    """Every metric family, in the order they are served."""
+    yield from _mediator(knowledge)
+    if knowledge.survey is not None:
+        yield from _vms(knowledge.survey)
+        yield from _sessions(knowledge.survey.living)
+    if knowledge.faults is not None:
+        faults = CounterMetricFamily(
+            "vgpu_vm_faults", "Faults in the ledger, by CUDA error.", labels=("vm", "error")
+        )
+        for fault in knowledge.faults:
+            faults.add_metric((clean(fault.vm), str(fault.error)), fault.count)
+        yield faults
+
+
+def clean(text: str) -> str:
+    """A guest's word that is certain to be encodable."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@attrs.frozen(eq=False)
+class _Once(Collector):
+    """Families that were made already, for a registry that is used once."""
+
+    made: tuple[Metric, ...]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.made
+
+
+def _mediator(knowledge: Knowledge) -> Iterator[Metric]:
+    info = {"version": knowledge.version, "gpu": knowledge.gpu, "library": knowledge.library}
+    yield InfoMetricFamily("vgpu_mediator", "This mediator.", info)
+    yield GaugeMetricFamily(
+        "vgpu_mediator_uptime_seconds", "Since metrics are served.", knowledge.uptime_seconds
+    )
+    up = GaugeMetricFamily(
+        "vgpu_source_up", "Whether a part of this answer could be had.", labels=("source",)
+    )
+    up.add_metric(("telemetry",), float(knowledge.survey is not None))
+    up.add_metric(("ledger",), float(knowledge.faults is not None))
+    yield up
+    statistics = knowledge.statistics
+    yield GaugeMetricFamily("vgpu_actors_alive", "Actors that live.", statistics.alive)
+    for name, value, text in (
+        ("spawned", statistics.spawned, "Actors started."),
+        ("crashed", statistics.crashed, "Actors that ended with an error."),
+        ("restarts", statistics.restarts, "Actors started again by their supervisor."),
+        ("dead_letters", statistics.dead_letters, "Messages that nobody read."),
+    ):
+        yield CounterMetricFamily(f"vgpu_actors_{name}", text, value)
+
+
+def _vms(survey: SessionSurvey) -> Iterator[Metric]:
+    by_vm: dict[str, list[SessionSample]] = {vm: [] for vm in survey.ended}
+    for sample in survey.living:
+        by_vm.setdefault(sample.info.vm, []).append(sample)
+    vms = sorted(by_vm)
+    living = GaugeMetricFamily("vgpu_vm_sessions", "Sessions that live.", labels=("vm",))
+    ended = CounterMetricFamily("vgpu_vm_sessions_ended", "Sessions that ended.", labels=("vm",))
+    used = GaugeMetricFamily("vgpu_vm_memory_used_bytes", "Device memory in use.", labels=("vm",))
+    refused = CounterMetricFamily(
+        "vgpu_vm_refused_calls", "Calls refused in the guest, as it says.", labels=("vm", "call")
+    )
+    for vm in vms:
+        before = survey.ended.get(vm)
+        living.add_metric((clean(vm),), len(by_vm[vm]))
+        ended.add_metric((clean(vm),), before.sessions if before else 0)
+        used.add_metric((clean(vm),), sum(s.grant["memory_used_bytes"] for s in by_vm[vm]))
+        calls = Counter(before.refused if before else {})
+        for sample in by_vm[vm]:
+            calls.update(sample.refused)
+        for call, count in sorted(calls.items()):
+            refused.add_metric((clean(vm), call), count)
+    yield from (living, ended, used, refused)
+    for name, field, factor, text in COUNTERS:
+        family = CounterMetricFamily(f"vgpu_vm_{name}", f"{text} All sessions of the VM.", labels=("vm",))
+        for vm in vms:
+            before = survey.ended.get(vm)
+            total = sum(s.grant[field] for s in by_vm[vm]) + (before.grant.get(field, 0) if before else 0)
+            family.add_metric((clean(vm),), total * factor)
+        yield family
+
+
+def _sessions(living: tuple[SessionSample, ...]) -> Iterator[Metric]:
+    names = ("vm", "session")
+    labels = [(clean(s.info.vm), str(int(s.info.session))) for s in living]
+    info = GaugeMetricFamily(
+        "vgpu_session_info", "A living session; always 1.", labels=(*names, "program", "guest_pid")
+    )
+    for sample, words in zip(living, labels, strict=True):
+        info.add_metric((*words, clean(sample.info.program), str(sample.info.guest_pid)), 1)
+    yield info
+    for name, field, factor, text in COUNTERS:
+        counter = CounterMetricFamily(f"vgpu_session_{name}", text, labels=names)
+        for sample, words in zip(living, labels, strict=True):
+            counter.add_metric(words, sample.grant[field] * factor)
+        yield counter
+    refused = CounterMetricFamily(
+        "vgpu_session_refused_calls", "Calls refused in the guest, as it says.", labels=names
+    )
+    for sample, words in zip(living, labels, strict=True):
+        refused.add_metric(words, sample.guest["refused_calls"])
+    yield refused
+    for name, text in (
+        ("memory_used_bytes", "Device memory in use."),
+        ("memory_peak_bytes", "The most it was."),
+    ):
+        gauge = GaugeMetricFamily(f"vgpu_session_{name}", text, labels=names)
+        for sample, words in zip(living, labels, strict=True):
+            gauge.add_metric(words, sample.grant[name])
+        yield gauge
+    sticky = GaugeMetricFamily(
+        "vgpu_session_sticky_error", "CUDA error that every further call returns; 0 for none.", labels=names
+    )
+    for sample, words in zip(living, labels, strict=True):
+        sticky.add_metric(words, sample.guest["sticky_error"])
+    yield sticky
