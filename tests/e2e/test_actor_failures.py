@@ -212,3 +212,33 @@ async def test_a_guest_waits_until_workers_can_be_started(
         is_broken = False
         await in_thread(guest.until, "turn 3", 20.0)
         await finish(guest)
+
+
+async def test_a_connection_is_killed_while_its_guest_attaches(driver_program: Build, kernels: Path) -> None:
+    """The guest asks again and gets a session; the one that nobody received ends, and its worker with it."""
+    may_start = trio.Event()
+
+    async def spawn(worker: str) -> tuple[Process, str]:
+        await may_start.wait()
+        return await start_worker(options, worker)
+
+    async with running(driver_program, kernels, spawn) as mediator:
+        options = WorkerOptions(mediator.outside.run_dir, "software")
+        executors = mediator.system.ref(f"{GPU}/executors")
+        guest = mediator.outside.begin(mediator.steady, mediator.kernels, vm=VM)
+        while not (await executors.ask(CountChildren())).active:
+            await trio.sleep(0.01)
+        await kill(mediator.system, f"mediator/connections/{VM}")
+        while (await executors.ask(CountChildren())).active < 2:
+            await trio.sleep(0.01)
+        may_start.set()
+        await in_thread(guest.until, "turn 3", 20.0)
+        with trio.fail_after(10):
+            while (await executors.ask(CountChildren())).active > 1 or len(await mediator.sessions()) > 1:
+                await trio.sleep(0.02)
+            # Its worker, and the warm one.
+            while len(mediator.outside.workers()) > 2:
+                await trio.sleep(0.02)
+        await goes_on(guest)
+        assert (await mediator.session_of(guest)).info.vm == VM
+        await finish(guest)
