@@ -47,7 +47,11 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    run(*pip, "-w", out, sdist, cwd=out, PATH=path)
+    # Where the distribution's Python headers are not installed, tools/bootstrap.py fetched them.
+    fetched = ROOT / ".cache" / "python-headers" / "include"
+    has_headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    given = [] if has_headers else [f"--config-settings=cmake.define.Python_INCLUDE_DIR={fetched}"]
+    run(*pip, *given, "-w", out, sdist, cwd=out, PATH=path)
     (built,) = out.glob("*.whl")
     return built
 
