@@ -74,12 +74,14 @@ def read_file(path: Path) -> dict[str, Any]:
     """Values of a configuration file.
 
     Raises:
-        ConfigError: not TOML, an unknown key, or a value of the wrong kind.
+        ConfigError: not to be read, not TOML, an unknown key, or a value of the wrong kind.
     """
     try:
         document = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     for name in document:
         if name != "mediator":
             raise ConfigError(f"{path}: unknown table [{name}]; settings stand in [mediator]")

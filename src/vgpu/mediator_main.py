@@ -26,6 +26,7 @@ import trio
 from vgpu import __version__
 from vgpu.actors import ActorSystem, StartFailed, SystemFailed, TerminateChild
 from vgpu.actors.messages import ListSessions
+from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
 from vgpu.gpu.process import WorkerOptions, start_worker
@@ -72,12 +73,21 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"run-mediator {__version__}")
-    parser.add_argument("--gpu", choices=GPU_CHOICES)
+    add_completion_option(parser)
+    parser.add_argument(
+        "--gpu",
+        choices=GPU_CHOICES,
+        help="auto: the real GPU if there is one, else the software GPU (default)",
+    )
     parser.add_argument(
         "--device", metavar="N[,N...]", help="CUDA device numbers of the GPUs to share (default 0)"
     )
-    parser.add_argument("--run-dir", help="where the sockets go")
-    parser.add_argument("--state-dir", help="where the ledger goes")
+    parser.add_argument(
+        "--run-dir", help="where the sockets go (default: /var/vgpu, for users $XDG_RUNTIME_DIR/vgpu)"
+    )
+    parser.add_argument(
+        "--state-dir", help="where the ledger goes (default: /var/lib/vgpu, for users $XDG_STATE_HOME/vgpu)"
+    )
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--library", help="path of the real libcuda.so.1 (default: looked for)")
     parser.add_argument("--warm-workers", type=int, help="worker processes kept ready (default 1)")
@@ -89,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="serve Prometheus metrics at http://HOST:PORT/metrics (default: not)",
     )
-    parser.add_argument("--log-level", choices=LOG_LEVELS)
-    parser.add_argument("--log-format", choices=("text", "json"))
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="default info")
+    parser.add_argument("--log-format", choices=("text", "json"), help="default text")
     return parser
 
 
@@ -195,7 +205,8 @@ async def _drain(system: ActorSystem, done: trio.CancelScope) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
+    """Entry point: 0 after an ordered end, 1 if it failed, 2 if it was told what cannot be meant."""
+    complete_if_asked(build_parser())
     try:
         settings = read_settings(arguments)
         plan = make_plan(settings)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vgpu import __version__
+from vgpu.completion import add_completion_option, complete_if_asked, programs
 from vgpu.paths import run_directory
 from vgpu.shim.locate import library_directory
 
@@ -44,16 +45,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vgpu-run {__version__}")
+    add_completion_option(parser)
     parser.add_argument("--vm", help="name of the VM to run as (registered ad hoc where it is unknown)")
     parser.add_argument("--run-dir", type=Path, help="where the mediator's sockets are")
-    parser.add_argument("program", help="the program to run")
+    program = parser.add_argument("program", help="the program to run")
+    program.completer = programs  # type: ignore[attr-defined]  # argcomplete looks for it there
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Does not return when the program could be started."""
-    options = build_parser().parse_args(arguments)
+    """Entry point: 1 if the program cannot be run, 2 if none is named; else the program takes this process's place."""
+    parser = build_parser()
+    complete_if_asked(parser)
+    options = parser.parse_args(arguments)
     run_dir = options.run_dir or run_directory(os.environ)
     vm = options.vm or os.environ.get("VGPU_VM")
     program = [options.program, *options.arguments]

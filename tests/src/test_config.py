@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpu.config import ConfigError, Settings, make_settings, read_file
+from vgpu.config import ConfigError, Settings, make_settings, parse_address, read_file
 from vgpu.mediator_main import read_settings
 from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.run_main import guest_environment
@@ -40,11 +40,50 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, messa
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("gpu", "amd"), ("warm_workers", -1), ("quantum_ms", 0), ("devices", [])]
+    ("key", "value"),
+    [
+        ("gpu", "amd"),
+        ("warm_workers", -1),
+        ("quantum_ms", 0),
+        ("devices", []),
+        ("devices", ["0"]),
+        ("devices", [1, 1]),
+    ],
 )
 def test_values_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
         make_settings(Settings(), {key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9400", ("127.0.0.1", 9400)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_an_address_is_read(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "9400", ":9400", "host:", "host:-1", "host:65536", "host:9 ", "host:٣", "::1:9400", "[host]:1", "[]:1",
+     "http://host:9400", "a b:1", "host:1:2"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="metrics is"):
+        parse_address(text)
+
+
+def test_several_devices_and_metrics_come_from_line_or_file(tmp_path: Path) -> None:
+    path = tmp_path / "mediator.toml"
+    path.write_text('[mediator]\ndevices = [2, 0]\nmetrics = "127.0.0.1:9400"\n')
+    settings = read_settings(["--config", str(path)])
+    assert (settings.devices, settings.metrics) == ((2, 0), ("127.0.0.1", 9400))
+    settings = read_settings(["--config", str(path), "--device", "1,3", "--metrics", "[::1]:1"])
+    assert (settings.devices, settings.metrics) == ((1, 3), ("::1", 1))
 
 
 def test_places() -> None:
