@@ -430,7 +430,7 @@ class ServerMachine:
         return self.regions[index]
 
     def _get_region_info(self, header: Header, payload: bytes) -> Event | None:
-        asked = RegionInfo.decode(payload)
+        asked = RegionInfo.decode_request(payload)
         region = self._region(asked.index)
         body = region.info.encode(asked.argsz)
         whole = len(body) == region.info.payload_size

@@ -37,6 +37,8 @@ _REGION_ACCESS = struct.Struct("<QII")
 _CAPABILITY = struct.Struct("<HHIII")
 _AREA = struct.Struct("<QQ")
 
+MAX_REGION_INFO_BYTES: Final = _REGION_INFO.size + _CAPABILITY.size + MAX_SPARSE_AREAS * _AREA.size
+
 
 class Command(enum.IntEnum):
     """Every command of the protocol; machine.py says which are served."""
@@ -69,7 +71,8 @@ class MessageFlag(enum.IntFlag):
 
 
 TYPE_MASK: Final = 0xF
-KNOWN_FLAGS: Final = TYPE_MASK | MessageFlag.NO_REPLY | MessageFlag.ERROR
+# A plain number: the complement of an IntFlag leaves out the bits that have no name.
+KNOWN_FLAGS: Final = 0x3F
 
 
 class RegionFlag(enum.IntFlag):
@@ -224,7 +227,7 @@ class DmaMap:
         """
         _need(data, _DMA_MAP.size, "DMA_MAP")
         argsz, flags, offset, address, size = _DMA_MAP.unpack(data)
-        if argsz < _DMA_MAP.size or flags & ~(DmaFlag.READ | DmaFlag.WRITE):
+        if argsz < _DMA_MAP.size or flags & ~0x3:
             raise RemoteProtocolError(f"DMA_MAP has argsz {argsz}, flags {flags:#x}")
         if size == 0 or address + size > 1 << 64 or offset + size > 1 << 64:
             raise RemoteProtocolError(f"DMA_MAP of {size:#x} bytes at {address:#x}, offset {offset:#x}")
@@ -313,8 +316,9 @@ class RegionInfo:
         if len(self.areas) > MAX_SPARSE_AREAS:
             raise LocalProtocolError(f"region {self.index} has {len(self.areas)} areas")
         whole = self.payload_size
-        flags = self.flags | (RegionFlag.CAPABILITIES if self.areas else 0)
         fits = bool(self.areas) and (room is None or room >= whole)
+        # QEMU refuses an answer that says CAPABILITIES and has none, so the short one does not say it.
+        flags = self.flags & ~int(RegionFlag.CAPABILITIES) | (RegionFlag.CAPABILITIES if fits else 0)
         head = _pack(
             _REGION_INFO, whole, flags, self.index, _REGION_INFO.size if fits else 0, self.size, self.offset
         )
@@ -324,12 +328,27 @@ class RegionInfo:
         return head + capability + b"".join(_pack(_AREA, *area) for area in self.areas)
 
     def encode_request(self) -> bytes:
-        """What a client sends: argsz and index, the rest zero."""
-        return _pack(_REGION_INFO, self.argsz, 0, self.index, 0, 0, 0)
+        """What a client sends: argsz and index, zeros up to argsz, as QEMU does."""
+        return _pack(_REGION_INFO, self.argsz, 0, self.index, 0, 0, 0).ljust(self.argsz, b"\0")
+
+    @classmethod
+    def decode_request(cls, data: bytes) -> RegionInfo:
+        """Read a request: only index and argsz matter.
+
+        QEMU sends the buffer that it wants filled, so its second question is as long as the answer.
+
+        Raises:
+            RemoteProtocolError: too short, longer than any answer, or argsz too small.
+        """
+        _need(data, _REGION_INFO.size, "GET_REGION_INFO", exact=False)
+        argsz, _, index, *_ = _REGION_INFO.unpack_from(data)
+        if argsz < _REGION_INFO.size or len(data) > MAX_REGION_INFO_BYTES:
+            raise RemoteProtocolError(f"GET_REGION_INFO has argsz {argsz}, {len(data)} bytes of payload")
+        return cls(index, argsz=argsz)
 
     @classmethod
     def decode(cls, data: bytes) -> RegionInfo:
-        """Read a request or an answer.
+        """Read an answer.
 
         Raises:
             RemoteProtocolError: too short, argsz too small, or a capability that is not what it says.
@@ -339,6 +358,8 @@ class RegionInfo:
         if argsz < _REGION_INFO.size:
             raise RemoteProtocolError(f"GET_REGION_INFO has argsz {argsz}")
         areas: tuple[tuple[int, int], ...] = ()
+        if bool(flags & RegionFlag.CAPABILITIES) != bool(capability):
+            raise RemoteProtocolError(f"GET_REGION_INFO has flags {flags:#x}, capability at {capability}")
         if capability:
             if capability != _REGION_INFO.size or len(data) < capability + _CAPABILITY.size:
                 raise RemoteProtocolError(f"GET_REGION_INFO has a capability at {capability}")

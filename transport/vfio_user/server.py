@@ -25,7 +25,7 @@ import trio
 from vgpu.transport.errors import RemoteProtocolError
 
 from .device import Device
-from .machine import Event, RegionRead, RegionWrite, Reply, ResetAsked, ServerMachine
+from .machine import Event, Refused, RegionRead, RegionWrite, Reply, ResetAsked, ServerMachine
 from .messages import MAX_DESCRIPTORS
 from .registers import RegisterEvent
 
@@ -132,6 +132,8 @@ class DeviceServer:
             elif isinstance(event, ResetAsked):
                 self.on_events(self.device.reset())
                 machine.answer_reset(event)
+            elif isinstance(event, Refused):
+                log.debug("command %d refused with errno %d: %s", event.command, event.error, event.why)
 
 
 async def _receive(connection: trio.socket.SocketType, count: int) -> tuple[bytes, list[int]]:
