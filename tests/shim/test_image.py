@@ -63,7 +63,7 @@ class Guarded:
         assert libc.mprotect(base + pages * PAGE, PAGE, 0) == 0
 
     def __enter__(self) -> int:
-        return self.address
+        return int(self.address)
 
     def __exit__(self, *_: object) -> None:
         libc.munmap(self.base, self.size)
@@ -189,12 +189,12 @@ def test_archives(probe: ctypes.CDLL) -> None:
     assert kind_of(probe, whole + b"\0" * 100) == (ARCHIVE, len(whole))
     shorter = archive(b"even")
     in_child(lambda: _equal(kind_of(probe, whole[: len(shorter)]), (ARCHIVE, len(shorter))))
-    in_child(
-        lambda: (
-            [_equal(kind_of(probe, whole[:n])[0] in (NONE, ARCHIVE), True) for n in range(len(whole))]
-            and None
-        )
-    )
+
+    def cut() -> None:
+        for length in range(len(whole)):
+            _equal(kind_of(probe, whole[:length])[0] in (NONE, ARCHIVE), True)
+
+    in_child(cut)
     assert kind_of(probe, b"!<arch>\n")[0] == NONE
 
 
