@@ -302,14 +302,15 @@ def test_the_end_within_a_message_is_an_error_and_between_messages_is_not() -> N
 
 def test_a_region_that_contradicts_itself_is_our_mistake() -> None:
     mapped = m.RegionFlag.READ | m.RegionFlag.MMAP
-    for wrong in (
-        lambda: vm.Region(0, 4096, mapped),
-        lambda: vm.Region(0, 4096, mapped, ((0, 8192),), 0),
-        lambda: vm.Region(0, 8192, mapped, ((1, 4096),), 0),
-        lambda: vm.Region(0, 4096, m.RegionFlag.READ, (), 0),
+    areas: tuple[tuple[int, int], ...]
+    for size, flags, areas, descriptor in (
+        (4096, mapped, (), None),
+        (4096, mapped, ((0, 8192),), 0),
+        (8192, mapped, ((1, 4096),), 0),
+        (4096, m.RegionFlag.READ, (), 0),
     ):
         with pytest.raises(LocalProtocolError):
-            wrong()
+            vm.Region(0, size, flags, areas, descriptor)
 
 
 def test_the_table_covers_every_state() -> None:
