@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mediator's assembly: the supervisor tree of architecture, and nothing else.
 
-mediator (rest_for_one)
+mediator (one_for_one: an actor's restart must not end sessions; the others find it by name again)
 ├── ledger
 ├── telemetry
 ├── gpus (one_for_one)
-│   └── gpuN (rest_for_one)
+│   └── gpuN (one_for_one)
 │       ├── scheduler
 │       ├── watchdog
 │       ├── executors (simple_one_for_one): one executor per session, each owning a worker process
