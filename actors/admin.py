@@ -11,15 +11,14 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from . import Actor, ActorError, ActorSnapshot, ExitReason
-from .listener import open_unix_listener
+from . import ActorError, ActorSnapshot
 from .messages import ListFaults, ListSessions, ListVms, ScheduleState
+from .unix_listener import UnixListener
 
 _log = logging.getLogger("vgpu.admin")
 
@@ -43,32 +42,14 @@ def to_json(value: Any) -> Any:
 
 
 @attrs.define(eq=False)
-class Admin(Actor):
+class Admin(UnixListener):
     """Answers administrators."""
 
-    path: Path
     schedulers: tuple[str, ...]
     tree: Callable[[], tuple[ActorSnapshot, ...]]
     describe: dict[str, object] = attrs.Factory(dict)
-    _sock: trio.socket.SocketType | None = None
 
-    async def started(self) -> None:
-        self._sock = await open_unix_listener(self.path, 0o600)
-        self.nursery.start_soon(self._accept)
-
-    async def stopped(self, reason: ExitReason) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
-
-    async def _accept(self) -> None:
-        assert self._sock is not None
-        while True:
-            sock, _ = await self._sock.accept()
-            self.nursery.start_soon(self._serve, trio.SocketStream(sock))
-
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.SocketStream) -> None:
         buffer = b""
         with contextlib.suppress(trio.BrokenResourceError):
             async with stream:

@@ -7,7 +7,6 @@ sees the same on the session's lifeline, so a connection actor that dies takes n
 
 from __future__ import annotations
 
-import array
 import contextlib
 import logging
 import os
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 import attrs
 import trio
 
+from vgpu.gpu.control import rights
 from vgpu.transport.attach import FLAG_PROBE, Hello, Status, Welcome
 
 from . import Actor, ActorError, ActorGone, CountChildren, NoActor, Ref, StartChild, handles
@@ -41,8 +41,7 @@ class GuestArrived:
 
 def send_with_descriptors(sock: socket.socket, data: bytes, descriptors: list[int]) -> None:
     """One message with descriptors attached. The socket must have room; small messages always do."""
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    sent = sock.sendmsg([data], ancillary)
+    sent = sock.sendmsg([data], rights(descriptors))
     if sent != len(data):
         raise OSError(f"{sent} of {len(data)} bytes sent with descriptors")
 

@@ -8,12 +8,11 @@ up. The kernel's peer credentials say who is asking.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
 import struct
-from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import trio
@@ -22,15 +21,15 @@ from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import HELLO_SIZE, LAYOUT_VERSION, Hello, Status, Welcome
 from vgpu.transport.errors import RemoteProtocolError
 
-from . import Actor, ActorError, ExitReason, StartChild
+from . import ActorError, StartChild
 from .connection import GuestArrived
+from .unix_listener import UnixListener
 
 _log = logging.getLogger("vgpu.listener")
 
 HELLO_SECONDS = 5.0
 # Guests that have connected and not yet said HELLO; more wait in the kernel's queue.
 GREETING_LIMIT = 64
-BACKLOG = 256
 
 
 def peer_credentials(sock: trio.socket.SocketType) -> tuple[int, int]:
@@ -38,36 +37,6 @@ def peer_credentials(sock: trio.socket.SocketType) -> tuple[int, int]:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _gid = struct.unpack("3i", raw)
     return pid, uid
-
-
-async def is_listened_on(path: Path) -> bool:
-    """Does a living process accept connections at that socket?"""
-    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            await probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-async def open_unix_listener(path: Path, mode: int) -> trio.socket.SocketType:
-    """Bind and listen at ``path``, replacing a socket nobody listens on any more.
-
-    Raises:
-        OSError: EADDRINUSE when a living process listens there.
-    """
-    if path.exists():
-        if await is_listened_on(path):
-            raise OSError(errno.EADDRINUSE, f"another mediator listens on {path}")
-        path.unlink()
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o777 & ~mode)
-    try:
-        await sock.bind(str(path))
-    finally:
-        os.umask(previous)
-    sock.listen(BACKLOG)
-    return sock
 
 
 def vm_name_for(hello: Hello, uid: int, owner: int) -> str:
@@ -79,39 +48,16 @@ def vm_name_for(hello: Hello, uid: int, owner: int) -> str:
 
 
 @attrs.define(eq=False)
-class Listener(Actor):
+class Listener(UnixListener):
     """Owns ``mediator.sock``."""
 
-    path: Path
+    socket_mode: ClassVar[int] = 0o666
+
     connections: str
-    _sock: trio.socket.SocketType | None = None
     _starting: trio.Lock = attrs.Factory(trio.Lock)
     _greeting: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(GREETING_LIMIT))
 
-    async def started(self) -> None:
-        self._sock = await open_unix_listener(self.path, 0o666)
-        self.nursery.start_soon(self._accept)
-
-    async def stopped(self, reason: ExitReason) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
-
-    async def _accept(self) -> None:
-        assert self._sock is not None
-        while True:
-            try:
-                sock, _ = await self._sock.accept()
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
-                    raise
-                _log.error("cannot accept a guest: %s", error)
-                await trio.sleep(0.1)
-                continue
-            self.nursery.start_soon(self._greet, trio.SocketStream(sock))
-
-    async def _greet(self, stream: trio.SocketStream) -> None:
+    async def serve(self, stream: trio.SocketStream) -> None:
         pid, uid = peer_credentials(stream.socket)
         try:
             async with self._greeting:

@@ -8,7 +8,6 @@ version, runs PTX, and answers CUDA_ERROR_NOT_SUPPORTED where it has no entry. M
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -72,6 +71,3 @@ def install(ffi: Any, driver: Any, capacity_bytes: int | None = None) -> Softwar
     if unknown:
         raise RuntimeError(f"entries that are not in the vtable: {', '.join(sorted(unknown))}")
     return SoftwareGpu(device, callbacks)
-
-
-Install = Callable[..., SoftwareGpu]

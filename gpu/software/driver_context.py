@@ -6,7 +6,7 @@ from __future__ import annotations
 from . import attributes as facts
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import put_bytes, put_i32, put_u64
-from .state import Capture, Context, CudaError, Device
+from .state import Context, CudaError, Device
 
 INVALID_DEVICE = 101
 UNSUPPORTED_LIMIT = 215
@@ -221,8 +221,3 @@ def cuGetExportTable(device: Device, out: int, uuid: int) -> None:
 @entry
 def cuFlushGPUDirectRDMAWrites(device: Device, target: int, scope: int) -> None:
     raise CudaError(NOT_SUPPORTED)
-
-
-def captures_of(device: Device) -> list[Capture]:
-    """Captures in progress."""
-    return device.captures

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable
 
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
-from .host import get_bytes, get_u64_list, put_i32, put_u64, unpack
-from .memory import AddressError
+from .host import get_u64_list, put_i32, put_u64, unpack
 from .state import Capture, CudaError, Device, Event, Graph, Node, Stream
 
 NODE_HOST, NODE_EMPTY, NODE_WAIT, NODE_RECORD, NODE_MEMOP = 3, 5, 6, 7, 12
@@ -315,11 +313,3 @@ def cuStreamUpdateCaptureDependencies_v2(
         raise CudaError(401)
     given = [device.get(n, Node) for n in get_u64_list(nodes, count)]
     stream.leaves = given if flags == 1 else list(dict.fromkeys([*stream.leaves, *given]))
-
-
-def raw_struct(address: int, size: int) -> bytes:
-    """A parameter struct copied, as graph nodes keep theirs."""
-    return get_bytes(address, size)
-
-
-__all__ = ["AddressError", "raw_struct", "struct"]

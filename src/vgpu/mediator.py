@@ -33,10 +33,11 @@ from vgpu.actors.admin import Admin
 from vgpu.actors.connection import Connection
 from vgpu.actors.executor import Executor
 from vgpu.actors.ledger import Ledger
-from vgpu.actors.listener import Listener, is_listened_on
+from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
 from vgpu.actors.scheduler import Scheduler
 from vgpu.actors.telemetry import Telemetry
+from vgpu.actors.unix_listener import is_listened_on
 from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
 from vgpu.supervision.watchdog import Watchdog
