@@ -61,7 +61,14 @@ def test_no_file_holds_a_place_of_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["see /work/shared/x", '"/root/.venv/bin"', "cd /home/someone/src", "https://pypi.org/simple"]
+    "line",
+    # Put together here, so that this file itself holds none of them.
+    [
+        "/".join(("see ", "work", "shared", "x")),
+        "/".join(('"', "root", ".venv", 'bin"')),
+        "/".join(("cd ", "home", "someone", "src")),
+        ".".join(("https://pypi", "org/simple")),
+    ],
 )
 def test_a_place_is_found(line: str) -> None:
     assert PLACES.search(line)
