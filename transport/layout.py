@@ -16,6 +16,17 @@ GRANT_MAGIC = 0x544E415247555047
 DEVICE_PAGE_SIZE = 16384
 SESSION_PAGE_SIZE = 32768
 SEGMENT_MAGIC = 0x31555047565F5356
+DIRECTORY_MAGIC = 0x3152494455504756
+DIRECTORY_OFFSET = 16384
+DIRECTORY_SLOTS = 127
+DIRECTORY_HEAD_SIZE = 128
+DIRECTORY_SLOT_SIZE = 128
+DIRECTORY_SIZE = DIRECTORY_HEAD_SIZE + DIRECTORY_SLOTS * DIRECTORY_SLOT_SIZE
+PROCESSES = 128
+UNKNOWN = 0xFFFFFFFF
+UNKNOWN_64 = 0xFFFFFFFFFFFFFFFF
+STATE_QUARANTINED = 0x1
+STATE_RATE_LIMITED = 0x2
 
 # name: (offset, memoryview format)
 GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
@@ -52,11 +63,108 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "worker_pid": (284, "I"),
 }
 
+# The device page: numbers, then byte strings as (offset, bytes).
+DEVICE_FIELDS: Final[dict[str, tuple[int, str]]] = {
+    "magic": (0, "Q"),
+    "layout_version": (8, "I"),
+    "driver_version": (12, "I"),
+    "pci_domain": (288, "I"),
+    "pci_bus": (292, "I"),
+    "pci_device": (296, "I"),
+    "pci_function": (300, "I"),
+    "total_memory_bytes": (304, "Q"),
+    "device_flags": (312, "I"),
+    "telemetry_sequence": (1792, "I"),
+    "temperature_celsius": (1796, "I"),
+    "gpu_utilization_percent": (1800, "I"),
+    "memory_utilization_percent": (1804, "I"),
+    "power_milliwatts": (1808, "I"),
+    "sm_clock_mhz": (1812, "I"),
+    "memory_clock_mhz": (1816, "I"),
+    "process_count": (1820, "I"),
+    "memory_used_bytes": (1824, "Q"),
+    "telemetry_ns": (1832, "Q"),
+    "energy_millijoules": (1840, "Q"),
+    "throttle_reasons": (1848, "Q"),
+    "bar1_total_bytes": (1856, "Q"),
+    "memory_reserved_bytes": (1864, "Q"),
+    "graphics_clock_mhz": (1872, "I"),
+    "video_clock_mhz": (1876, "I"),
+    "graphics_clock_max_mhz": (1880, "I"),
+    "sm_clock_max_mhz": (1884, "I"),
+    "memory_clock_max_mhz": (1888, "I"),
+    "video_clock_max_mhz": (1892, "I"),
+    "power_limit_milliwatts": (1896, "I"),
+    "power_limit_default_milliwatts": (1900, "I"),
+    "power_limit_min_milliwatts": (1904, "I"),
+    "power_limit_max_milliwatts": (1908, "I"),
+    "performance_state": (1912, "I"),
+    "fan_percent": (1916, "I"),
+    "memory_temperature_celsius": (1920, "I"),
+    "temperature_slowdown_celsius": (1924, "I"),
+    "temperature_shutdown_celsius": (1928, "I"),
+    "encoder_utilization_percent": (1932, "I"),
+    "decoder_utilization_percent": (1936, "I"),
+    "ecc_enabled": (1940, "I"),
+    "persistence_mode": (1944, "I"),
+    "compute_mode": (1948, "I"),
+    "brand": (1952, "I"),
+    "architecture": (1956, "I"),
+    "pcie_generation": (1960, "I"),
+    "pcie_generation_max": (1964, "I"),
+    "pcie_width": (1968, "I"),
+    "pcie_width_max": (1972, "I"),
+    "pcie_tx_kilobytes": (1976, "I"),
+    "pcie_rx_kilobytes": (1980, "I"),
+    "memory_bus_width_bits": (1984, "I"),
+    "device_state": (1988, "I"),
+}
+DEVICE_TEXTS: Final[dict[str, tuple[int, int]]] = {
+    "name": (16, 256),
+    "uuid": (272, 16),
+    "driver_version_text": (856, 80),
+    "vbios_version": (1992, 32),
+    "nvml_version": (2024, 80),
+    "serial": (2104, 32),
+    "board_part_number": (2136, 32),
+    "process": (2168, 3072),
+}
+# An entry of "process": pid, sm_utilization_percent, memory_used_bytes, session_id.
+PROCESS_FORMAT: Final = "<IIQQ"
+
+# The directory behind the device page of a BAR1, and one slot's entry in it.
+DIRECTORY_FIELDS: Final[dict[str, tuple[int, str]]] = {
+    "magic": (0, "Q"),
+    "layout_version": (8, "I"),
+    "interface_version": (12, "I"),
+    "table_hash": (16, "Q"),
+    "bar1_size": (24, "Q"),
+    "first_slot": (32, "Q"),
+    "slot_size": (40, "Q"),
+    "slot_count": (48, "I"),
+    "status": (52, "I"),
+    "generation": (56, "I"),
+    "driver_version": (60, "I"),
+    "host_heartbeat": (64, "Q"),
+}
+DIRECTORY_SLOT_FIELDS: Final[dict[str, tuple[int, str]]] = {
+    "token": (0, "I"),
+    "pid": (4, "I"),
+    "state": (8, "I"),
+    "refusal": (12, "I"),
+    "retry_milliseconds": (16, "I"),
+    "session_id": (24, "Q"),
+    "worker_address": (32, "Q"),
+}
+DIRECTORY_PROGRAM: Final = (64, 64)  # offset in an entry, bytes; written by guests
+
 # Offsets within a segment (the device page comes first, then the session page).
 SESSION_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "magic": (0, "Q"),
     "session_id": (16, "Q"),
     "tail": (128, "Q"),
+    "heartbeat": (192, "Q"),
+    "guest_pid": (200, "I"),
     "head": (256, "Q"),
     "state": (384, "I"),
     "sticky_error": (388, "I"),
@@ -105,6 +213,14 @@ class Page:
         view = self._views["I"]
         return [int(view[offset // 4 + i]) for i in range(count)]
 
+    def read_bytes(self, offset: int, count: int) -> bytes:
+        """A copy of ``count`` bytes."""
+        return self._map[offset : offset + count]
+
+    def write_bytes(self, offset: int, data: bytes) -> None:
+        """Store ``data``. Not atomic: publish it with a field stored afterwards, or under a sequence lock."""
+        self._map[offset : offset + len(data)] = data
+
     def close(self) -> None:
         """Unmap. The fields must not be used afterwards."""
         for view in self._views.values():
@@ -140,12 +256,33 @@ class GrantPage(Page):
 
 
 class SessionPage(Page):
-    """The session page inside a segment, as the mediator sees it. Everything the guest wrote is hostile."""
+    """The session page inside a segment, as the mediator sees it. Everything the guest wrote is hostile.
 
-    def __init__(self, segment_fd: int) -> None:
-        super().__init__(segment_fd, SESSION_PAGE_SIZE, SESSION_FIELDS, offset=DEVICE_PAGE_SIZE)
+    ``segment_offset`` is where the segment begins in the file: 0 for one of its own, a slot's offset in a BAR1.
+    """
+
+    def __init__(self, segment_fd: int, segment_offset: int = 0) -> None:
+        super().__init__(
+            segment_fd, SESSION_PAGE_SIZE, SESSION_FIELDS, offset=segment_offset + DEVICE_PAGE_SIZE
+        )
 
     def refused(self) -> dict[int, int]:
         """Calls the guest says it refused, by call id; for metrics only."""
         counts = self.words(REFUSED_OFFSET, REFUSED_NAMES)
         return {index: count for index, count in enumerate(counts) if count}
+
+
+class DevicePage(Page):
+    """The device page at the start of a segment, of a BAR1, or alone in a memfd."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, DEVICE_PAGE_SIZE, DEVICE_FIELDS)
+
+    def text(self, name: str) -> str:
+        """One of DEVICE_TEXTS, up to its first NUL."""
+        return self.read_bytes(*DEVICE_TEXTS[name]).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    def set_text(self, name: str, value: str) -> None:
+        """Store one of DEVICE_TEXTS, cut to fit with its NUL."""
+        offset, size = DEVICE_TEXTS[name]
+        self.write_bytes(offset, value.encode()[: size - 1].ljust(size, b"\0"))

@@ -63,6 +63,8 @@ _Static_assert(sizeof(struct vgpu_slot) == VGPU_SLOT_SIZE, "slot size");
 
 #define VGPU_DEVICE_ATTRIBUTES 160 /* index = CUdevice_attribute */
 #define VGPU_TOPOLOGY_MAX 256
+#define VGPU_PROCESSES 128 /* as many as a device has slots, and one */
+#define VGPU_UNKNOWN 0xffffffffu
 
 struct vgpu_device_page {
     uint64_t magic;
@@ -81,16 +83,73 @@ struct vgpu_device_page {
     char driver_version_text[80]; /* "580.159.04" */
     uint8_t attribute_valid[VGPU_DEVICE_ATTRIBUTES];
     int32_t attribute[VGPU_DEVICE_ATTRIBUTES];
-    /* Live telemetry. Seqlock: odd while the host writes. */
+    /* Live telemetry. Seqlock: odd while the host writes. VGPU_UNKNOWN where the card does not say. */
     uint32_t telemetry_sequence __attribute__((aligned(64)));
     uint32_t temperature_celsius, gpu_utilization_percent, memory_utilization_percent;
     uint32_t power_milliwatts, sm_clock_mhz, memory_clock_mhz, process_count;
     uint64_t memory_used_bytes; /* by this VM */
+    uint64_t telemetry_ns;      /* CLOCK_REALTIME of the sample */
+    uint64_t energy_millijoules, throttle_reasons, bar1_total_bytes, memory_reserved_bytes; /* 64-bit: all ones if unknown */
+    uint32_t graphics_clock_mhz, video_clock_mhz;
+    uint32_t graphics_clock_max_mhz, sm_clock_max_mhz, memory_clock_max_mhz, video_clock_max_mhz;
+    uint32_t power_limit_milliwatts, power_limit_default_milliwatts, power_limit_min_milliwatts, power_limit_max_milliwatts;
+    uint32_t performance_state, fan_percent, memory_temperature_celsius;
+    uint32_t temperature_slowdown_celsius, temperature_shutdown_celsius;
+    uint32_t encoder_utilization_percent, decoder_utilization_percent;
+    uint32_t ecc_enabled, persistence_mode, compute_mode, brand, architecture;
+    uint32_t pcie_generation, pcie_generation_max, pcie_width, pcie_width_max, pcie_tx_kilobytes, pcie_rx_kilobytes;
+    uint32_t memory_bus_width_bits, device_state; /* VGPU_STATE_* */
+    char vbios_version[32], nvml_version[80], serial[32], board_part_number[32];
+    struct vgpu_process {
+        uint32_t pid; /* as the VM numbers it; on the host itself, the host's */
+        uint32_t sm_utilization_percent;
+        uint64_t memory_used_bytes, session_id;
+    } process[VGPU_PROCESSES]; /* the first process_count are valid: this VM's sessions */
 };
+#define VGPU_STATE_QUARANTINED 0x1u
+#define VGPU_STATE_RATE_LIMITED 0x2u /* calls of this VM were held back within the last seconds */
 #define VGPU_DEVICE_SOFTWARE 0x1u    /* the software GPU */
 #define VGPU_DEVICE_GPU_FENCES 0x2u  /* the device writes fence words itself */
 #define VGPU_DEVICE_PAGE_SIZE 16384u
 _Static_assert(sizeof(struct vgpu_device_page) <= VGPU_DEVICE_PAGE_SIZE, "device page");
+
+/* ---- slot directory (a VM's BAR1, behind its device page; the host writes all but `guest_*`) --------------------- */
+
+/*
+ * What BAR0 says, in shared memory: reading it is no exit from the VM. Claim and release are stores to BAR0
+ * (docs/registers.md); what became of them is read here. BAR1: device page at 0, directory at 16 KiB, slot 0 at first_slot.
+ */
+#define VGPU_DIRECTORY_MAGIC 0x3152494455504756ull /* "VGPUDIR1" */
+#define VGPU_DIRECTORY_OFFSET 16384u
+#define VGPU_DIRECTORY_SLOTS 127
+struct vgpu_directory_slot {
+    /* Host-written; `state` is stored last, with release. */
+    uint32_t token, pid;  /* the owner's; 0 when free */
+    uint32_t state;       /* as STATE in docs/registers.md */
+    uint32_t refusal;     /* status as in WELCOME, with state REFUSED */
+    uint32_t retry_milliseconds, reserved;
+    uint64_t session_id;
+    uint64_t worker_address; /* where the worker has mapped the slot */
+    uint64_t host_reserved[3];
+    /* Guest-written, by whoever holds the slot's lock, before the claim. Hostile. */
+    char guest_program[64];
+};
+_Static_assert(sizeof(struct vgpu_directory_slot) == 128, "directory entry is two lines");
+struct vgpu_directory {
+    uint64_t magic;
+    uint32_t layout_version, interface_version;
+    uint64_t table_hash;
+    uint64_t bar1_size, first_slot, slot_size;
+    uint32_t slot_count;
+    uint32_t status;         /* as STATUS in docs/registers.md */
+    uint32_t generation;     /* resets so far */
+    uint32_t driver_version; /* as cuDriverGetVersion; 0 until a mediator has said so */
+    uint64_t host_heartbeat; /* rises several times a second while the device's process lives */
+    uint64_t reserved[7];
+    struct vgpu_directory_slot slot[VGPU_DIRECTORY_SLOTS];
+};
+_Static_assert(sizeof(struct vgpu_directory) == 128 + 128 * VGPU_DIRECTORY_SLOTS, "directory");
+_Static_assert(VGPU_DIRECTORY_OFFSET + sizeof(struct vgpu_directory) <= 65536, "directory ends before the first slot");
 
 /* ---- session page ---------------------------------------------------------------------------- */
 
@@ -159,7 +218,8 @@ struct vgpu_session_page {
 #define VGPU_SESSION_PAGE_SIZE 32768u
 _Static_assert(sizeof(struct vgpu_session_page) <= VGPU_SESSION_PAGE_SIZE, "session page");
 
-/* Order inside a local segment: device page, session page, ring, slots, fences, arena. */
+/* Order inside a segment: device page, session page, ring, slots, fences, arena. A segment of a VM is a slot of its BAR1;
+ * one too small for the defaults below gets smaller parts (docs/wire.md section 2). */
 #define VGPU_DEFAULT_RING_SIZE (4u << 20)
 #define VGPU_DEFAULT_SLOT_COUNT 256u
 #define VGPU_DEFAULT_FENCE_COUNT 8192u
