@@ -284,6 +284,28 @@ class Survey(Request[SessionSurvey]):
     """Everything for somebody who adds up."""
 
 
+# -- devices of VMs ---------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class AttachDevice:
+    """To telemetry: a registered VM has a device; write its device page (docs/wire.md section 5).
+
+    ``bar1_fd`` is telemetry's after delivery; where nobody took the message the sender closes it. It may come again for
+    the same VM, with a descriptor of the same BAR1 or of a new one: the new one counts, the old one is closed.
+    """
+
+    vm: str
+    bar1_fd: int
+
+
+@attrs.frozen
+class DetachDevice:
+    """To telemetry: the VM's device is gone, or nobody's business any more. Close what AttachDevice brought."""
+
+    vm: str
+
+
 # -- metrics ------------------------------------------------------------------------------------------
 
 
