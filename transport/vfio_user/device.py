@@ -121,6 +121,9 @@ class GpuDevice:
     registers: Registers
     memory: SharedMemory
     configuration: ConfigurationSpace = attrs.field(factory=ConfigurationSpace)
+    # Accesses to BARs that came here instead of to memory: each stops a processor of the guest for a while.
+    trapped_reads: int = attrs.field(default=0, init=False)
+    trapped_writes: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.memory.size != self.registers.geometry.bar1_size:
@@ -155,6 +158,7 @@ class GpuDevice:
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """What the guest reads of a region. Ranges outside BAR1 or of an absent region read as ones."""
+        self.trapped_reads += region != REGION_CONFIGURATION
         if region == REGION_BAR0:
             return self.registers.read(offset, count)
         if region == REGION_BAR1:
@@ -165,6 +169,7 @@ class GpuDevice:
 
     def write(self, region: int, offset: int, data: bytes) -> Sequence[RegisterEvent]:
         """What the guest writes. A function-level reset happens here and now."""
+        self.trapped_writes += region != REGION_CONFIGURATION
         if region == REGION_BAR0:
             return self.registers.write(offset, data)
         if region == REGION_BAR1 and offset + len(data) <= self.memory.size:

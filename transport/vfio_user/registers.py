@@ -3,10 +3,10 @@
 
 Normative prose: docs/registers.md. Page 0 says what the device is; page 1 + n belongs to slot n, a window of BAR1
 that one guest process may own. There is no driver in the guest to arbitrate, so each write must be whole in itself:
-a claim is one 8-byte store that only a free slot takes, and reading the same register says who won.
+a claim is one 8-byte store that only a free slot takes; the same register and the directory in BAR1 say who won.
 
     writes of the guest -> events for the host     ClaimAsked, ReleaseAsked, DoorbellRung, CallSubmitted
-    decisions of the host -> registers             grant, refuse, end, free, complete_call
+    decisions of the host -> registers             grant, refuse, end, release, free, complete_call
 
 Pure state: no clock, no memory of BAR1, no socket. Whatever a guest does is answered: a read that is not allowed gives
 all ones, a write that is not allowed does nothing, both are counted by kind. Never an exception, and never more than a
@@ -184,6 +184,19 @@ class Geometry:
         return max(4 * PAGE, 1 << ((self.slot_count + 1) * PAGE - 1).bit_length())
 
 
+@attrs.frozen
+class SlotView:
+    """What the registers of a slot say, for whoever shows the same elsewhere."""
+
+    state: SlotState
+    token: int
+    pid: int
+    refusal: int
+    retry_milliseconds: int
+    session: int
+    worker_address: int
+
+
 @attrs.define
 class _Slot:
     state: SlotState = SlotState.FREE
@@ -288,6 +301,13 @@ class Registers:
         at = self._at(slot)
         return at.token, at.pid
 
+    def view(self, slot: int) -> SlotView:
+        """All that STATE, OWNER and the registers behind them say now."""
+        at = self._at(slot)
+        return SlotView(
+            *(at.state, at.token, at.pid, at.refusal, at.retry_milliseconds, at.session, at.worker_address)
+        )
+
     def grant(self, slot: int, token: int, session: int, worker_address: int) -> bool:
         """The claim is granted: the slot's part of BAR1 holds a segment.
 
@@ -312,6 +332,14 @@ class Registers:
         at = self._at(slot)
         if at.state is SlotState.READY:
             at.state = SlotState.DEAD
+
+    def release(self, slot: int) -> list[RegisterEvent]:
+        """The host takes the slot back, as if its owner had released it. No event if nobody owns it any more."""
+        at = self._at(slot)
+        if at.state in (SlotState.FREE, SlotState.RELEASING):
+            return []
+        self._start_release(at)
+        return [ReleaseAsked(slot)]
 
     def free(self, slot: int) -> None:
         """Nothing of the host uses the slot any more; the next claim may have it.

@@ -41,12 +41,21 @@ def _no_events(events: Sequence[RegisterEvent]) -> None:
     """For a device that nobody listens to."""
 
 
+def _no_client(connected: bool) -> None:
+    """For a device that does not mind who is there."""
+
+
 @attrs.define
 class DeviceServer:
-    """Serves one device. ``on_events`` gets what the guest's accesses mean for the host; it must not wait or raise."""
+    """Serves one device.
+
+    ``on_events`` gets what the guest's accesses mean for the host, often nothing: after each write and reset, and before
+    the guest is answered. ``on_client`` hears of a client that comes, and that has gone. Neither may wait or raise.
+    """
 
     device: Device
     on_events: Callable[[Sequence[RegisterEvent]], None] = _no_events
+    on_client: Callable[[bool], None] = _no_client
     clients: int = attrs.field(default=0, init=False)
     refused_clients: int = attrs.field(default=0, init=False)
     protocol_errors: int = attrs.field(default=0, init=False)
@@ -97,6 +106,7 @@ class DeviceServer:
         """
         self.clients += 1
         machine = ServerMachine(self.device.regions, self.device.irqs)
+        self.on_client(True)
         try:
             while await self._exchange(connection, machine):
                 pass
@@ -109,6 +119,7 @@ class DeviceServer:
             self.refusals += machine.refusals.total()
             machine.close()
         self.on_events(self.device.reset())
+        self.on_client(False)
 
     async def _exchange(self, connection: trio.socket.SocketType, machine: ServerMachine) -> bool:
         """Read once, act, answer. False: the client closed."""
@@ -127,8 +138,7 @@ class DeviceServer:
             elif isinstance(event, RegionWrite):
                 follows = self.device.write(event.region, event.offset, event.data)
                 machine.answer_write(event)
-                if follows:
-                    self.on_events(follows)
+                self.on_events(follows)
             elif isinstance(event, ResetAsked):
                 self.on_events(self.device.reset())
                 machine.answer_reset(event)
