@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the end-to-end tests: mediators on the software GPU, and compiled guest programs."""
+"""Fixtures of the end-to-end tests: mediators, and compiled guest programs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mediator in a process of its own on the software GPU, and the guests that run against it.
+"""A mediator in a process of its own, and the guests that run against it: on the software GPU, unless told otherwise.
 
 Everything a test may ask or do from outside: run a program as a guest, look at the sessions through ``admin.sock``,
 kill any of the processes. Nothing is mocked; what stands between the program and its results is the whole system.
+
+With ``VGPU_TEST_GPU=nvidia`` the same tests run on the machine's own GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Self
 START_SECONDS = 60.0
 GUEST_SECONDS = 100.0
 LINE_SECONDS = 30.0
+GPU = os.environ.get("VGPU_TEST_GPU", "software")
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 Word = str | Path
@@ -113,7 +116,7 @@ def _killer(process: subprocess.Popen[str], seconds: float) -> Callable[[], None
 
 
 class Mediator:
-    """``run-mediator --gpu software`` in a short-named directory (socket paths are limited to 107 bytes)."""
+    """``run-mediator`` in a short-named directory (socket paths are limited to 107 bytes)."""
 
     def __init__(self, *, watchdog_seconds: float | None = None, options: Sequence[str] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vgpu-", dir="/tmp"))
@@ -157,7 +160,7 @@ class Mediator:
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
-        command = [sys.executable, "-P", "-m", "vgpu.mediator_main", "--gpu", "software", *self._options]
+        command = [sys.executable, "-P", "-m", "vgpu.mediator_main", "--gpu", GPU, *self._options]
         command += ["--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

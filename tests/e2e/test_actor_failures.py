@@ -17,6 +17,7 @@ import attrs
 import pytest
 import trio
 
+from tests.e2e import mediator as e2e
 from tests.e2e.mediator import SMALL, Guest, Mediator, is_alive
 from vgpu.actors import ActorSystem, CountChildren, WhichChildren
 from vgpu.actors.messages import ListSessions, Sample, SessionSample
@@ -98,7 +99,7 @@ async def running(build: Build, kernels: Path, spawn: Spawn | None = None) -> As
     """A mediator, and at its end the certainty that no worker is left."""
     outside = Mediator()
     try:
-        start = spawn or partial(start_worker, WorkerOptions(outside.run_dir, "software"))
+        start = spawn or partial(start_worker, WorkerOptions(outside.run_dir, e2e.GPU))
         plan = MediatorPlan(outside.run_dir, outside.state_dir, (GpuPlan(0, start),))
         with trio.fail_after(TEST_SECONDS):
             async with open_mediator(plan) as system:
@@ -196,7 +197,7 @@ async def test_a_guest_waits_until_workers_can_be_started(
         return [r.getMessage() for r in caplog.records if r.getMessage().startswith("no session for")]
 
     async with running(driver_program, kernels, spawn) as mediator:
-        options = WorkerOptions(mediator.outside.run_dir, "software")
+        options = WorkerOptions(mediator.outside.run_dir, e2e.GPU)
         guest = mediator.outside.begin(mediator.steady, mediator.kernels, vm=VM)
         with trio.fail_after(5):
             while len(told()) < 4:
@@ -223,7 +224,7 @@ async def test_a_connection_is_killed_while_its_guest_attaches(driver_program: B
         return await start_worker(options, worker)
 
     async with running(driver_program, kernels, spawn) as mediator:
-        options = WorkerOptions(mediator.outside.run_dir, "software")
+        options = WorkerOptions(mediator.outside.run_dir, e2e.GPU)
         executors = mediator.system.ref(f"{GPU}/executors")
         guest = mediator.outside.begin(mediator.steady, mediator.kernels, vm=VM)
         while not (await executors.ask(CountChildren())).active:
