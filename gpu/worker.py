@@ -6,7 +6,8 @@
 It starts warm: driver initialised, primary context made, segment mapped and registered, before any guest
 asks. Then it listens on ``DIR/workers/ID.sock`` (docs/wire.md section 4). The first ``assign`` hands it a guest's
 lifeline; from then on a thread replays calls in C without the interpreter lock, and this module only
-passes on what happens: kicks inwards; demand, idle and fault outwards.
+passes on what happens: kicks inwards; demand, idle and fault outwards. For a guest in a VM the assignment also
+brings the BAR1 of that VM and a slot in it: the worker leaves its own segment for that one, at the same address.
 
 The worker belongs to its guest, not to its mediator. When the lifeline ends it leaves at once, in the middle of
 whatever it does: process death is how a GPU is freed. When the mediator ends it goes on under the lease it
@@ -140,6 +141,7 @@ class Worker:
     _protocol: Any = None
     _assignment: dict[str, Any] | None = None
     _lifeline: int = -1
+    _segment_offset: int = 0  # where the segment begins in its file: a slot's place in a BAR1
     _last_contact: float = attrs.Factory(time.monotonic)
     _parent: int = attrs.Factory(os.getppid)
     _poll: Any = attrs.Factory(select.epoll)
@@ -341,15 +343,38 @@ class Worker:
             self._lib.vgpu_replay_kick(self._replay)
         elif what == "stop":
             self.leave("told to stop")
-        elif what == "assign" and len(descriptors) == 1 and self._assignment is None:
-            if _is_assignment(message):
-                self._assign(message, descriptors.pop())
+        elif what == "assign" and self._assignment is None:
+            if _is_assignment(message) and len(descriptors) == (2 if "segment_offset" in message else 1):
+                lifeline = descriptors.pop(0)
+                if descriptors:
+                    self._rebase(message, descriptors.pop())
+                self._assign(message, lifeline)
                 return
             _log(f"an assignment that is none: {message!r}")
         for descriptor in descriptors:
             os.close(descriptor)
 
     # -- the session
+
+    def _rebase(self, message: dict[str, Any], bar1: int) -> None:
+        """Leave the own segment for a slot of a VM's BAR1. What cannot be had ends the process: nothing of it is left."""
+        from .errors import result_name
+
+        if not _keeps_its_size(bar1):
+            _log("not assigned: the BAR1 is no memfd sealed against shrinking")
+            self.leave("no slot")
+        step = self._ffi.new("const char **")
+        offset, size = message["segment_offset"], message["segment_size"]
+        status = self._lib.vgpu_replay_rebase(
+            self._replay, bar1, offset, size, self.options.registered_bytes, step
+        )
+        if status:
+            why = os.strerror(-status) if status < 0 else result_name(status)
+            failed = self._ffi.string(step[0]).decode()
+            _log(f"not assigned: slot of {size:#x} bytes at {offset:#x}: {failed}: {why}")
+            self.leave("no slot")
+        os.close(self._segment_fd)
+        self._segment_fd, self._segment_offset, self._segment_size = bar1, offset, size
 
     def _assign(self, message: dict[str, Any], lifeline: int) -> None:
         self._assignment = message
@@ -411,17 +436,28 @@ class Worker:
 
         from .errors import Result
 
-        page = SessionPage(self._segment_fd)
+        page = SessionPage(self._segment_fd, self._segment_offset)
         if not page.get("sticky_error"):
             page.set("sticky_error", Result.DEVICE_UNAVAILABLE)
         page.set("state", 3)
 
 
 def _is_assignment(message: dict[str, Any]) -> bool:
-    limit = message.get("memory_limit", 0)
-    session = message.get("session")
-    numbers = type(session) is int and 0 <= session < 1 << 64 and type(limit) is int and 0 <= limit < 1 << 64
-    return numbers and isinstance(message.get("vm"), str)
+    numbers = [message.get("session"), message.get("memory_limit", 0)]
+    if "segment_offset" in message:
+        numbers += [message["segment_offset"], message.get("segment_size")]
+    sound = all(type(number) is int and 0 <= number < 1 << 64 for number in numbers)
+    return sound and isinstance(message.get("vm"), str)
+
+
+def _keeps_its_size(memory: int) -> bool:
+    """Is it a memfd that nobody can shrink? Else a mapping of it could be made to fault."""
+    import fcntl
+
+    try:
+        return bool(fcntl.fcntl(memory, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
 
 
 def _is_ours(link: socket.socket) -> bool:

@@ -93,6 +93,18 @@ CUresult replay_register_again(struct vgpu_replay *replay)
     return CUDA_SUCCESS;
 }
 
+CUresult replay_unregister_all(struct vgpu_replay *replay)
+{
+    struct replay_private *private = replay->private;
+    while (private->chunk_count > 0) {
+        int status = replay->driver.cuMemHostUnregister(replay->segment + private->chunk[private->chunk_count - 1].offset);
+        if (status != 0)
+            return (CUresult)status;
+        private->chunk_count--;
+    }
+    return CUDA_SUCCESS;
+}
+
 /* arguments: offset from the arena's start, size; both multiples of 4096 */
 CUresult replay_wireArenaRegister(REPLAY_PARAMETERS)
 {

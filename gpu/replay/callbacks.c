@@ -14,6 +14,9 @@
 #include <unistd.h>
 
 #define LOOK_AGAIN_NS 100000000l /* a wake can be missed by a guest that plays with the words, not by us for longer */
+/* A guest in a VM cannot wake us. So we look: soon at first, for most functions are short, then less and less often. */
+#define VM_LOOK_FIRST_NS 20000l
+#define VM_LOOK_MOST_NS 1000000l
 
 struct replay_host_call {
     struct vgpu_replay *replay;
@@ -23,9 +26,9 @@ struct replay_host_call {
     struct replay_host_call *next;
 };
 
-static void nap(uint32_t *word, uint32_t seen)
+static void nap(uint32_t *word, uint32_t seen, long nanoseconds)
 {
-    const struct timespec limit = {.tv_nsec = LOOK_AGAIN_NS};
+    const struct timespec limit = {.tv_nsec = nanoseconds};
     syscall(SYS_futex, word, FUTEX_WAIT, seen, &limit, NULL, 0);
 }
 
@@ -60,11 +63,14 @@ void replay_host_function(struct vgpu_replay *replay, uint32_t kind, uint64_t fu
     atomic_store_explicit(replay_word(&entry->state), VGPU_CALLBACK_POSTED, memory_order_release);
     atomic_fetch_add(replay_word(&replay->page->callback_wake), 1);
     syscall(SYS_futex, &replay->page->callback_wake, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+    long look_again = private->in_vm ? VM_LOOK_FIRST_NS : LOOK_AGAIN_NS;
     for (;;) {
         uint32_t seen = atomic_load_explicit(replay_word(&entry->state), memory_order_acquire);
         if (seen == VGPU_CALLBACK_DONE || atomic_load(&private->ended) != 0)
             break;
-        nap(&entry->state, seen);
+        nap(&entry->state, seen, look_again);
+        if (private->in_vm && look_again < VM_LOOK_MOST_NS)
+            look_again += look_again / 2;
     }
     atomic_store_explicit(replay_word(&entry->state), VGPU_CALLBACK_FREE, memory_order_release);
     atomic_fetch_and(&private->callbacks_claimed, ~(1ull << index));

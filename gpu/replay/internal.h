@@ -95,6 +95,7 @@ struct replay_private {
     int event_fd; /* written when a bit of `events` is set; the control thread reads it */
     int kick_fd;  /* written by the control thread: the grant page changed, or stop */
     uint64_t spin_ns;
+    bool in_vm; /* the segment is a slot of a BAR1: the guest's futexes are another kernel's */
     _Atomic uint32_t error; /* sticky error, trusted copy; read by callback threads */
 };
 
@@ -143,6 +144,7 @@ bool replay_select_context(struct vgpu_replay *replay, unsigned slot);
 /* arena.c */
 CUresult replay_register_again(struct vgpu_replay *replay);
 CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
+CUresult replay_unregister_all(struct vgpu_replay *replay); /* before the segment is left for another */
 
 /* callbacks.c */
 void replay_callbacks_close(struct vgpu_replay *replay);

@@ -79,6 +79,8 @@ bool replay_is_sticky(CUresult error)
 static void wake_all(struct vgpu_replay *replay)
 {
     atomic_fetch_add(replay_word(&replay->page->wake), 1);
+    if (replay->private->in_vm) /* it sleeps in another kernel, and looks at the word now and then */
+        return;
     syscall(SYS_futex, &replay->page->wake, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
@@ -477,9 +479,8 @@ static int wait_for_lease(struct loop *loop)
 int vgpu_replay_run(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
-    struct loop loop = {.replay = replay, .private = private, .ring = replay->segment + replay->ring_offset,
-                        .head = atomic_load(replay_quad(&replay->page->head))};
-    loop.tail = loop.head;
+    /* A session begins at 0. The page is not asked: its guest may have been there before us. */
+    struct loop loop = {.replay = replay, .private = private, .ring = replay->segment + replay->ring_offset};
     private->reported = true; /* no lease yet, so none has ended */
     /* Polling must not invalidate a capture that another stream of this session has open. */
     unsigned relaxed = 2;

@@ -20,13 +20,21 @@
 #define SMALLEST_RING (64u << 10)
 #define LARGEST_RING (1u << 30)
 
+/* A slot of a VM's BAR1 (docs/wire.md section 2). */
+#define SLOT_ALIGNMENT (64u << 10)
+#define SMALLEST_SLOT (1u << 20)
+#define WHOLE_SLOT (16u << 20)    /* from here on the parts have their usual sizes */
+#define SMALLEST_SLOT_RING (256u << 10) /* room for two records of the largest payload, whatever their place */
+#define SMALL_SLOT_COUNT 64
+#define SMALL_FENCE_COUNT 1024
+
 static uint64_t aligned(uint64_t value, uint64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
 
-static uint64_t arena_offset(const struct vgpu_replay_options *options)
+static uint64_t arena_offset(const struct vgpu_replay_options *options, uint64_t alignment)
 {
     return aligned(VGPU_DEVICE_PAGE_SIZE + VGPU_SESSION_PAGE_SIZE + options->ring_size +
                        (uint64_t)options->slot_count * VGPU_SLOT_SIZE + (uint64_t)options->fence_count * sizeof(uint64_t),
-                   LARGE_PAGE);
+                   alignment);
 }
 
 uint64_t vgpu_segment_size(const struct vgpu_replay_options *options)
@@ -38,7 +46,28 @@ uint64_t vgpu_segment_size(const struct vgpu_replay_options *options)
     if (options->arena_size == 0 || options->arena_size % LARGE_PAGE != 0 || options->arena_size > 1ull << 44 ||
         options->arena_registered % LARGE_PAGE != 0 || options->arena_registered > options->arena_size)
         return 0;
-    return arena_offset(options) + options->arena_size;
+    return arena_offset(options, LARGE_PAGE) + options->arena_size;
+}
+
+uint64_t vgpu_slot_layout(uint64_t slot_size, struct vgpu_replay_options *options)
+{
+    if (slot_size < SMALLEST_SLOT || slot_size > 1ull << 44 || slot_size % SLOT_ALIGNMENT != 0)
+        return 0;
+    options->ring_size = VGPU_DEFAULT_RING_SIZE;
+    options->slot_count = VGPU_DEFAULT_SLOT_COUNT;
+    options->fence_count = VGPU_DEFAULT_FENCE_COUNT;
+    if (slot_size < WHOLE_SLOT) {
+        options->ring_size = SMALLEST_SLOT_RING;
+        while (options->ring_size < slot_size / 8)
+            options->ring_size *= 2;
+        options->slot_count = SMALL_SLOT_COUNT;
+        options->fence_count = SMALL_FENCE_COUNT;
+    }
+    uint64_t arena = arena_offset(options, SLOT_ALIGNMENT);
+    options->arena_size = slot_size - arena;
+    if (options->arena_registered > options->arena_size)
+        options->arena_registered = options->arena_size;
+    return arena;
 }
 
 struct vgpu_replay *vgpu_replay_new(void)
@@ -93,37 +122,26 @@ void vgpu_replay_free(struct vgpu_replay *replay)
 
 struct vgpu_driver *vgpu_replay_driver(struct vgpu_replay *replay) { return &replay->driver; }
 
-int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, const struct vgpu_replay_options *options)
+/* Maps the range at exactly that address (0: anywhere). NULL and errno if it cannot be had. */
+static void *map_at(uint64_t address, uint64_t size, int descriptor, uint64_t offset)
 {
-    uint64_t size = vgpu_segment_size(options);
-    struct stat segment, grant;
-    if (size == 0 || replay->segment != NULL)
-        return EINVAL;
-    if (fstat(segment_fd, &segment) != 0 || fstat(grant_fd, &grant) != 0)
-        return errno;
-    if ((uint64_t)segment.st_size < size || grant.st_size < (off_t)VGPU_GRANT_PAGE_SIZE)
-        return EINVAL;
-    int flags = MAP_SHARED | MAP_NORESERVE | (options->address != 0 ? MAP_FIXED_NOREPLACE : 0);
-    void *mapped = mmap((void *)(uintptr_t)options->address, size, PROT_READ | PROT_WRITE, flags, segment_fd, 0);
+    int flags = MAP_SHARED | MAP_NORESERVE | (address != 0 ? MAP_FIXED_NOREPLACE : 0);
+    void *mapped = mmap((void *)(uintptr_t)address, size, PROT_READ | PROT_WRITE, flags, descriptor, (off_t)offset);
     if (mapped == MAP_FAILED)
-        return errno;
-    if (options->address != 0 && (uint64_t)(uintptr_t)mapped != options->address) { /* a kernel that takes it for a hint */
+        return NULL;
+    if (address != 0 && (uint64_t)(uintptr_t)mapped != address) { /* a kernel that takes it for a hint */
         munmap(mapped, size);
-        return EEXIST;
+        errno = EEXIST;
+        return NULL;
     }
-    /* Fewer, longer pages where the system grants them to shared memory: the GPU translates fewer addresses. */
-    (void)madvise(mapped, size, MADV_HUGEPAGE);
-    void *grant_page = mmap(NULL, VGPU_GRANT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, grant_fd, 0);
-    if (grant_page == MAP_FAILED) {
-        int error = errno;
-        munmap(mapped, size);
-        return error;
-    }
-    replay->segment = mapped;
+    return mapped;
+}
+
+/* The segment is there: remember where its parts are, and tell the guest. The magic number is left for last. */
+static void lay_out(struct vgpu_replay *replay, void *segment, uint64_t size, const struct vgpu_replay_options *options, uint64_t arena)
+{
+    replay->segment = segment;
     replay->segment_size = size;
-    replay->grant = grant_page;
-    replay->grant->magic = VGPU_GRANT_MAGIC;
-    replay->grant->worker_pid = (uint32_t)getpid();
     replay->page = (struct vgpu_session_page *)(void *)(replay->segment + VGPU_DEVICE_PAGE_SIZE);
     replay->ring_offset = VGPU_DEVICE_PAGE_SIZE + VGPU_SESSION_PAGE_SIZE;
     replay->ring_size = options->ring_size;
@@ -131,10 +149,9 @@ int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, co
     replay->slot_count = options->slot_count;
     replay->fences_offset = replay->slots_offset + (uint64_t)options->slot_count * VGPU_SLOT_SIZE;
     replay->fence_count = options->fence_count;
-    replay->arena_offset = arena_offset(options);
+    replay->arena_offset = arena;
     replay->arena_size = options->arena_size;
-    replay->private->spin_ns = options->spin_ns;
-    replay->arena_registered = options->arena_registered; /* wanted; vgpu_replay_warm does it */
+    replay->arena_registered = options->arena_registered; /* wanted; replay_register says what became of it */
 
     struct vgpu_session_page *page = replay->page;
     page->layout_version = VGPU_LAYOUT_VERSION;
@@ -149,6 +166,84 @@ int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, co
     page->arena_size = replay->arena_size;
     page->worker_address = (uint64_t)(uintptr_t)replay->segment;
     page->magic = VGPU_SEGMENT_MAGIC;
+}
+
+int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, const struct vgpu_replay_options *options)
+{
+    uint64_t size = vgpu_segment_size(options);
+    struct stat segment, grant;
+    if (size == 0 || replay->segment != NULL)
+        return EINVAL;
+    if (fstat(segment_fd, &segment) != 0 || fstat(grant_fd, &grant) != 0)
+        return errno;
+    if ((uint64_t)segment.st_size < size || grant.st_size < (off_t)VGPU_GRANT_PAGE_SIZE)
+        return EINVAL;
+    void *mapped = map_at(options->address, size, segment_fd, 0);
+    if (mapped == NULL)
+        return errno;
+    /* Fewer, longer pages where the system grants them to shared memory: the GPU translates fewer addresses. */
+    (void)madvise(mapped, size, MADV_HUGEPAGE);
+    void *grant_page = mmap(NULL, VGPU_GRANT_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, grant_fd, 0);
+    if (grant_page == MAP_FAILED) {
+        int error = errno;
+        munmap(mapped, size);
+        return error;
+    }
+    replay->grant = grant_page;
+    replay->grant->magic = VGPU_GRANT_MAGIC;
+    replay->grant->worker_pid = (uint32_t)getpid();
+    replay->private->spin_ns = options->spin_ns;
+    lay_out(replay, mapped, size, options, arena_offset(options, LARGE_PAGE));
+    return 0;
+}
+
+int vgpu_replay_rebase(struct vgpu_replay *replay, int bar1_fd, uint64_t offset, uint64_t size, uint64_t registered, const char **step)
+{
+    struct vgpu_replay_options options = {.arena_registered = aligned(registered, SLOT_ALIGNMENT)};
+    uint64_t arena = vgpu_slot_layout(size, &options);
+    struct stat bar1;
+    *step = "the slot";
+    if (replay->segment == NULL || arena == 0 || offset % SLOT_ALIGNMENT != 0)
+        return -EINVAL;
+    if (fstat(bar1_fd, &bar1) != 0)
+        return -errno;
+    if (bar1.st_size < 0 || offset > (uint64_t)bar1.st_size || size > (uint64_t)bar1.st_size - offset)
+        return -EINVAL;
+    struct vgpu_device_page *device = malloc(VGPU_DEVICE_PAGE_SIZE);
+    if (device == NULL)
+        return -ENOMEM;
+    memcpy(device, replay->segment, VGPU_DEVICE_PAGE_SIZE);
+
+    *step = "cuMemHostUnregister";
+    CUresult status = replay_unregister_all(replay);
+    if (status != CUDA_SUCCESS) {
+        free(device);
+        return (int)status;
+    }
+    *step = "mapping the slot";
+    uint64_t address = (uint64_t)(uintptr_t)replay->segment;
+    munmap(replay->segment, replay->segment_size);
+    replay->segment = NULL;
+    replay->page = NULL;
+    void *mapped = map_at(address, size, bar1_fd, offset);
+    if (mapped == NULL) {
+        free(device);
+        return -errno;
+    }
+    /* The slot is zero unless its guest writes where it must not yet; what it finds shall be ours all the same. */
+    memset((uint8_t *)mapped + VGPU_DEVICE_PAGE_SIZE, 0, VGPU_SESSION_PAGE_SIZE);
+    lay_out(replay, mapped, size, &options, arena);
+    memset(replay->segment + replay->fences_offset, 0, (size_t)replay->fence_count * sizeof(uint64_t));
+    memcpy(replay->segment, device, VGPU_DEVICE_PAGE_SIZE);
+    free(device);
+    replay->private->in_vm = true;
+
+    *step = "cuMemHostRegister";
+    status = replay_register(replay, 0, replay->arena_offset + replay->arena_registered);
+    if (status != CUDA_SUCCESS)
+        return (int)status;
+    replay->page->arena_registered = replay->arena_registered;
+    *step = "";
     return 0;
 }
 

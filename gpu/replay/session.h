@@ -31,6 +31,9 @@ struct vgpu_replay_options {
 
 /* Bytes of a segment with these options; 0 if they break a rule. */
 uint64_t vgpu_segment_size(const struct vgpu_replay_options *options);
+/* The parts of a slot of that many bytes in a VM's BAR1: sets ring, slots, fences and arena, and cuts arena_registered to the
+ * arena. Where the arena begins in the slot; 0 if the size is below 1 MiB or no multiple of 64 KiB. */
+uint64_t vgpu_slot_layout(uint64_t slot_size, struct vgpu_replay_options *options);
 /* A replay whose driver refuses everything. NULL when out of memory. */
 struct vgpu_replay *vgpu_replay_new(void);
 /* Frees host memory and mappings; the driver's own state ends with the process. */
@@ -41,6 +44,11 @@ int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, co
 /* Initialises the driver and the primary context, registers the segment, fills the device page. A CUresult; *step names
  * the call that failed. Takes 100 to 300 ms on real hardware. */
 int vgpu_replay_warm(struct vgpu_replay *replay, int ordinal, uint32_t device_flags, const char *driver_version_text, const char **step);
+/* Leaves the segment for [offset, offset + size) of a VM's BAR1: the same address, the parts of vgpu_slot_layout, the same
+ * device page; `registered` bytes of the arena are made known to the driver. Once, on the thread that warmed it, before
+ * assign. 0, a CUresult, or minus an errno; *step says of what. After a failure the replay is good for nothing but free.
+ * The descriptor stays the caller's. Nothing outside the range is ever touched. */
+int vgpu_replay_rebase(struct vgpu_replay *replay, int bar1_fd, uint64_t offset, uint64_t size, uint64_t registered, const char **step);
 /* Hands the session to a guest. The lifeline stays the caller's to close, after run() returned. */
 void vgpu_replay_assign(struct vgpu_replay *replay, int lifeline, uint64_t session_id, uint64_t memory_limit);
 /* Replays until the session ends; enum vgpu_run_end. Blocks; meant for a thread of its own. */

@@ -7,7 +7,7 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from tests.gpu.replay.guest import CONTEXT, DEAD, DEFERRED, STATE, STICKY, Guest
 from vgpu.gpu.control import WorkerLink, open_worker_link
 from vgpu.gpu.process import WorkerNotStarted, WorkerOptions, WorkerProcess, start_worker
 from vgpu.transport._generated_calls import CallId
-from vgpu.transport.layout import GrantPage
+from vgpu.transport.layout import GrantPage, SessionPage
+from vgpu.transport.vfio_user.device import SharedMemory, cut_bar1
 
 MIB = 1 << 20
 GONE_SECONDS = 2.0
@@ -48,21 +49,51 @@ class Assigned:
             return await self.process.wait()
 
 
+@attrs.frozen
+class Slot:
+    """A slot of a VM's BAR1."""
+
+    bar1_fd: int
+    offset: int
+    size: int
+
+    @property
+    def words(self) -> dict[str, int]:
+        return {"segment_offset": self.offset, "segment_size": self.size}
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    """The second of eight in a BAR1 of 16 MiB."""
+    geometry = cut_bar1(16 * MIB, 8)
+    with SharedMemory(16 * MIB) as bar1:
+        yield Slot(bar1.descriptor, geometry.first_slot + geometry.slot_size, geometry.slot_size)
+
+
 @asynccontextmanager
-async def assigned(options: WorkerOptions, *, leased: bool = True) -> AsyncIterator[Assigned]:
+async def assigned(
+    options: WorkerOptions, *, leased: bool = True, slot: Slot | None = None
+) -> AsyncIterator[Assigned]:
     """A worker with a guest, as the executor makes one."""
     process, path = await start_worker(options, "w1")
     link = await open_worker_link(path)
     ours, theirs = socket.socketpair()
     try:
         await link.send(
-            {"do": "assign", "session": 9, "vm": "red", "memory_limit": 3 << 30, "weight": 7},
-            [theirs.fileno()],
+            {
+                "do": "assign",
+                "session": 9,
+                "vm": "red",
+                "memory_limit": 3 << 30,
+                "weight": 7,
+                **(slot.words if slot else {}),
+            },
+            [theirs.fileno(), *([slot.bar1_fd] if slot else [])],
         )
         theirs.close()
         assert (await link.receive())[0] == {"event": "assigned", "session": 9}
         grant = GrantPage(link.grant_fd)
-        guest = Guest(link.segment_fd, ours)
+        guest = Guest(slot.bar1_fd, ours, slot.offset, slot.size) if slot else Guest(link.segment_fd, ours)
         if leased:
             grant.grant(deadline_ns=0)
             await link.send({"do": "kick"})
@@ -242,6 +273,102 @@ async def test_second_assignment_is_refused(options: WorkerOptions) -> None:
             assert await trio.to_thread.run_sync(lambda: ours.recv(1)) == b""  # closed, not kept
         ours.close()
         assert await in_thread(worker.guest, CallId.cuCtxGetLimit, 2) == 0
+
+
+async def test_a_session_in_a_slot_is_adopted_with_it(options: WorkerOptions, slot: Slot) -> None:
+    async with assigned(options, slot=slot) as worker:
+        guest = worker.guest
+        assert guest.map[16:20] == b"Fake"
+        assert guest.u64(304) == 3 << 30
+        assert await in_thread(guest, CallId.wirePrimaryRetain, CONTEXT) == 0
+        assert await in_thread(guest, CallId.cuCtxSetLimit, 2, 5) == 0
+        assert worker.grant.get("records") == 2
+        await worker.link.aclose()
+        with trio.fail_after(5):
+            successor = await open_worker_link(worker.path)
+        hello = successor.hello
+        assert (hello["state"], hello["session"], hello["worker_address"]) == (
+            "assigned",
+            9,
+            0x2000_0000_0000,
+        )
+        assert (hello["segment_offset"], hello["segment_size"]) == (slot.offset, slot.size)
+        assert os.fstat(successor.segment_fd).st_ino == os.fstat(slot.bar1_fd).st_ino
+        page = SessionPage(successor.segment_fd, hello["segment_offset"])
+        assert page.get("session_id") == 9
+        page.close()
+        maps = Path(f"/proc/{worker.process.pid}/maps").read_text()
+        assert "vgpu-segment" not in maps  # what it had before is given back
+        os.kill(worker.process.pid, signal.SIGTERM)
+        assert await worker.gone() == 0
+        assert (guest.u32(STATE), guest.u32(STICKY)) == (DEAD, 46)
+        others = os.pread(slot.bar1_fd, slot.offset, 0) + os.pread(
+            slot.bar1_fd, 16 * MIB, slot.offset + slot.size
+        )
+        assert not any(others)
+        await successor.aclose()
+
+
+async def test_lifeline_end_ends_a_worker_in_a_slot(options: WorkerOptions, slot: Slot) -> None:
+    async with assigned(options, slot=slot) as worker:
+        worker.guest.lifeline.close()
+        assert await worker.gone() == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segment_offset": 4096},
+        {"segment_size": 64 << 10},
+        {"segment_offset": 16 * MIB},
+        {"segment_size": 1 << 43},
+        {"unsealed": True},
+    ],
+)
+async def test_a_slot_that_cannot_be_ends_the_worker(
+    options: WorkerOptions, slot: Slot, change: dict[str, int]
+) -> None:
+    """There is no way back to the segment it had; whoever assigned it sees it go, and nobody was told otherwise."""
+    process, path = await start_worker(options, "w1")
+    link = await open_worker_link(path)
+    ours, theirs = socket.socketpair()
+    unsealed = os.memfd_create("bar1", os.MFD_ALLOW_SEALING)
+    os.ftruncate(unsealed, 16 * MIB)
+    bar1 = unsealed if change.pop("unsealed", False) else slot.bar1_fd
+    with trio.fail_after(10):
+        await link.send(
+            {"do": "assign", "session": 9, "vm": "red", **slot.words, **change}, [theirs.fileno(), bar1]
+        )
+        theirs.close()
+        assert await link.receive() == (None, [])
+        assert await process.wait() == 0
+        assert await trio.to_thread.run_sync(lambda: ours.recv(1)) == b""
+    assert "not assigned: " in Path(path).with_suffix(".log").read_text()
+    assert not any(os.pread(slot.bar1_fd, 16 * MIB, 0))
+    ours.close()
+    os.close(unsealed)
+    await link.aclose()
+
+
+@pytest.mark.parametrize(
+    "words", [{"segment_offset": 65536}, {"segment_offset": "0", "segment_size": 1 << 20}]
+)
+async def test_half_a_slot_is_no_assignment(
+    options: WorkerOptions, slot: Slot, words: dict[str, object]
+) -> None:
+    process, path = await start_worker(options, "w1")
+    link = await open_worker_link(path)
+    ours, theirs = socket.socketpair()
+    with trio.fail_after(10):
+        message = {"do": "assign", "session": 9, "vm": "red", **words}
+        await link.send(message, [theirs.fileno(), slot.bar1_fd])
+        theirs.close()
+        assert await trio.to_thread.run_sync(lambda: ours.recv(1)) == b""  # closed, not kept
+        await link.send({"do": "stop"})
+        assert await link.receive() == (None, [])
+        assert await process.wait() == 0
+    ours.close()
+    await link.aclose()
 
 
 async def test_garbage_from_a_mediator_ends_its_connection_only(options: WorkerOptions) -> None:

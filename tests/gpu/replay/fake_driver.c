@@ -9,6 +9,7 @@
  *   cuCtxSetLimit(1003, address)  fills 80 bytes at the address with 0xff (a guest that changes a record under us)
  *   cuCtxSetLimit(1004, n)        the call returns n
  *   cuCtxGetLimit(1006)           number of driver calls so far
+ *   cuCtxGetLimit(1010)           bytes of host memory that are registered
  *
  * With FAKE_NO_WRITES in the environment at cuInit the device cannot write fence words.
  */
@@ -128,18 +129,51 @@ EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
     limits[limit] = value;
     return 0;
 }
+/* What is registered: only whole registrations are taken back. Replays that ended left theirs here, and somebody else may
+ * live at the address now; such leftovers give way. */
+static struct { char *start; size_t size; } registered[1024];
+EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags)
+{
+    (void)flags;
+    int entry = -1;
+    for (int i = 1023; i >= 0; i--) {
+        if ((char *)p < registered[i].start + registered[i].size && registered[i].start < (char *)p + size)
+            registered[i].size = 0;
+        if (registered[i].size == 0)
+            entry = i;
+    }
+    if (size == 0 || entry < 0)
+        return 1;
+    registered[entry].start = p;
+    registered[entry].size = size;
+    return 0;
+}
+EXPORT int cuMemHostUnregister(void *p)
+{
+    for (int i = 0; i < 1024; i++)
+        if (registered[i].size != 0 && registered[i].start == p)
+            return (int)(registered[i].size = 0);
+    return 713;
+}
+static size_t registered_bytes(void)
+{
+    size_t sum = 0;
+    for (int i = 0; i < 1024; i++)
+        sum += registered[i].size;
+    return sum;
+}
 EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
 {
     if (limit == 1006)
         *value = atomic_load(&calls);
+    else if (limit == 1010)
+        *value = registered_bytes();
     else if (limit >= 16 && limit < 1000)
         return 215;
     else
         *value = limit < 16 ? limits[limit] : 0;
     return 0;
 }
-EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags) { (void)p; (void)flags; return size ? 0 : 1; }
-EXPORT int cuMemHostUnregister(void *p) { (void)p; return 0; }
 EXPORT int cuMemHostGetDevicePointer_v2(uint64_t *address, void *p, unsigned flags) { (void)flags; *address = (uint64_t)p; return 0; }
 
 EXPORT int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority)

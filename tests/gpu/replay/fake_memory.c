@@ -137,11 +137,10 @@ EXPORT int cuMemGetAddressRange_v2(uint64_t *base, size_t *size, uint64_t addres
 }
 EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags)
 {
-    (void)flags;
     pthread_mutex_lock(&lock);
     add((uint64_t)p, size, PINNED, NULL);
     pthread_mutex_unlock(&lock);
-    return 0;
+    return plain_register(p, size, flags);
 }
 
 static int transfer(void *to, const void *from, uint64_t size, bool check_to, bool check_from)

@@ -30,6 +30,7 @@ HEAD, DOORBELL = PAGE + 256, PAGE + 320
 STATE, STICKY, DEFERRED, BUSY, BUSY_RETRY, WAKE = (PAGE + 384 + n for n in (0, 4, 8, 12, 16, 24))
 CALLBACK_WAKE, CALLBACKS = PAGE + 448, PAGE + 512
 READY, CLOSED, DEAD = 1, 2, 3
+SLOT_ADDRESS = 0x2100_0000_0000
 CONTEXT = 1 << 42 | 1 << 28 | 1 << 4
 
 
@@ -54,9 +55,10 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 class Guest:
     """The guest's side of one session."""
 
-    def __init__(self, segment_fd: int, lifeline: socket.socket) -> None:
+    def __init__(self, segment_fd: int, lifeline: socket.socket, offset: int = 0, size: int = 0) -> None:
+        """``offset`` and ``size``: the segment is a slot of a BAR1."""
         self.lifeline = lifeline
-        self.map = mmap.mmap(segment_fd, os.fstat(segment_fd).st_size)
+        self.map = mmap.mmap(segment_fd, size or os.fstat(segment_fd).st_size - offset, offset=offset)
         self._u32 = memoryview(self.map).cast("I")
         self._u64 = memoryview(self.map).cast("Q")
         self.ring, self.ring_size, self.slots, counts, self.fences, self.arena, self.arena_size = (
@@ -96,7 +98,11 @@ class Guest:
         self.set_u64(TAIL, self.tail if tail is None else tail)
         if self.u32(DOORBELL):
             self.set_u32(DOORBELL, 0)
-            assert self.lifeline.send(b"\1") == 1
+            self.ring_bell()
+
+    def ring_bell(self) -> None:
+        """Wake the worker. A guest in a VM does it another way."""
+        assert self.lifeline.send(b"\1") == 1
 
     def put(self, call: int, *arguments: int, payload: bytes = b"", flags: int = 0, slot: int = 0) -> int:
         """Write a right record (and a pad before it where it would wrap); its sequence number."""
@@ -149,8 +155,20 @@ def options(**changes: int) -> Any:
 class Replayed:
     """A replay in this process, its thread, its grant page and its guest."""
 
-    def __init__(self, library: Path, *, memory_limit: int = 0, leased: bool = True, **changes: int) -> None:
+    def __init__(
+        self,
+        library: Path,
+        *,
+        memory_limit: int = 0,
+        leased: bool = True,
+        slot: tuple[int, int, int] | None = None,
+        slot_registered: int = 0,
+        **changes: int,
+    ) -> None:
+        """``slot``: a descriptor of a BAR1, and offset and size of a slot in it; replay there."""
         self.replay = lib.vgpu_replay_new()
+        if slot is not None:
+            changes.setdefault("address", SLOT_ADDRESS)  # room for a slot larger than the first segment
         layout = options(**changes)
         size = lib.vgpu_segment_size(layout)
         assert size
@@ -167,7 +185,12 @@ class Replayed:
         self.grant = GrantPage(self.grant_fd)
         ours, theirs = socket.socketpair()
         self._ours = ours
-        self.guest = Guest(self.segment_fd, theirs)
+        if slot is None:
+            self.guest = Guest(self.segment_fd, theirs)
+        else:
+            status = lib.vgpu_replay_rebase(self.replay, *slot, slot_registered, step)
+            assert status == 0, ffi.string(step[0])
+            self.guest = Guest(slot[0], theirs, *slot[1:])
         lib.vgpu_replay_assign(self.replay, ours.fileno(), 7, memory_limit)
         if leased:
             self.grant.grant(deadline_ns=0)
