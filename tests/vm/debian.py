@@ -196,7 +196,9 @@ def resolve(
         return next(iter(providers.get(relation.name, ())), None)
 
     chosen: dict[str, Package] = {}
-    open_groups: list[tuple[str, tuple[Relation, ...]]] = [("the request", (Relation(name),)) for name in wanted]
+    open_groups: list[tuple[str, tuple[Relation, ...]]] = [
+        ("the request", (Relation(name),)) for name in wanted
+    ]
     while open_groups:
         why, group = open_groups.pop()
         if any(relation.name in skip or relation.name in chosen for relation in group):
@@ -218,7 +220,10 @@ def _apt_proxy(scheme: str) -> str | None:
     if shutil.which("apt-config") is None or os.environ.get(f"{scheme}_proxy"):
         return None
     done = subprocess.run(
-        ["apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy"], capture_output=True, text=True, check=False
+        ["apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = re.match(r"PROXY='([^']+)'", done.stdout)
     return found[1] if found and found[1] != "DIRECT" else None
@@ -232,9 +237,14 @@ def mirrors() -> list[str]:
     found = [DEFAULT_MIRROR]
     if shutil.which("apt-get") is not None:
         done = subprocess.run(
-            ["apt-get", "indextargets", "--format", "$(REPO_URI)"], capture_output=True, text=True, check=False
+            ["apt-get", "indextargets", "--format", "$(REPO_URI)"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        found += [line.rstrip("/") for line in done.stdout.splitlines() if line.rstrip("/").endswith("/debian")]
+        found += [
+            line.rstrip("/") for line in done.stdout.splitlines() if line.rstrip("/").endswith("/debian")
+        ]
     return list(dict.fromkeys(found))
 
 
@@ -257,7 +267,9 @@ class Mirror:
     @_opener.default
     def _make_opener(self) -> urllib.request.OpenerDirector:
         proxies = {scheme: p for scheme in ("http", "https") if (p := _apt_proxy(scheme))}
-        return urllib.request.build_opener(urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies}))
+        return urllib.request.build_opener(
+            urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies})
+        )
 
     def open(self, path: str, start: int = 0) -> IO[bytes]:
         """A file of the mirror, from byte ``start`` on where the mirror can do that.

@@ -42,7 +42,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SUITES: Final = ("trixie", "trixie-backports")
 QEMU_SUITE: Final = "trixie-backports"
 # What QEMU's packages want and a VM of ours never uses: network boot, and the tools of a whole Debian system.
-UNUSED: Final = frozenset({"ipxe-qemu", "adduser", "debconf", "dpkg", "passwd", "perl", "udev", "systemd", "uidmap"})
+UNUSED: Final = frozenset(
+    {"ipxe-qemu", "adduser", "debconf", "dpkg", "passwd", "perl", "udev", "systemd", "uidmap"}
+)
 # Modules the guest's first minute needs; what they depend on follows by itself.
 MODULES: Final = ("9pnet_virtio", "9p", "overlay", "virtio_console")
 _ARCHITECTURE: Final = "x86_64-linux-gnu"
@@ -65,7 +67,9 @@ class Images:
     @property
     def identity(self) -> str:
         """Differs where another QEMU or kernel would run."""
-        return hashlib.sha256(" ".join([*self.qemu, str(self.kernel), self.version]).encode()).hexdigest()[:12]
+        return hashlib.sha256(" ".join([*self.qemu, str(self.kernel), self.version]).encode()).hexdigest()[
+            :12
+        ]
 
 
 def cache_root() -> Path:
@@ -77,7 +81,9 @@ def cache_root() -> Path:
 
 def _own_loader(libraries: Sequence[Path], program: Path, firmware: Sequence[Path]) -> tuple[str, ...]:
     """QEMU under the C library it was built against, whatever this machine's is."""
-    loader = next(folder / "ld-linux-x86-64.so.2" for folder in libraries if (folder / "ld-linux-x86-64.so.2").exists())
+    loader = next(
+        folder / "ld-linux-x86-64.so.2" for folder in libraries if (folder / "ld-linux-x86-64.so.2").exists()
+    )
     words = [str(loader), "--inhibit-cache", "--library-path", ":".join(map(str, libraries))]
     words += ["--argv0", "qemu-system-x86_64", str(program)]
     for folder in firmware:
@@ -153,7 +159,9 @@ def _locked() -> Iterator[None]:
 
 def _plan(mirror: debian.Mirror) -> list[debian.Package]:
     """What to download: QEMU of the backports with all it needs, and of the stable release the rest."""
-    packages = [p for suite in SUITES for p in debian.parse_index(mirror.index(suite, "main", "amd64"), suite)]
+    packages = [
+        p for suite in SUITES for p in debian.parse_index(mirror.index(suite, "main", "amd64"), suite)
+    ]
     prefer = {name: QEMU_SUITE for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data")}
     stable = SUITES[0]
     image = debian.resolve(
@@ -215,7 +223,9 @@ def _build(folder: Path, *, with_qemu: bool) -> None:
         "kernel": "kernel/vmlinuz",
         "modules": [str(path.relative_to(folder)) for path in modules],
         "busybox": str(busybox.relative_to(folder)),
-        "version": " ".join(f"{p.name}={p.version}" for p in plan if p.name in ("qemu-system-x86", kernel.name)),
+        "version": " ".join(
+            f"{p.name}={p.version}" for p in plan if p.name in ("qemu-system-x86", kernel.name)
+        ),
     }
     (folder / "images.json").write_text(json.dumps(described, indent=1))
     done = time.monotonic()
@@ -232,12 +242,16 @@ def _unpack_kernel(archive: Path, folder: Path) -> list[Path]:
     """The kernel, and of its modules those that are wanted with those they need, in loading order."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         found = debian.unpack(
-            archive, Path(scratch), lambda name: bool(re.search(r"^boot/vmlinuz|\.ko(\.xz)?$|/modules\.builtin$", name))
+            archive,
+            Path(scratch),
+            lambda name: bool(re.search(r"^boot/vmlinuz|\.ko(\.xz)?$|/modules\.builtin$", name)),
         )
         (listing,) = (path for path in found if path.name == "modules.builtin")
         built_in = {Path(line).stem.replace("-", "_") for line in listing.read_text().splitlines()}
         (vmlinuz,) = (path for path in found if path.name.startswith("vmlinuz"))
-        by_name = {path.name.partition(".")[0].replace("-", "_"): path for path in found if ".ko" in path.name}
+        by_name = {
+            path.name.partition(".")[0].replace("-", "_"): path for path in found if ".ko" in path.name
+        }
         target = folder / "kernel"
         target.mkdir()
         shutil.move(vmlinuz, target / "vmlinuz")
@@ -275,7 +289,9 @@ def bundle(destination: Path) -> Path:
     if len(source.qemu) == 1:
         raise debian.DebianError("QEMU of this machine is in use; only a fetched one can be bundled")
     loader, options, program = source.qemu[0], source.qemu[1:6], Path(source.qemu[6])
-    listing = subprocess.run([loader, *options[:3], "--list", str(program)], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        [loader, *options[:3], "--list", str(program)], capture_output=True, text=True, check=True
+    )
     libraries = {Path(found) for found in re.findall(r"=> (/\S+)", listing.stdout)} | {Path(loader)}
     firmware = [Path(folder) / name for folder in source.qemu[8::2] for name in _FIRMWARE]
     places = {
