@@ -8,6 +8,7 @@ memfd that cannot change its size, sparse until written, lent to QEMU and to wor
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 from collections.abc import Sequence
@@ -33,6 +34,12 @@ MAX_BAR1: Final = 64 << 30
 DEFAULT_BAR1: Final = 256 << 20
 FIRST_SLOT: Final = 64 << 10
 SLOT_ALIGNMENT: Final = 64 << 10
+
+# Python has no fallocate that punches holes.
+_FALLOCATE = ctypes.CDLL(None, use_errno=True).fallocate
+_FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_KEEP_SIZE: Final = 0x1
+_PUNCH_HOLE: Final = 0x2
 
 
 class Device(Protocol):
@@ -98,6 +105,18 @@ class SharedMemory:
     def write(self, offset: int, data: bytes) -> None:
         """Store ``data``."""
         os.pwrite(self._descriptor, data, offset)
+
+    def discard(self, offset: int, count: int) -> None:
+        """Give whole pages back to the host; they read as zeros then, also in mappings of others.
+
+        Takes a while for gigabytes, without the interpreter's lock: call it in a thread.
+
+        Raises:
+            OSError: they could not be given back.
+        """
+        if _FALLOCATE(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, count):
+            number = ctypes.get_errno()
+            raise OSError(number, f"giving back {count:#x} bytes at {offset:#x}: {os.strerror(number)}")
 
     def close(self) -> None:
         """Give the descriptor back; mappings made of it stay."""
