@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -61,7 +62,9 @@ def test_driver_program(mediator: Mediator, driver_program: Callable[[str], Path
     expected = ["devices 1", NAME, "done"]
     if GPU != "software":
         native = [str(driver_program("driver")), str(kernels)]
-        expected = subprocess.run(native, capture_output=True, text=True, check=True).stdout.splitlines()
+        one_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
+        done = subprocess.run(native, capture_output=True, text=True, check=True, env=one_gpu)
+        expected = done.stdout.splitlines()
     assert mediator.run(driver_program("driver"), kernels) == expected
 
 
