@@ -146,8 +146,7 @@ class Connection(Actor):
             worker_address=attachment.worker_address,
         )
         with contextlib.ExitStack() as owned:
-            owned.callback(os.close, attachment.segment_fd)
-            owned.callback(os.close, attachment.lifeline_fd)
+            owned.callback(attachment.close)
             raw = socket.socket(fileno=os.dup(guest.stream.socket.fileno()))
             owned.callback(raw.close)
             send_with_descriptors(raw, welcome.encode(), [attachment.segment_fd, attachment.lifeline_fd])

@@ -56,6 +56,8 @@ _log = logging.getLogger("vgpu.executor")
 
 SESSION_DEAD = 3
 CUDA_ERROR_UNKNOWN = 999
+# How long a killed worker may take to be gone. Nobody else may have its slot before.
+GONE_SECONDS = 3.0
 # A worker that lost its guest leaves by itself; past this it is helped.
 LEAVE_SECONDS = 1.0
 # Less than a connection waits for its attachment, so that it hears why there is none.
@@ -116,8 +118,7 @@ class Executor(Actor):
             return
         if reply is None or not reply.answer(attachment):
             # The connection ended meanwhile. Kept open, the lifeline would have the worker wait for ever.
-            os.close(attachment.segment_fd)
-            os.close(attachment.lifeline_fd)
+            attachment.close()
             self._cause = "guest ended"
             self.stop()
 
@@ -131,23 +132,7 @@ class Executor(Actor):
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(ours.close)
             cleanup.callback(theirs.close)
-            limit = request.vm.memory_limit_bytes
-            await link.send(
-                {
-                    "do": "assign",
-                    "session": session,
-                    "vm": request.vm.name,
-                    "memory_limit": limit,
-                    "guest_pid": request.guest_pid,
-                    "program": request.program,
-                    "watchdog": request.vm.watchdog_seconds,
-                    "weight": request.vm.weight,
-                },
-                [theirs.fileno()],
-            )
-            event, _ = await link.receive()
-            if event is None or event.get("event") != "assigned":
-                raise OSError(f"worker {handle.worker} answered {event!r} to its assignment")
+            await self._assign(link, request, session, theirs.fileno())
             info = SessionInfo(
                 session,
                 request.vm.name,
@@ -156,16 +141,53 @@ class Executor(Actor):
                 handle.worker,
                 handle.pid,
                 request.vm.watchdog_seconds,
+                request.slot.slot if request.slot else None,
             )
             await self._announce(info, request.vm.weight)
             await ledger.send(RecordStart(info))
             return Attachment(
                 session,
-                os.dup(link.segment_fd),
+                os.dup(link.segment_fd) if request.slot is None else -1,
                 ours.detach(),
-                int(link.hello["segment_size"]),
+                request.slot.size if request.slot else int(link.hello["segment_size"]),
                 int(link.hello["worker_address"]),
+                handle.pid,
+                os.dup(self._pidfd) if request.slot else -1,
             )
+
+    async def _assign(
+        self, link: WorkerLink, request: SessionRequest, session: SessionId, lifeline: int
+    ) -> None:
+        """Hand the worker its guest, and with a slot the memory to replay in, which is then the link's segment.
+
+        Raises:
+            OSError: it did not take it, or the VM's device has gone.
+        """
+        message: dict[str, object] = {
+            "do": "assign",
+            "session": session,
+            "vm": request.vm.name,
+            "memory_limit": request.vm.memory_limit_bytes,
+            "guest_pid": request.guest_pid,
+            "program": request.program,
+            "watchdog": request.vm.watchdog_seconds,
+            "weight": request.vm.weight,
+        }
+        descriptors = [lifeline]
+        place = request.slot
+        with contextlib.ExitStack() as cleanup:
+            if place is not None:
+                message |= {"slot": place.slot, "segment_offset": place.offset, "segment_size": place.size}
+                descriptors.append(place.bar1.copy())
+                cleanup.callback(os.close, descriptors[1])
+            await link.send(message, descriptors)
+            event, _ = await link.receive()
+            if event is None or event.get("event") != "assigned":
+                raise OSError(f"worker {link.hello.get('worker')} answered {event!r} to its assignment")
+            if place is not None:
+                cleanup.pop_all()
+                link.move_segment(descriptors[1])
+                self._open_page(link, place.offset)
 
     async def _adopt(self, handle: WorkerHandle) -> None:
         self._open_process(handle)
@@ -179,6 +201,7 @@ class Executor(Actor):
             handle.worker,
             handle.pid,
             float(hello.get("watchdog", 30.0)),
+            int(hello["slot"]) if "slot" in hello else None,
         )
         await self._announce(info, int(hello.get("weight", 50)))
         _log.info("adopted session %d of %s (worker %d)", info.session, info.vm, info.worker_pid)
@@ -189,8 +212,13 @@ class Executor(Actor):
     async def _open_link(self, handle: WorkerHandle) -> WorkerLink:
         self._link = link = await open_worker_link(handle.socket_path)
         self._grant = GrantPage(link.grant_fd)
-        self._page = SessionPage(link.segment_fd)
+        self._open_page(link, int(link.hello.get("segment_offset", 0)))
         return link
+
+    def _open_page(self, link: WorkerLink, segment_offset: int) -> None:
+        if self._page is not None:
+            self._page.close()
+        self._page = SessionPage(link.segment_fd, segment_offset)
 
     async def _announce(self, info: SessionInfo, weight: int) -> None:
         assert self._grant is not None
@@ -334,15 +362,32 @@ class Executor(Actor):
             _log.warning("session %d of %s: error %d: %s", self._info.session, self._info.vm, error, what)
             await self.find("mediator/ledger").send(RecordFault(self._info, error, what))
 
+    @property
+    def _has_slot(self) -> bool:
+        if isinstance(self.origin, SessionRequest):
+            return self.origin.slot is not None
+        return self._info is not None and self._info.slot is not None
+
+    def _tell_guest(self, page: SessionPage, info: SessionInfo) -> None:
+        """The session is over. Never waits: see below."""
+        # Once its worker has gone a slot is taken back and zeroed, and a next session may be there already. That one
+        # is made by this thread, so it cannot come between looking and writing.
+        if info.slot is not None and page.get("session_id") != info.session:
+            return
+        if not page.get("sticky_error"):
+            page.set("sticky_error", self._fault or CUDA_ERROR_UNKNOWN)
+        page.set("state", SESSION_DEAD)
+
     async def stopped(self, reason: ExitReason) -> None:
         if self._page is not None and self._info is not None:
             self._final = self._take_sample(self._cause or str(reason))
-            if not self._page.get("sticky_error"):
-                self._page.set("sticky_error", self._fault or CUDA_ERROR_UNKNOWN)
-            self._page.set("state", SESSION_DEAD)
+            self._tell_guest(self._page, self._info)
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            if self._has_slot:
+                with trio.move_on_after(GONE_SECONDS):
+                    await trio.lowlevel.wait_readable(self._pidfd)
             os.close(self._pidfd)
         if self._link is not None:
             await self._link.aclose()

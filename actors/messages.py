@@ -6,11 +6,14 @@ Where a message carries a descriptor, its comment says who owns it after the mes
 
 from __future__ import annotations
 
+import os
+
 import attrs
 
 from vgpu.gpu.schedule import SessionId as SessionId  # noqa: PLC0414 - re-exported for supervision
 
 from . import Ref, Request
+from .descriptor import Descriptor
 
 # -- values ---------------------------------------------------------------------------------------
 
@@ -26,15 +29,32 @@ class VmRecord:
     memory_limit_bytes: int = 0  # 0: the whole card
     watchdog_seconds: float = 30.0
     ad_hoc: bool = False
+    rate: int = 0  # CUDA calls a second; 0: as many as it likes
+    queue_depth: int = 0  # calls accepted and not yet executed; 0: as many as the ring holds
+    bar1_bytes: int = 0  # of its PCI device; 0: it has none
+    slots: int = 8
+    variant: str = "conventional"  # or "express"
+    address: str = "0x5"  # where the device is to appear on the VM's bus
+
+
+@attrs.frozen
+class SlotPlacement:
+    """A slot of a VM's BAR1, in bytes from the BAR's start. ``bar1`` stays its owner's: whoever uses it copies it."""
+
+    slot: int
+    bar1: Descriptor
+    offset: int
+    size: int
 
 
 @attrs.frozen
 class SessionRequest:
-    """A guest process that wants a session."""
+    """A guest process that wants a session; ``slot``: in its VM, and there is where it will look for it."""
 
     vm: VmRecord
     guest_pid: int
     program: str
+    slot: SlotPlacement | None = None
 
 
 @attrs.frozen
@@ -48,6 +68,7 @@ class SessionInfo:
     worker: str
     worker_pid: int
     watchdog_seconds: float = 30.0
+    slot: int | None = None  # of the VM's BAR1; guest_pid is then as the VM numbers it
 
 
 @attrs.frozen
@@ -64,13 +85,25 @@ class SessionSample:
 
 @attrs.frozen
 class Attachment:
-    """What a guest needs for its session. The receiver owns both descriptors."""
+    """What a guest needs for its session. The receiver owns the descriptors, those that are not -1.
+
+    A local guest gets ``segment_fd``; for a slot the guest has the segment already, and the device of its VM gets a
+    ``worker_pidfd`` to see the worker's end by.
+    """
 
     session: SessionId
     segment_fd: int
     lifeline_fd: int
     segment_size: int
     worker_address: int
+    worker_pid: int = 0
+    worker_pidfd: int = -1
+
+    def close(self) -> None:
+        """Close the descriptors: whoever the session was for does not get it, and the worker leaves."""
+        for descriptor in (self.segment_fd, self.lifeline_fd, self.worker_pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 @attrs.frozen
@@ -102,6 +135,30 @@ class EnsureVm(Request[VmRecord]):
 @attrs.frozen
 class ListVms(Request[tuple[VmRecord, ...]]):
     """All VMs, by name."""
+
+
+@attrs.frozen
+class GetVm(Request[VmRecord | None]):
+    """The VM of that name, None where there is none."""
+
+    name: str
+
+
+@attrs.frozen
+class SaveVm(Request[VmRecord]):
+    """Register a VM. One that came by itself becomes the registered one.
+
+    Refused with VmExists where it is registered already.
+    """
+
+    vm: VmRecord
+
+
+@attrs.frozen
+class RemoveVm(Request[VmRecord]):
+    """Forget a registered VM; its row. Sessions and faults stay. Refused with NoSuchVm."""
+
+    name: str
 
 
 @attrs.frozen
@@ -285,6 +342,60 @@ class Survey(Request[SessionSurvey]):
 
 
 # -- devices of VMs ---------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class DeviceState:
+    """A VM's device process at this moment. ``trouble``: why there is none."""
+
+    vm: str
+    running: bool
+    pid: int = 0
+    connected: bool = False  # a QEMU is there
+    bar1_bytes: int = 0
+    slots: int = 0
+    claimed: int = 0  # slots that have an owner
+    variant: str = ""
+    socket: str = ""  # where QEMU connects
+    counters: dict[str, int] = attrs.field(factory=dict)
+    trouble: str = ""
+
+
+@attrs.frozen
+class AwaitDevice(Request[DeviceState]):
+    """To a device: how it is, once it runs or could not be started at first try."""
+
+
+@attrs.frozen
+class ShowDevice(Request[DeviceState]):
+    """To a device: how it is now."""
+
+
+@attrs.frozen
+class EndDevice(Request[bool]):
+    """To a device: the VM is unregistered. Ends the process and with it the VM's sessions; was a QEMU connected?"""
+
+
+@attrs.frozen
+class RegisterVm(Request[DeviceState | None]):
+    """To the fleet: keep this VM and start its device at once; None where it is to have none.
+
+    Refused with VmExists. A device that does not start does not undo the registration: it is tried again.
+    """
+
+    vm: VmRecord
+
+
+@attrs.frozen
+class UnregisterVm(Request[bool]):
+    """To the fleet: end the VM's device and forget the VM. True: a QEMU was connected. Refused with NoSuchVm."""
+
+    name: str
+
+
+@attrs.frozen
+class ListDevices(Request[tuple[DeviceState, ...]]):
+    """To the fleet: every VM's device, by name."""
 
 
 @attrs.frozen

@@ -68,6 +68,11 @@ class WorkerLink:
         """
         return await self._link.receive()
 
+    def move_segment(self, descriptor: int) -> None:
+        """The worker replays in another file now, as it was told to. The descriptor is the link's, the old one closed."""
+        os.close(self.segment_fd)
+        self.segment_fd = descriptor
+
     async def aclose(self) -> None:
         """Close socket and descriptors. The worker goes on without us. May be called twice."""
         self._link.close()

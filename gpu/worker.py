@@ -52,6 +52,7 @@ FENCE_COUNT = 8192
 ORPHAN_SECONDS = 120.0
 TICK_SECONDS = 5.0
 
+SESSION_READY, SESSION_DEAD = 1, 3
 EVENT_DEMAND, EVENT_IDLE, EVENT_FAULT, EVENT_ENDED = 1, 2, 4, 8
 
 
@@ -426,20 +427,30 @@ class Worker:
             if self._link is not None:
                 self._link.settimeout(0)
             self._say({"event": "guest-gone"})
+            if self._segment_offset:
+                self._end_session(is_lost=True)
         elif self._assignment is not None:
             self._end_session()
         os._exit(0)
 
-    def _end_session(self) -> None:
-        """Tell the guest that nobody is behind its session any more."""
+    def _end_session(self, *, is_lost: bool = False) -> None:
+        """Tell the guest that nobody is behind its session any more.
+
+        is_lost: a lifeline of a slot has ended. The guest let go, or the device of its VM has gone; then the guest is
+        there still, and nobody else can tell it. Until this process has ended nobody else has the slot.
+        """
         from vgpu.transport.layout import SessionPage
 
         from .errors import Result
 
         page = SessionPage(self._segment_fd, self._segment_offset)
+        if is_lost:
+            if page.get("state") != SESSION_READY:  # it said goodbye, or has been told something worse
+                return
+            page.set("device_lost", 1)
         if not page.get("sticky_error"):
             page.set("sticky_error", Result.DEVICE_UNAVAILABLE)
-        page.set("state", 3)
+        page.set("state", SESSION_DEAD)
 
 
 def _is_assignment(message: dict[str, Any]) -> bool:

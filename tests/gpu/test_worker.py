@@ -15,7 +15,17 @@ import attrs
 import pytest
 import trio
 
-from tests.gpu.replay.guest import CONTEXT, DEAD, DEFERRED, STATE, STICKY, Guest, build_fake_driver
+from tests.gpu.replay.guest import (
+    CLOSED,
+    CONTEXT,
+    DEAD,
+    DEFERRED,
+    LOST,
+    STATE,
+    STICKY,
+    Guest,
+    build_fake_driver,
+)
 from vgpu.gpu.control import WorkerLink, open_worker_link
 from vgpu.gpu.process import WorkerNotStarted, WorkerOptions, WorkerProcess, start_worker
 from vgpu.transport._generated_calls import CallId
@@ -310,9 +320,19 @@ async def test_a_session_in_a_slot_is_adopted_with_it(options: WorkerOptions, sl
 
 
 async def test_lifeline_end_ends_a_worker_in_a_slot(options: WorkerOptions, slot: Slot) -> None:
+    """The VM's device has gone: its guest is there still, and reads what became of the device."""
     async with assigned(options, slot=slot) as worker:
+        assert await in_thread(worker.guest, CallId.wirePrimaryRetain, CONTEXT) == 0
         worker.guest.lifeline.close()
         assert await worker.gone() == 0
+        assert (worker.guest.u32(STATE), worker.guest.u32(STICKY), worker.guest.u32(LOST)) == (DEAD, 46, 1)
+
+
+async def test_goodbye_from_a_slot_loses_no_device(options: WorkerOptions, slot: Slot) -> None:
+    async with assigned(options, slot=slot) as worker:
+        worker.guest.send(CallId.wireGoodbye)
+        assert await worker.gone() == 0
+        assert (worker.guest.u32(STATE), worker.guest.u32(STICKY), worker.guest.u32(LOST)) == (CLOSED, 0, 0)
 
 
 @pytest.mark.parametrize(
