@@ -9,7 +9,7 @@ PYTHON ?= $(shell for candidate in python3 python3.14 python3.13 python3.12 pyth
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test test-gpu bench check build setup toolchain clean
+.PHONY: help demo test test-vm test-gpu bench check build setup toolchain clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -17,8 +17,12 @@ help: ## this list
 demo: build ## run an unmodified CUDA program through a mediator, on a GPU or the software GPU
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: build toolchain ## every test that needs no GPU
+test: build toolchain ## every test that needs no GPU, those in virtual machines too
 	@$(BIN)/pytest -m "not gpu" $(ARGS)
+
+test-vm: build toolchain ## the tests that boot a virtual machine (QEMU and a kernel are fetched)
+	@$(BIN)/python tests/vm/packages.py fetch
+	@$(BIN)/pytest -m vm tests/vm $(ARGS)
 
 test-gpu: build toolchain ## the tests that need a real GPU
 	@test -e /dev/nvidiactl || { echo "this machine has no NVIDIA GPU (no /dev/nvidiactl)" >&2; exit 1; }

@@ -8,7 +8,7 @@ packages, and as process 1 it also buries orphans.
     host -> guest   {"do":"run","id":N,"command":[...],"environment":{...},"folder":PATH,"user":N,"groups":[N...]}
                     {"do":"input","id":N,"data":TEXT}   {"do":"close","id":N}   {"do":"signal","id":N,"number":N}
                     {"do":"reboot"}   {"do":"halt"}
-    guest -> host   {"is":"ready","seconds":F,"boot":ID}   {"is":"started","id":N,"pid":N}   {"is":"failed","id":N,"why":TEXT}
+    guest -> host   {"is":"ready","seconds":F}   {"is":"started","id":N,"pid":N}   {"is":"failed","id":N,"why":TEXT}
                     {"is":"output","id":N,"stream":1|2,"data":TEXT}   {"is":"ended","id":N,"status":N}
 
 Data crosses as text with one character per byte. A status below 0 is a signal's number.
@@ -16,6 +16,7 @@ Data crosses as text with one character per byte. A status below 0 is a signal's
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -41,11 +42,11 @@ class Agent:
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
     def serve(self) -> None:
-        uptime = float(open("/proc/uptime").read().split()[0])
-        boot = open("/proc/sys/kernel/random/boot_id").read().strip()
+        with open("/proc/uptime") as file:
+            uptime = float(file.read().split()[0])
         # The empty line ends whatever a reboot cut short.
         os.write(self._port, b"\n")
-        self._say({"is": "ready", "seconds": uptime, "boot": boot})
+        self._say({"is": "ready", "seconds": uptime})
         while True:
             for key, _ in self._selector.select():
                 key.data()
@@ -74,10 +75,8 @@ class Agent:
         elif process is None:
             pass  # it ended while the host was writing
         elif do == "signal":
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, message["number"])
-            except ProcessLookupError:
-                pass
         elif process.stdin is not None and not process.stdin.closed:
             try:
                 if do == "input":
@@ -146,10 +145,8 @@ class Agent:
                         self._selector.unregister(pipe)
                         pipe.close()
                 if process.stdin is not None:
-                    try:
+                    with contextlib.suppress(BrokenPipeError):
                         process.stdin.close()
-                    except BrokenPipeError:
-                        pass
                 self._say({"is": "ended", "id": number, "status": process.returncode})
         ours = {process.pid for process in self._running.values()}
         while True:

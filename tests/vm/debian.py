@@ -251,7 +251,7 @@ def mirrors() -> list[str]:
 _RETRYING: Final = tenacity.retry(
     retry=tenacity.retry_if_exception_type((OSError, DebianError)),
     stop=tenacity.stop_after_attempt(5),
-    wait=tenacity.wait_exponential_jitter(initial=0.5, max=10),
+    wait=tenacity.wait_exponential(multiplier=0.5, max=10) + tenacity.wait_random(0, 0.5),
     reraise=True,
 )
 
