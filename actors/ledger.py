@@ -19,24 +19,29 @@ import trio
 
 from vgpu.gpu.schedule import SessionId
 
-from . import Actor, ExitReason, handles
+from . import Actor, ActorError, ExitReason, Refused, handles
 from .messages import (
     CountFaults,
     EnsureVm,
     FaultCount,
+    GetVm,
     ListFaults,
     ListVms,
     NextSession,
     RecordEnd,
     RecordFault,
     RecordStart,
+    RemoveVm,
+    SaveVm,
     VmRecord,
 )
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+SCHEMA_VERSION = 2
+# Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
+_STEPS = (
+    """
 CREATE TABLE vms (
     name TEXT PRIMARY KEY, pool TEXT NOT NULL, priority TEXT NOT NULL, weight INTEGER NOT NULL,
     memory_limit_bytes INTEGER NOT NULL, watchdog_seconds REAL NOT NULL, ad_hoc INTEGER NOT NULL
@@ -49,7 +54,26 @@ CREATE TABLE faults (
     fault INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL, vm TEXT NOT NULL, guest_pid INTEGER,
     program TEXT, error INTEGER NOT NULL, what TEXT NOT NULL, at REAL NOT NULL
 ) STRICT;
-"""
+""",
+    """
+ALTER TABLE vms ADD COLUMN rate INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE vms ADD COLUMN queue_depth INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE vms ADD COLUMN bar1_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE vms ADD COLUMN slots INTEGER NOT NULL DEFAULT 8;
+ALTER TABLE vms ADD COLUMN variant TEXT NOT NULL DEFAULT 'conventional';
+ALTER TABLE vms ADD COLUMN address TEXT NOT NULL DEFAULT '0x5';
+""",
+)
+# Columns of vms are fields of VmRecord, by the same names.
+_VM_FIELDS = tuple(field.name for field in attrs.fields(VmRecord))
+
+
+class VmExists(ActorError):
+    """A VM of that name is registered already."""
+
+
+class NoSuchVm(ActorError):
+    """No VM of that name is registered."""
 
 
 class LedgerFile:
@@ -61,10 +85,10 @@ class LedgerFile:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
-        elif version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise RuntimeError(f"{path} has schema {version}; this program knows {SCHEMA_VERSION}")
+        for number in range(version, SCHEMA_VERSION):
+            self._db.executescript(f"BEGIN;{_STEPS[number]}PRAGMA user_version = {number + 1};COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
@@ -72,21 +96,49 @@ class LedgerFile:
 
     def ensure_vm(self, name: str) -> VmRecord:
         """The VM's row, made with default limits where there is none."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO vms VALUES (?, 'default', 'medium', 50, 0, 30.0, 1)",
-            (name,),
-        )
+        self._insert(VmRecord(name, ad_hoc=True), "OR IGNORE")
         return next(vm for vm in self.vms() if vm.name == name)
+
+    def get_vm(self, name: str) -> VmRecord | None:
+        """The VM's row, if there is one."""
+        return next((vm for vm in self.vms() if vm.name == name), None)
+
+    def save_vm(self, vm: VmRecord) -> VmRecord:
+        """Register a VM.
+
+        Raises:
+            VmExists: it is registered; one that only came by itself gives way.
+        """
+        known = self.get_vm(vm.name)
+        if known is not None and not known.ad_hoc:
+            raise VmExists(f"VM {vm.name!r} is registered already")
+        registered = attrs.evolve(vm, ad_hoc=False)
+        self._insert(registered, "OR REPLACE")
+        return registered
+
+    def remove_vm(self, name: str) -> VmRecord:
+        """Forget a registered VM.
+
+        Raises:
+            NoSuchVm: none of that name is registered.
+        """
+        known = self.get_vm(name)
+        if known is None or known.ad_hoc:
+            raise NoSuchVm(f"no VM {name!r} is registered")
+        self._db.execute("DELETE FROM vms WHERE name = ?", (name,))
+        return known
+
+    def _insert(self, vm: VmRecord, conflict: str) -> None:
+        marks = ", ".join("?" * len(_VM_FIELDS))
+        self._db.execute(
+            f"INSERT {conflict} INTO vms ({', '.join(_VM_FIELDS)}) VALUES ({marks})", attrs.astuple(vm)
+        )
 
     def vms(self) -> tuple[VmRecord, ...]:
         """All rows, by name."""
-        rows = self._db.execute(
-            "SELECT name, pool, priority, weight, memory_limit_bytes, watchdog_seconds, ad_hoc FROM vms ORDER BY name"
-        )
-        return tuple(
-            VmRecord(name, pool, priority, weight, memory, watchdog, ad_hoc=bool(ad_hoc))
-            for name, pool, priority, weight, memory, watchdog, ad_hoc in rows
-        )
+        rows = self._db.execute(f"SELECT {', '.join(_VM_FIELDS)} FROM vms ORDER BY name")
+        values = (dict(zip(_VM_FIELDS, row, strict=True)) for row in rows)
+        return tuple(VmRecord(**{**row, "ad_hoc": bool(row["ad_hoc"])}) for row in values)
 
     def next_session(self) -> SessionId:
         """Reserve a session number."""
@@ -158,6 +210,24 @@ class Ledger(Actor):
     @handles(EnsureVm)
     async def ensure_vm(self, message: EnsureVm) -> VmRecord:
         return await trio.to_thread.run_sync(self._open.ensure_vm, message.name)
+
+    @handles(GetVm)
+    async def get_vm(self, message: GetVm) -> VmRecord | None:
+        return await trio.to_thread.run_sync(self._open.get_vm, message.name)
+
+    @handles(SaveVm)
+    async def save_vm(self, message: SaveVm) -> VmRecord:
+        try:
+            return await trio.to_thread.run_sync(self._open.save_vm, message.vm)
+        except VmExists as error:
+            raise Refused(error) from error
+
+    @handles(RemoveVm)
+    async def remove_vm(self, message: RemoveVm) -> VmRecord:
+        try:
+            return await trio.to_thread.run_sync(self._open.remove_vm, message.name)
+        except NoSuchVm as error:
+            raise Refused(error) from error
 
     @handles(ListVms)
     async def list_vms(self, message: ListVms) -> tuple[VmRecord, ...]:

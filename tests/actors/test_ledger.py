@@ -8,21 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from vgpu.actors import ActorSpec, open_system
-from vgpu.actors.ledger import Ledger, LedgerFile
+from vgpu.actors.ledger import Ledger, LedgerFile, NoSuchVm, VmExists
 from vgpu.actors.messages import (
     EnsureVm,
+    GetVm,
     ListFaults,
     ListVms,
     NextSession,
     RecordEnd,
     RecordFault,
     RecordStart,
+    RemoveVm,
+    SaveVm,
     SessionId,
     SessionInfo,
     SessionSample,
+    VmRecord,
 )
 
 
@@ -61,6 +66,86 @@ def test_asking_twice_for_a_vm_changes_nothing(tmp_path: Path) -> None:
     assert file.ensure_vm("a") == first
     assert len(file.vms()) == 1
     file.close()
+
+
+def test_a_registered_vm_is_kept_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    vm = VmRecord(
+        "a",
+        pool="B",
+        priority="high",
+        weight=80,
+        memory_limit_bytes=20 << 30,
+        watchdog_seconds=5.5,
+        rate=200,
+        queue_depth=100,
+        bar1_bytes=1 << 30,
+        slots=4,
+        variant="express",
+        address="0x7",
+    )
+    file = LedgerFile(path)
+    file.ensure_vm("a")  # it came by itself once; now it is registered
+    assert file.save_vm(vm) == vm
+    with pytest.raises(VmExists, match="'a'"):
+        file.save_vm(attrs.evolve(vm, weight=1))
+    file.close()
+    file = LedgerFile(path)
+    assert file.vms() == (vm,)
+    assert file.ensure_vm("a") == vm
+    assert (file.get_vm("a"), file.get_vm("b")) == (vm, None)
+    file.ensure_vm("b")
+    for name in ("b", "c"):
+        with pytest.raises(NoSuchVm):
+            file.remove_vm(name)
+    assert file.remove_vm("a") == vm
+    assert [row.name for row in file.vms()] == ["b"]
+    file.close()
+
+
+FIRST_SCHEMA = """
+CREATE TABLE vms (
+    name TEXT PRIMARY KEY, pool TEXT NOT NULL, priority TEXT NOT NULL, weight INTEGER NOT NULL,
+    memory_limit_bytes INTEGER NOT NULL, watchdog_seconds REAL NOT NULL, ad_hoc INTEGER NOT NULL
+) STRICT;
+CREATE TABLE sessions (
+    session INTEGER PRIMARY KEY AUTOINCREMENT, vm TEXT NOT NULL, guest_pid INTEGER, program TEXT,
+    worker TEXT, worker_pid INTEGER, began REAL, ended REAL, reason TEXT, counters TEXT
+) STRICT;
+CREATE TABLE faults (
+    fault INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL, vm TEXT NOT NULL, guest_pid INTEGER,
+    program TEXT, error INTEGER NOT NULL, what TEXT NOT NULL, at REAL NOT NULL
+) STRICT;
+INSERT INTO vms VALUES ('old', 'A', 'high', 80, 5, 12.5, 0);
+INSERT INTO sessions (session, vm) VALUES (41, 'old');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_file_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    database = sqlite3.connect(path)
+    database.executescript(FIRST_SCHEMA)
+    database.close()
+    for _ in range(2):
+        file = LedgerFile(path)
+        assert file.vms() == (VmRecord("old", "A", "high", 80, 5, 12.5),)
+        assert file.vms()[0].bar1_bytes == 0  # what had no device gets none
+        assert file.next_session() > 41
+        file.close()
+
+
+async def test_registering_over_the_actor(tmp_path: Path) -> None:
+    async with open_system(ActorSpec("ledger", lambda: Ledger(tmp_path / "ledger.sqlite"))) as system:
+        ledger = system.ref("ledger")
+        vm = VmRecord("a", bar1_bytes=1 << 28)
+        assert await ledger.ask(SaveVm(vm)) == vm
+        with pytest.raises(VmExists):
+            await ledger.ask(SaveVm(vm))
+        assert await ledger.ask(GetVm("a")) == vm
+        assert await ledger.ask(RemoveVm("a")) == vm
+        with pytest.raises(NoSuchVm):
+            await ledger.ask(RemoveVm("a"))
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
