@@ -6,7 +6,7 @@
  * therefore cut into slices that the caller and a few helpers take from a common counter. Helpers exist
  * only after the first long copy and only where there are processors to spare; one long copy uses them at
  * a time, others run alone meanwhile. They touch nothing but the bytes of the job, so the application may
- * do anything in its own threads; all signals are blocked in them.
+ * do anything in its own threads; the program's signals are blocked in them.
  */
 #include "memory.h"
 
@@ -77,9 +77,8 @@ static void start(void)
     int processors = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     /* The worker spins on a processor of its own on the same host, and the application has threads too. */
     unsigned wanted = processors < 4 ? 0 : processors < 8 ? 1 : MOST_HELPERS;
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    sigset_t old;
+    shim_block_signals(&old);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);

@@ -29,13 +29,24 @@ static inline CUresult shim_enter_local(void);
 void shim_tear_down(void);       /* the library's destructor */
 CUresult shim_phase_error(void); /* the code for a phase that is not READY */
 
+void shim_stay_loaded(void);     /* from now on the library cannot be unloaded */
+
 /* ---- session (session.c) ---- */
 
-/* Finds a mediator, attaches and maps. Called once at a time, by init.c. */
+/* Finds a host, attaches and maps. Called once at a time, by init.c. */
 CUresult shim_session_attach(void);
 void shim_session_detach(void);      /* undoes an attach that turned out useless, e.g. no device is visible */
+void shim_session_started(void);     /* the library is ready: what has to run beside it may */
+void shim_session_release(void);     /* at exit, after the goodbye: what this process held is free for others */
 void shim_session_fork_child(void);  /* closes the descriptors the child inherited */
 int shim_session_probe_version(void); /* the host's driver version without a session; 0 when not known */
+
+bool shim_pinned_in_use(void); /* pinned.c: the program has memory of the arena */
+
+/* ---- a VM's device going away (pci_watch.c) ---- */
+
+bool shim_device_is_lost(void);      /* one load; false for ever where there is no PCI device */
+void shim_look_for_device(void);     /* for a thread that has waited long: asks, if nothing else in this process does */
 
 /* ---- waiting (wait.c) ---- */
 
@@ -105,7 +116,17 @@ void shim_thread_fork_child(void);
 
 /* ---- counters ---- */
 
+/* As the end of the session page: that itself, or in a VM private memory of which the page gets copies. */
+struct shim_counters {
+    uint64_t local_calls, async_calls, fence_calls, reply_calls, refused_calls;
+    uint32_t refused[VGPU_REFUSED_NAMES];
+};
+_Static_assert(offsetof(struct vgpu_session_page, refused) - offsetof(struct vgpu_session_page, local_calls) ==
+                   offsetof(struct shim_counters, refused),
+               "counters are laid out as in the session page");
+
 void shim_count_flush(struct shim_thread_block *block);
+void shim_counters_publish(void); /* in a VM: to the session page, for the host's metrics */
 static inline void shim_count_local(void)
 {
     struct shim_thread_block *block = shim_block();

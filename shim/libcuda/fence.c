@@ -62,7 +62,9 @@ CUresult shim_fence_new(struct shim_fence *fence)
 bool shim_fence_done(const struct shim_fence *fence)
 {
     /* SAFETY: acquire pairs with the store by the GPU or the worker: what the fenced work wrote is visible after it. */
-    return __atomic_load_n(&shim.fences[fence->index], __ATOMIC_ACQUIRE) >= fence->value;
+    if (__atomic_load_n(&shim.fences[fence->index], __ATOMIC_ACQUIRE) < fence->value) return false;
+    if (SHIM_UNLIKELY(shim.combining)) __builtin_ia32_mfence(); /* nothing of pinned memory has been fetched ahead of it (pci_map.c) */
+    return true;
 }
 
 static bool not_done(const void *argument) { return !shim_fence_done(argument); }

@@ -113,9 +113,8 @@ CUresult shim_callbacks_start(void)
     if (running && running_in != getpid()) running = false; /* a child of fork has no such thread */
     if (!running) {
         pthread_t thread;
-        sigset_t all, before;
-        sigfillset(&all); /* the program's signals are not for a thread it does not know of */
-        pthread_sigmask(SIG_SETMASK, &all, &before);
+        sigset_t before;
+        shim_block_signals(&before);
         running = pthread_create(&thread, NULL, callback_thread, NULL) == 0;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         running_in = getpid();

@@ -54,7 +54,7 @@ CUresult shim_enter_context(void)
 /* ---- cuInit ---- */
 
 /* A library with threads in it, thread-local destructors and fork handlers cannot be unloaded: stay. */
-static void stay_loaded(void)
+void shim_stay_loaded(void)
 {
     Dl_info self;
     if (dladdr((const void *)&shim_phase, &self) != 0 && self.dli_fname != NULL)
@@ -91,7 +91,9 @@ __attribute__((constructor)) static void at_load(void) { pthread_atfork(before_f
 __attribute__((destructor)) void shim_tear_down(void)
 {
     int phase = atomic_exchange(&shim_phase, SHIM_TORN_DOWN);
-    if (phase == SHIM_READY) shim_ring_goodbye();
+    if (phase != SHIM_READY) return;
+    shim_ring_goodbye();
+    shim_session_release();
 }
 
 CUresult shim_initialise(void)
@@ -123,10 +125,11 @@ CUresult shim_initialise(void)
         shim_ring_attach();
         shim_fence_attach();
         shim_primary_attach();
-        stay_loaded();
+        shim_stay_loaded();
         /* exchange: a process that exits while another thread initialises stays torn down */
         int fresh = SHIM_FRESH;
         if (!atomic_compare_exchange_strong(&shim_phase, &fresh, SHIM_READY)) status = shim_phase_error();
+        if (status == CUDA_SUCCESS) shim_session_started();
     }
     }
     pthread_mutex_unlock(&initialising);

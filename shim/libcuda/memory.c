@@ -138,10 +138,10 @@ static void forget_context(uint64_t context)
     uint64_t address = 0;
     while (shim_map_next(&shim_memory_map, address, &range)) {
         address = range.base + range.size;
-        if (range.context != context || (range.kind != SHIM_RANGE_DEVICE && range.kind != SHIM_RANGE_PINNED)) continue;
+        bool pinned = range.kind == SHIM_RANGE_PINNED || range.owner == SHIM_OWNER_PINNED;
+        if (range.context != context || (range.kind != SHIM_RANGE_DEVICE && !pinned)) continue;
         /* Pinned memory of a context goes with it, as natively. Mappings and pools belong to no context. */
-        if (shim_map_remove(&shim_memory_map, range.base, &range) && range.kind == SHIM_RANGE_PINNED)
-            shim_arena_free((void *)(uintptr_t)range.base);
+        if (shim_map_remove(&shim_memory_map, range.base, &range) && pinned) shim_pinned_give_back(&range);
     }
 }
 

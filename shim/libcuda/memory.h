@@ -56,6 +56,8 @@ void memory_copy_bytes(void *destination, const void *source, size_t size);
 #define MEMORY_RESERVE_BYTES 65536u
 void *memory_reserve_buffer(uint64_t *offset);
 void shim_arena_collect(void);
+/* The memory behind a range of cuMemHostAlloc's that is out of the table; pinned.c */
+void shim_pinned_give_back(const struct shim_range *range);
 /* Keeps this process from mapping host memory where the device's addresses are; memory.c. */
 void memory_reserve_addresses(uint64_t base, uint64_t size);
 

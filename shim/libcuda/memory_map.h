@@ -13,6 +13,9 @@
 /* Bits of shim_range.flags above the ones CUDA defines for pinned memory (1, 2, 4) and for access (1, 3). */
 #define SHIM_RANGE_SYNC_MEMOPS 0x100u
 
+/* `owner` of a REGISTERED range that cuMemHostAlloc made: pinned memory to the program, but no part of the arena (pinned.c). */
+#define SHIM_OWNER_PINNED 1u
+
 struct shim_map;
 extern struct shim_map shim_memory_map, shim_reserved_map;
 

@@ -7,6 +7,6 @@
 
 void shim_count_refused(const char *what)
 {
-    if (shim_enter_local() == CUDA_SUCCESS) __atomic_fetch_add(&shim.page->refused_calls, 1, __ATOMIC_RELAXED);
+    if (shim_enter_local() == CUDA_SUCCESS) __atomic_fetch_add(&shim.counters->refused_calls, 1, __ATOMIC_RELAXED);
     shim_log("refused: %s", what);
 }

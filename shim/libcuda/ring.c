@@ -53,6 +53,13 @@ void shim_ring_doorbell(void)
 {
     uint32_t *wanted = &shim.page->doorbell_wanted;
     if (SHIM_LIKELY(__atomic_load_n(wanted, __ATOMIC_RELAXED) == 0)) return;
+    if (shim_in_vm()) {
+        /* No exchange: locked operations on a device's memory stop the whole machine where they are not cached. Whoever has
+         * seen the flag rings, so a request of the worker that this store wipes out is answered all the same. */
+        __atomic_store_n(wanted, 0, __ATOMIC_RELEASE);
+        *shim.doorbell = 1;
+        return;
+    }
     if (__atomic_exchange_n(wanted, 0, __ATOMIC_ACQ_REL) == 0) return;
     char knock = 1;
     /* A full socket buffer is as good as a knock, and a broken one is noticed by whoever waits. */
@@ -131,8 +138,12 @@ static bool try_submit(const struct record *record, uint64_t context, uint32_t *
     /* These move the worker to another context; whoever comes next names its own. */
     if (SHIM_UNLIKELY(record->call >= VGPU_CALL_wirePrimaryRetain && record->call <= VGPU_CALL_wireContextDestroy))
         __atomic_store_n(&ring.context, 0, __ATOMIC_RELAXED);
-    /* SAFETY: release pairs with the worker's acquire load of `tail`: the record is whole when it can be seen. */
+    /* SAFETY: release pairs with the worker's acquire load of `tail`: the record is whole when it can be seen. Stores to
+     * write-combining memory keep no order among themselves: the first fence keeps the record, and what the program has put
+     * into pinned memory, before `tail`; the second sends `tail` on its way. */
+    if (SHIM_UNLIKELY(shim.combining)) __builtin_ia32_sfence();
     __atomic_store_n(&shim.page->tail, ring.tail, __ATOMIC_RELEASE);
+    if (SHIM_UNLIKELY(shim.combining)) __builtin_ia32_sfence();
     return true;
 }
 
@@ -164,14 +175,14 @@ static CUresult submit(const struct record *record, uint32_t *sequence)
         shim_lock_take(&ring.lock);
         bool done = try_submit(record, context, sequence, &needed);
         if (done) {
-            struct vgpu_session_page *page = shim.page; /* counters: only ever changed under the lock */
+            struct shim_counters *counters = shim.counters; /* only ever changed under the lock */
             if ((record->flags & VGPU_CALL_REPLY) != 0)
-                page->reply_calls++;
+                counters->reply_calls++;
             else if (record->call >= VGPU_CALL_wireFence && record->call <= VGPU_CALL_wireFenceEvent)
-                page->fence_calls++;
+                counters->fence_calls++;
             else
-                page->async_calls++;
-            page->local_calls += block->local_calls;
+                counters->async_calls++;
+            counters->local_calls += block->local_calls;
             block->local_calls = 0;
         }
         /* The give is a full barrier between our store of `tail` and the look at doorbell_wanted; the worker sets that,
@@ -190,9 +201,34 @@ void shim_count_flush(struct shim_thread_block *block)
 {
     if (atomic_load_explicit(&shim_phase, memory_order_acquire) != SHIM_READY) return;
     shim_lock_take(&ring.lock);
-    shim.page->local_calls += block->local_calls;
+    shim.counters->local_calls += block->local_calls;
     shim_lock_give(&ring.lock);
     block->local_calls = 0;
+}
+
+/* Lock held. */
+static void copy_counters(void)
+{
+    struct vgpu_session_page *page = shim.page;
+    struct shim_counters *counters = shim.counters;
+    page->local_calls = counters->local_calls;
+    page->async_calls = counters->async_calls;
+    page->fence_calls = counters->fence_calls;
+    page->reply_calls = counters->reply_calls;
+    uint64_t refused = __atomic_load_n(&counters->refused_calls, __ATOMIC_RELAXED);
+    if (page->refused_calls == refused) return;
+    for (unsigned call = 0; call < VGPU_REFUSED_NAMES; call++) {
+        uint32_t count = __atomic_load_n(&counters->refused[call], __ATOMIC_RELAXED);
+        if (count != 0) page->refused[call] = count;
+    }
+    page->refused_calls = refused;
+}
+
+void shim_counters_publish(void)
+{
+    shim_lock_take(&ring.lock);
+    copy_counters();
+    shim_lock_give(&ring.lock);
 }
 
 void shim_ring_goodbye(void)
@@ -203,6 +239,7 @@ void shim_ring_goodbye(void)
     /* At exit another thread may have been stopped while it held the lock: try, do not wait. */
     if (!atomic_compare_exchange_strong(&ring.lock.word, &expected, 1)) return;
     uint64_t needed;
+    if (shim_in_vm()) copy_counters();
     bool done = try_submit(&record, 0, &sequence, &needed);
     shim_lock_give(&ring.lock);
     if (done) shim_ring_doorbell();
@@ -309,9 +346,9 @@ CUresult shim_refuse(unsigned call_id)
     CUresult status = shim_enter_local();
     if (status != CUDA_SUCCESS) return status;
     if (call_id < VGPU_REFUSED_NAMES) {
-        uint32_t before = __atomic_fetch_add(&shim.page->refused[call_id], 1, __ATOMIC_RELAXED);
+        uint32_t before = __atomic_fetch_add(&shim.counters->refused[call_id], 1, __ATOMIC_RELAXED);
         if (before == 0 && call_id < VGPU_CALL_COUNT) shim_log("refused: %s", shim_call_names[call_id]);
     }
-    __atomic_fetch_add(&shim.page->refused_calls, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&shim.counters->refused_calls, 1, __ATOMIC_RELAXED);
     return CUDA_ERROR_NOT_SUPPORTED;
 }

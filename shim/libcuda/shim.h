@@ -11,6 +11,7 @@
 #define VGPU_SHIM_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -33,10 +34,16 @@ struct shim_session {
     uint64_t *fences;
     uint8_t *arena; /* guest address of arena byte 0 */
     uint64_t arena_offset, arena_size, worker_address;
-    int lifeline;   /* socket to the worker: doorbell, and its end is the other's death */
+    struct shim_counters *counters;
+    int lifeline;   /* socket to the worker: doorbell, and its end is the other's death; -1 in a VM */
     bool identical; /* the segment lies at worker_address here: host pointer == device pointer */
+    /* In a VM (session_pci.c) the segment is memory of a PCI device. */
+    bool combining; /* ring and arena are mapped write-combining: stores to them are ordered by fences only */
+    bool uncached;  /* and the processor heeds it: reading them is slow */
+    volatile uint32_t *doorbell; /* register to ring with; NULL where there is a lifeline, and that tells the two apart */
 };
 extern struct shim_session shim;
+static inline bool shim_in_vm(void) { return shim.doorbell != NULL; }
 
 /* cuInit's work: find a mediator, attach, map. Idempotent and thread-safe. CUDA_ERROR_NO_DEVICE without one. */
 CUresult shim_initialise(void);
@@ -49,6 +56,9 @@ CUresult shim_enter_context(void);
 CUresult shim_refuse(unsigned call_id);
 bool shim_is_torn_down(void);
 void shim_log(const char *format, ...) __attribute__((format(printf, 1, 2))); /* only when VGPU_LOG is set */
+
+/* Blocks all signals but the one that says a VM's device is gone; around the start of a thread of this library. thread.c */
+void shim_block_signals(sigset_t *before);
 
 /* ---- submission (ring.c). All of them are safe from any thread; order of return is order of replay. ---- */
 

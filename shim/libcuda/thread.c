@@ -61,6 +61,14 @@ struct shim_thread_block *shim_thread_make(void)
     return block;
 }
 
+void shim_block_signals(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all); /* the program's signals are not for a thread it does not know of */
+    sigdelset(&all, SIGBUS); /* ours (pci_watch.c): a fault while it is blocked ends the process */
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
 struct shim_thread *shim_thread(void) { return &shim_block()->state; }
 
 /* The child is a new process to CUDA: its one thread has no context. */

@@ -10,6 +10,10 @@
  * which spins for ever there. A sleep after that lasts a hundredth of the wait so far, so what is overslept of a copy of
  * gigabytes or a long kernel is within a percent of its time.
  *
+ * In a VM a futex does not reach the host, nor the host's the guest, so there a sleep is just that. It lasts an eighth of the
+ * wait so far: short waits are met within microseconds, and a processor that has nothing else to do is used for a percent or
+ * two. (The timer slack, 50 us, is the program's own affair and stays as it is.)
+ *
  * Must never: sleep without a time limit; trust that a wake comes.
  */
 #include "core.h"
@@ -23,6 +27,10 @@
 
 #define SPIN_NS_FEW_PROCESSORS 4000ull
 #define SPIN_NS_MANY_PROCESSORS 20000000ull
+#define SPIN_NS_TWO_PROCESSORS_IN_VM 50000ull /* the worker has processors of its own, the program may want both of these */
+#define FIRST_SLEEP_IN_VM_NS 20000ull
+#define OVERSLEEP_SHARE_IN_VM 8
+#define LONG_WAIT_NS 1000000000ull /* time to ask whether there is still a device */
 #define OVERSLEEP_SHARE 128 /* part of the wait so far that a sleep may last, where processors are many */
 #define YIELD_ROUNDS 4 /* after the spin, where processors are few: the worker may only need ours */
 #define FIRST_SLEEP_NS 50000ull
@@ -48,7 +56,9 @@ void shim_wait_configure(void)
 {
     cpu_set_t set;
     int processors = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    spin_ns = processors > 2 ? SPIN_NS_MANY_PROCESSORS : SPIN_NS_FEW_PROCESSORS;
+    spin_ns = processors > 2                    ? SPIN_NS_MANY_PROCESSORS
+              : processors == 2 && shim_in_vm() ? SPIN_NS_TWO_PROCESSORS_IN_VM
+                                                : SPIN_NS_FEW_PROCESSORS;
     shim_many_processors = processors > 1;
 }
 
@@ -63,6 +73,7 @@ CUresult shim_session_error(void)
     /* SAFETY: acquire pairs with the host's release store of `state`, which comes after sticky_error. */
     uint32_t state = __atomic_load_n(&page->state, __ATOMIC_ACQUIRE);
     if (SHIM_LIKELY(state == VGPU_SESSION_READY)) return CUDA_SUCCESS;
+    if (shim_device_is_lost()) return CUDA_ERROR_DEVICE_UNAVAILABLE;
     sticky = __atomic_load_n(&page->sticky_error, __ATOMIC_RELAXED);
     if (sticky != 0) return (CUresult)sticky;
     return state == VGPU_SESSION_CLOSED ? CUDA_ERROR_DEINITIALIZED : CUDA_ERROR_UNKNOWN;
@@ -104,6 +115,25 @@ static uint64_t jittered(uint64_t ns)
     static __thread uint32_t seed __attribute__((tls_model("initial-exec")));
     seed = (seed != 0 ? seed : (uint32_t)shim_now_ns()) * 1664525u + 1013904223u;
     return ns / 2 + (uint64_t)(((unsigned __int128)ns * seed) >> 32);
+}
+
+static void sleep_in_vm(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument)
+{
+    const struct vgpu_session_page *page = shim.page;
+    uint64_t limit = what == SHIM_WAIT_SPACE ? LONGEST_SPACE_SLEEP_NS : LONGEST_SLEEP_NS, waited = shim_now_ns() - waiter->began_ns;
+    bool long_spin = what == SHIM_WAIT_FENCE && spin_ns == SPIN_NS_MANY_PROCESSORS && !atomic_load_explicit(&asleep, memory_order_relaxed);
+    uint64_t step = waited / (long_spin ? OVERSLEEP_SHARE : OVERSLEEP_SHARE_IN_VM);
+    if (step < FIRST_SLEEP_IN_VM_NS) step = FIRST_SLEEP_IN_VM_NS;
+    if (__atomic_load_n(&page->busy, __ATOMIC_RELAXED) != 0) {
+        uint64_t hint = __atomic_load_n(&page->busy_retry_ns, __ATOMIC_RELAXED);
+        if (hint > step) step = hint;
+        limit = LONGEST_BUSY_SLEEP_NS;
+    }
+    shim_ring_doorbell();
+    uint64_t nap_ns = jittered(step < limit ? step : limit);
+    struct timespec nap = {.tv_nsec = (long)nap_ns};
+    if (unchanged(argument) && !is_over()) nanosleep(&nap, NULL);
+    if (waited > LONG_WAIT_NS) shim_look_for_device();
 }
 
 static void sleep_a_step(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument)
@@ -148,6 +178,8 @@ CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, boo
     } else if (waiter->phase == PHASE_YIELD) {
         sched_yield();
         if (++waiter->rounds >= YIELD_ROUNDS) waiter->phase = PHASE_SLEEP;
+    } else if (shim_in_vm()) {
+        sleep_in_vm(waiter, what, unchanged, argument);
     } else {
         sleep_a_step(waiter, what, unchanged, argument);
     }
