@@ -46,5 +46,6 @@ toolchain: setup
 
 clean: ## remove what was built; downloads and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f shim/lib/libcuda.so shim/lib/libcuda.so.1 gpu/_replay.abi3.so transport/_ring.abi3.so
+	rm -f shim/lib/libcuda.so shim/lib/libcuda.so.1 shim/lib/libnvidia-ml.so shim/lib/libnvidia-ml.so.1 shim/lib/nvidia-smi
+	rm -f gpu/_replay.abi3.so transport/_ring.abi3.so
 	find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

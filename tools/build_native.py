@@ -6,6 +6,7 @@ has the old one mapped keeps it whole:
 
     build/native/libcuda.so.1  (and the link libcuda.so)
     shim/lib/libcuda.so.1      the same, where an installed package has it
+    build/native/libnvidia-ml.so.1, build/native/nvidia-smi, and the same two in shim/lib
     gpu/_replay.abi3.so        importable as vgpu.gpu._replay
     transport/_ring.abi3.so    importable as vgpu.transport._ring
 
@@ -29,7 +30,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Target -> where its product goes, besides the output folder.
-TARGETS = {"libcuda": "shim/lib", "_replay": "gpu", "_ring": "transport"}
+TARGETS = {
+    "libcuda": "shim/lib",
+    "libnvidia-ml": "shim/lib",
+    "nvidia_smi": "shim/lib",
+    "_replay": "gpu",
+    "_ring": "transport",
+}
+# What is no extension module: a library with its plain name, and a program.
+LIBRARIES = {"libcuda": "libcuda.so", "libnvidia-ml": "libnvidia-ml.so"}
+PROGRAMS = {"nvidia_smi": "nvidia-smi"}
 # What ninja says besides the compiler's words: steps, and the whole command of a step that failed.
 PROGRESS = re.compile(r"\[\d+/\d+\] |ninja: |: && |/\S*/(cc|gcc) |generating <")
 
@@ -85,6 +95,13 @@ def publish(product: Path, destination: Path) -> bool:
     return True
 
 
+def product_name(target: str) -> str:
+    """The file that a target makes."""
+    if target in PROGRAMS:
+        return PROGRAMS[target]
+    return f"{LIBRARIES[target]}.1" if target in LIBRARIES else f"{target}.abi3.so"
+
+
 def imports(target: str) -> bool:
     """Whether the extension loads; the linker lets an extension through with functions that nobody defined."""
     module = f"vgpu.{TARGETS[target]}.{target}"
@@ -122,13 +139,13 @@ def build(folder: Path, output: Path, wanted: list[str], *, in_place: bool) -> i
             print(f"build_native: {target} FAILED", file=sys.stderr)
             failed += 1
             continue
-        product = folder / ("libcuda.so.1" if target == "libcuda" else f"{target}.abi3.so")
+        product = folder / product_name(target)
         folders = [output, ROOT / TARGETS[target]] if in_place else [output]
         changed = [publish(product, place / product.name) for place in folders]
-        if target == "libcuda":
+        if target in LIBRARIES:
             for place in folders:
-                link("libcuda.so", "libcuda.so.1", place)
-        elif in_place and any(changed) and not imports(target):
+                link(LIBRARIES[target], product.name, place)
+        elif target not in PROGRAMS and in_place and any(changed) and not imports(target):
             for place in folders:  # or the next run would find nothing to do and call it good
                 (place / product.name).unlink()
             print(f"build_native: {target} was built but does not load", file=sys.stderr)

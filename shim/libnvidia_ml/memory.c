@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* memory.c - this VM's memory: its quota and what its sessions hold. What other VMs use is none of its business. */
+#include "internal.h"
+
+/* Total, reserved, used by programs, free: they always add up, whatever order the host wrote them in. */
+static struct nvml_memory_v2 account(const struct vgpu_device_page *page)
+{
+    uint64_t total = page->total_memory_bytes;
+    uint64_t reserved = page->memory_reserved_bytes == UNKNOWN_64 ? 0 : page->memory_reserved_bytes;
+    uint64_t used = page->memory_used_bytes; /* at most total, see page.c */
+    if (reserved > total - used) reserved = total - used;
+    return (struct nvml_memory_v2){.total = total, .reserved = reserved, .used = used, .free = total - used - reserved};
+}
+
+/* The old structure has no word for reserved memory and counts it as used. */
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct nvml_memory *memory)
+{
+    struct vgpu_device_page page;
+    nvmlReturn_t status = nvml_read(device, &page);
+    if (status != NVML_SUCCESS) return status;
+    if (memory == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    struct nvml_memory_v2 whole = account(&page);
+    *memory = (struct nvml_memory){.total = whole.total, .free = whole.free, .used = whole.used + whole.reserved};
+    return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, struct nvml_memory_v2 *memory)
+{
+    struct vgpu_device_page page;
+    nvmlReturn_t status = nvml_read(device, &page);
+    if (status != NVML_SUCCESS) return status;
+    if (memory == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    if (memory->version != NVML_VERSION_OF(struct nvml_memory_v2, 2)) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    unsigned version = memory->version;
+    *memory = account(&page);
+    memory->version = version;
+    return NVML_SUCCESS;
+}
+
+/* How much of the aperture is mapped is the host's affair; a VM maps none of it. */
+EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, struct nvml_bar1_memory *memory)
+{
+    struct vgpu_device_page page;
+    nvmlReturn_t status = nvml_read(device, &page);
+    if (status != NVML_SUCCESS) return status;
+    if (memory == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    if (page.bar1_total_bytes == UNKNOWN_64) return NVML_ERROR_NOT_SUPPORTED;
+    *memory = (struct nvml_bar1_memory){.total = page.bar1_total_bytes, .free = page.bar1_total_bytes};
+    return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
+{
+    if (current != NULL && pending == NULL) return nvml_refuse_device(device, NVML_ERROR_INVALID_ARGUMENT);
+    nvmlReturn_t status = nvml_read_u32(device, offsetof(struct vgpu_device_page, ecc_enabled), current);
+    if (status == NVML_SUCCESS) *pending = *current = *current != 0;
+    return status;
+}
