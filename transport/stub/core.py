@@ -310,7 +310,6 @@ class Core:
             tenancy.told = False
             self._show(slot)
         elif tenancy is not None and self._awaits_answer(slot, tenancy, refuse.token):
-            tenancy.told = False
             self._zero(slot, tenancy)
 
     def _awaits_answer(self, slot: int, tenancy: _Tenancy, token: int) -> bool:
@@ -354,6 +353,7 @@ class Core:
 
     def _zero(self, slot: int, tenancy: _Tenancy) -> None:
         tenancy.deadline = inf
+        tenancy.told = False  # an answer comes too late now
         self._effects.append(ZeroSlot(slot))
 
     def _mediator_left(self, now: float) -> None:
