@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The admin actor: JSON-RPC 2.0 on ``admin.sock``, one object per line.
 
-Methods ask other actors and turn their answers into JSON; nothing is decided here. The socket is
-readable by its owner only, which is the whole of its access control.
+Methods ask other actors and turn their answers into JSON; nothing is decided here. A method's parameters are an object,
+checked before anybody is asked. The socket is readable by its owner only, which is the whole of its access control.
 """
 
 from __future__ import annotations
@@ -10,22 +10,42 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
 import trio
 
-from . import ActorError, ActorSnapshot
-from .messages import ListFaults, ListSessions, ListVms, ScheduleState
+from . import ActorError, ActorSnapshot, WhichChildren
+from .messages import (
+    DeviceState,
+    Fault,
+    ListDevices,
+    ListFaults,
+    ListSessions,
+    ListVms,
+    RegisterVm,
+    Sample,
+    ScheduleState,
+    UnregisterVm,
+    VmRecord,
+)
 from .unix_listener import UnixListener
+from .vm_settings import BadVm, check_name, vm_from
 
 _log = logging.getLogger("vgpu.admin")
 
 LINE_LIMIT = 65536
 METHOD_NOT_FOUND = -32601
 INVALID_REQUEST = -32600
+INVALID_PARAMETERS = -32602
 INTERNAL_ERROR = -32603
+# What a program sees whose session an administrator ended.
+CUDA_ERROR_DEVICE_UNAVAILABLE = 46
+START_SECONDS = 45.0
+FLEET = "mediator/fleet"
+
+Parameters = Mapping[str, Any]
 
 
 def to_json(value: Any) -> Any:
@@ -41,11 +61,15 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
+class NoSuchSession(ActorError):
+    """No session of that number lives."""
+
+
 @attrs.define(eq=False)
 class Admin(UnixListener):
     """Answers administrators."""
 
-    schedulers: tuple[str, ...]
+    gpus: tuple[str, ...]  # supervisors, one for each GPU
     tree: Callable[[], tuple[ActorSnapshot, ...]]
     describe: dict[str, object] = attrs.Factory(dict)
 
@@ -67,12 +91,17 @@ class Admin(UnixListener):
             request = json.loads(line)
             number = request.get("id")
             method = self._methods().get(request["method"])
+            parameters = request.get("params", {})
         except (ValueError, KeyError, AttributeError, TypeError):
             return self._error(number, INVALID_REQUEST, "expected a JSON-RPC object with a method")
         if method is None:
             return self._error(number, METHOD_NOT_FOUND, f"no method {request['method']!r}")
+        if not isinstance(parameters, dict):
+            return self._error(number, INVALID_PARAMETERS, "params must be an object")
         try:
-            return {"jsonrpc": "2.0", "id": number, "result": to_json(await method())}
+            return {"jsonrpc": "2.0", "id": number, "result": to_json(await method(parameters))}
+        except BadVm as error:
+            return self._error(number, INVALID_PARAMETERS, str(error))
         except ActorError as error:
             return self._error(number, INTERNAL_ERROR, str(error))
 
@@ -80,30 +109,68 @@ class Admin(UnixListener):
     def _error(number: Any, code: int, message: str) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": message}}
 
-    def _methods(self) -> dict[str, Callable[[], Awaitable[Any]]]:
+    def _methods(self) -> dict[str, Callable[[Parameters], Awaitable[Any]]]:
         return {
             "health": self._health,
             "sessions": self._sessions,
+            "kill_session": self._kill_session,
             "vms": self._vms,
+            "devices": self._devices,
+            "register_vm": self._register_vm,
+            "unregister_vm": self._unregister_vm,
             "faults": self._faults,
             "tree": self._tree,
             "schedule": self._schedule,
         }
 
-    async def _health(self) -> Any:
+    async def _health(self, _: Parameters) -> Any:
         return {"ok": True, **self.describe}
 
-    async def _sessions(self) -> Any:
+    async def _sessions(self, _: Parameters) -> Any:
         return await self.find("mediator/telemetry").ask(ListSessions())
 
-    async def _vms(self) -> Any:
+    async def _kill_session(self, parameters: Parameters) -> Any:
+        wanted = parameters.get("session")
+        if type(wanted) is not int:
+            raise BadVm(f"session is {wanted!r}, expected a number")
+        for gpu in self.gpus:
+            for child in await self.find(f"{gpu}/executors").ask(WhichChildren()):
+                executor = self.find(child.name)
+                try:
+                    sample = await executor.ask(Sample(), timeout_seconds=1)
+                except ActorError:
+                    continue  # one that is just beginning, or ending
+                if sample.info.session == wanted:
+                    await executor.send(Fault(CUDA_ERROR_DEVICE_UNAVAILABLE, "ended by an administrator"))
+                    return {"session": wanted, "vm": sample.info.vm}
+        raise NoSuchSession(f"no session {wanted} lives")
+
+    async def _vms(self, _: Parameters) -> Any:
         return await self.find("mediator/ledger").ask(ListVms())
 
-    async def _faults(self) -> Any:
+    async def _devices(self, _: Parameters) -> Any:
+        return await self.find(FLEET).ask(ListDevices(), timeout_seconds=START_SECONDS)
+
+    async def _register_vm(self, parameters: Parameters) -> Any:
+        vm = vm_from(parameters)
+        state = await self.find(FLEET).ask(RegisterVm(vm), timeout_seconds=START_SECONDS)
+        return _described(vm, state)
+
+    async def _unregister_vm(self, parameters: Parameters) -> Any:
+        name = check_name(parameters.get("vm_name"))
+        was_connected = await self.find(FLEET).ask(UnregisterVm(name), timeout_seconds=START_SECONDS)
+        return {"vm": name, "was_connected": was_connected}
+
+    async def _faults(self, _: Parameters) -> Any:
         return await self.find("mediator/ledger").ask(ListFaults())
 
-    async def _tree(self) -> Any:
+    async def _tree(self, _: Parameters) -> Any:
         return self.tree()
 
-    async def _schedule(self) -> Any:
-        return {name: await self.find(name).ask(ScheduleState()) for name in self.schedulers}
+    async def _schedule(self, _: Parameters) -> Any:
+        names = [f"{gpu}/scheduler" for gpu in self.gpus]
+        return {name: await self.find(name).ask(ScheduleState()) for name in names}
+
+
+def _described(vm: VmRecord, state: DeviceState | None) -> dict[str, Any]:
+    return {"vm": vm, "device": state}

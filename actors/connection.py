@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
 
 import attrs
 import trio
@@ -19,8 +18,9 @@ import trio
 from vgpu.gpu.control import rights
 from vgpu.transport.attach import FLAG_PROBE, Hello, Status, Welcome
 
-from . import Actor, ActorError, ActorGone, CountChildren, NoActor, Ref, StartChild, handles
+from . import Actor, ActorError, Ref, StartChild, handles
 from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, SessionRequest
+from .placement import choose_gpu, pool_of
 
 _log = logging.getLogger("vgpu.connection")
 
@@ -44,15 +44,6 @@ def send_with_descriptors(sock: socket.socket, data: bytes, descriptors: list[in
     sent = sock.sendmsg([data], rights(descriptors))
     if sent != len(data):
         raise OSError(f"{sent} of {len(data)} bytes sent with descriptors")
-
-
-def least_used(sessions: Mapping[str, int]) -> str:
-    """The GPU with the fewest living sessions; of several the one named first.
-
-    Raises:
-        ValueError: no GPU at all.
-    """
-    return min(sessions, key=lambda name: sessions[name])
 
 
 @attrs.define(eq=False)
@@ -85,7 +76,7 @@ class Connection(Actor):
                 _log.info("guest pid %d of %s went away while attaching: %s", guest.pid, self.vm, error)
 
     async def _answer_probe(self, guest: GuestArrived) -> None:
-        pool = self.find(f"{self.executors[0].rpartition('/')[0]}/workers")
+        pool = self.find(pool_of(self.executors[0]))
         try:
             version = await pool.ask(DriverVersion(), timeout_seconds=START_SECONDS)
         except ActorError as error:
@@ -99,7 +90,7 @@ class Connection(Actor):
             try:
                 vm = await self.find("mediator/ledger").ask(EnsureVm(self.vm))
                 request = SessionRequest(vm, guest.pid, guest.hello.program)
-                supervisor = self.find(await self._choose_gpu())
+                supervisor = self.find(await choose_gpu(self, self.executors))
                 executor = await supervisor.ask(StartChild((request,)), timeout_seconds=START_SECONDS)
                 attachment = await executor.ask(Attach(), timeout_seconds=START_SECONDS)
             except ActorError as error:
@@ -111,23 +102,6 @@ class Connection(Actor):
                 continue
             self._send_attachment(guest, attachment)
             return executor
-
-    async def _choose_gpu(self) -> str:
-        """The executors supervisor of the GPU that the next session goes to.
-
-        Raises:
-            ActorGone: no GPU's actors live.
-        """
-        if len(self.executors) == 1:
-            return self.executors[0]
-        living: dict[str, int] = {}
-        for name in self.executors:
-            # A GPU that does not answer is left out: its actors are just being restarted.
-            with contextlib.suppress(ActorError):
-                living[name] = (await self.find(name).ask(CountChildren())).active
-        if not living:
-            raise ActorGone(self.executors[0], NoActor())
-        return least_used(living)
 
     async def _another_hello(self, guest: GuestArrived) -> bool:
         wanted = len(guest.hello.encode())

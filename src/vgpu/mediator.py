@@ -10,6 +10,8 @@ mediator (one_for_one: an actor's restart must not end sessions; the others find
 │       ├── watchdog
 │       ├── executors (simple_one_for_one): one executor per session, each owning a worker process
 │       └── workers: warm worker processes
+├── devices (simple_one_for_one): one device actor per registered VM, each keeping the VM's PCI device running
+├── fleet: starts the device actors of the VMs that are registered
 ├── connections (simple_one_for_one): one connection actor per VM
 ├── listener
 ├── admin
@@ -31,7 +33,10 @@ import attrs
 from vgpu.actors import ActorSnapshot, ActorSystem, Crashed, StartFailed, open_system
 from vgpu.actors.admin import Admin
 from vgpu.actors.connection import Connection
+from vgpu.actors.device import Device
+from vgpu.actors.device_start import DeviceStarter
 from vgpu.actors.executor import Executor
+from vgpu.actors.fleet import Fleet
 from vgpu.actors.ledger import Ledger
 from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
@@ -113,9 +118,10 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     metrics: tuple[ChildSpec, ...] = ()
     if plan.metrics is not None:
         metrics = (ChildSpec("metrics", Metrics, (*plan.metrics, plan.describe)),)
-    schedulers = tuple(f"mediator/gpus/gpu{g.index}/scheduler" for g in plan.gpus)
-    executors = tuple(f"mediator/gpus/gpu{g.index}/executors" for g in plan.gpus)
+    gpus = tuple(f"mediator/gpus/gpu{g.index}" for g in plan.gpus)
+    executors = tuple(f"{gpu}/executors" for gpu in gpus)
     connection = ChildSpec("connection", _connection, (executors,))
+    device = ChildSpec("device", Device, (DeviceStarter(plan.run_dir), executors), shutdown=10.0)
     return SupervisorSpec(
         "mediator",
         (
@@ -128,11 +134,13 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
                 INTENSITY,
                 PERIOD_SECONDS,
             ),
+            SupervisorSpec("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
+            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir)),
             SupervisorSpec(
                 "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
             ),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
-            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", schedulers, tree, plan.describe)),
+            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe)),
             *metrics,
         ),
         # A ledger's restart must not end sessions; every actor finds the others by name again.

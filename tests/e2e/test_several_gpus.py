@@ -16,8 +16,8 @@ import trio
 
 from tests.e2e.mediator import SMALL, is_alive
 from vgpu.actors import ActorSystem, StartFailed
-from vgpu.actors.connection import least_used
 from vgpu.actors.messages import ListSessions
+from vgpu.actors.placement import least_used
 from vgpu.gpu.process import WorkerOptions, start_worker
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.run_main import guest_environment

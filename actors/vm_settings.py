@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a VM may be registered with: every value an administrator gives is checked here, once.
+
+Pure: a mapping of JSON values in, a ``VmRecord`` out, or a sentence that names the value and says what is expected.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vgpu.transport.vfio_user.device import MAX_BAR1, MIN_BAR1, cut_bar1
+from vgpu.transport.vfio_user.pci import Variant
+
+from .messages import VmRecord
+
+NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
+ADDRESS: Final = re.compile(r"0x[0-9a-f]{1,2}(\.[0-7])?")
+PRIORITIES: Final = ("high", "medium", "low")
+MAX_WEIGHT: Final = 1000
+MAX_WATCHDOG_SECONDS: Final = 86400.0
+MAX_NUMBER: Final = 1 << 62
+# Smaller ones have no room for what a session needs beside its payloads.
+MIN_SLOT: Final = 1 << 20
+
+
+class BadVm(ValueError):
+    """A VM cannot be registered with this value; the message names it."""
+
+
+def check_name(name: object, what: str = "vm_name") -> str:
+    """The name of a VM or a pool.
+
+    Raises:
+        BadVm: it is none.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise BadVm(
+            f"{what} is {name!r}, expected 1 to 63 of letters, digits, '_', '.', '-', not beginning with '.' or '-'"
+        )
+    return name
+
+
+def _number(values: Mapping[str, Any], name: str, default: int, least: int, most: int, expected: str) -> int:
+    value = values.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise BadVm(f"{name} is {value!r}, expected {expected}")
+    return value
+
+
+def vm_from(values: Mapping[str, Any]) -> VmRecord:
+    """The VM that these parameters of ``register_vm`` describe; what is not said has its default.
+
+    Raises:
+        BadVm: an unknown parameter, a value that cannot be meant, or a BAR1 that cannot be cut so.
+    """
+    unknown = set(values) - set(_PARAMETERS)
+    if unknown:
+        raise BadVm(f"unknown parameters {sorted(unknown)}; known are {', '.join(_PARAMETERS)}")
+    default = VmRecord("default")
+    priority = values.get("priority", default.priority)
+    if priority not in PRIORITIES:
+        raise BadVm(f"priority is {priority!r}, expected {', '.join(PRIORITIES)}")
+    watchdog = values.get("watchdog_seconds", default.watchdog_seconds)
+    if (
+        type(watchdog) not in (int, float)
+        or not math.isfinite(watchdog)
+        or not 0 < watchdog <= MAX_WATCHDOG_SECONDS
+    ):
+        raise BadVm(f"watchdog_seconds is {watchdog!r}, expected more than 0 and at most a day")
+    variant = values.get("variant", default.variant)
+    if variant not in [member.value for member in Variant]:
+        raise BadVm(f"variant is {variant!r}, expected conventional or express")
+    address = values.get("address", default.address)
+    if not isinstance(address, str) or not ADDRESS.fullmatch(address):
+        raise BadVm(f"address is {address!r}, expected a PCI slot like 0x5")
+    bar1_bytes = _number(values, "bar1_bytes", 0, 0, MAX_BAR1, f"0, or {MIN_BAR1} to {MAX_BAR1}")
+    slots = _number(values, "slots", default.slots, 1, 127, "1 to 127")
+    if bar1_bytes:
+        _check_bar1(bar1_bytes, slots)
+    return VmRecord(
+        check_name(values.get("vm_name")),
+        pool=check_name(values.get("pool", default.pool), "pool"),
+        priority=priority,
+        weight=_number(values, "weight", default.weight, 1, MAX_WEIGHT, f"1 to {MAX_WEIGHT}"),
+        memory_limit_bytes=_number(
+            values, "memory_limit_bytes", 0, 0, MAX_NUMBER, "bytes, 0 for the whole card"
+        ),
+        watchdog_seconds=float(watchdog),
+        rate=_number(values, "rate", 0, 0, MAX_NUMBER, "calls a second, 0 for no limit"),
+        queue_depth=_number(values, "queue_depth", 0, 0, MAX_NUMBER, "calls, 0 for no limit"),
+        bar1_bytes=bar1_bytes,
+        slots=slots,
+        variant=variant,
+        address=address,
+    )
+
+
+def _check_bar1(size: int, slots: int) -> None:
+    try:
+        geometry = cut_bar1(size, slots)
+    except ValueError as error:
+        raise BadVm(f"bar1_bytes {size}, slots {slots}: {error}") from None
+    if geometry.slot_size < MIN_SLOT:
+        raise BadVm(
+            f"{slots} slots in a BAR1 of {size} bytes have {geometry.slot_size} bytes each,"
+            f" expected {MIN_SLOT} or more: fewer slots, or a larger BAR1"
+        )
+
+
+_PARAMETERS: Final = (
+    "vm_name",
+    "pool",
+    "priority",
+    "weight",
+    "memory_limit_bytes",
+    "watchdog_seconds",
+    "rate",
+    "queue_depth",
+    "bar1_bytes",
+    "slots",
+    "variant",
+    "address",
+)
