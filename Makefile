@@ -37,6 +37,9 @@ check: build toolchain ## all that CI runs: ruff, mypy, generated files, tests
 build: setup ## the native parts, in place
 	@$(BIN)/python tools/build_native.py
 
+guest-bundle: build ## dist/vgpu-guest-VERSION.tar.gz: all that a VM needs, to copy into it
+	@$(BIN)/python -P -m vgpu.guest_main bundle -o dist/ $(ARGS)
+
 setup:
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed and none was found" >&2; exit 1; }
 	@$(PYTHON) tools/bootstrap.py
@@ -46,6 +49,6 @@ toolchain: setup
 
 clean: ## remove what was built; downloads and .venv stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f shim/lib/libcuda.so shim/lib/libcuda.so.1 shim/lib/libnvidia-ml.so shim/lib/libnvidia-ml.so.1 shim/lib/nvidia-smi
+	rm -rf shim/lib
 	rm -f gpu/_replay.abi3.so transport/_ring.abi3.so
 	find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ has the old one mapped keeps it whole:
     build/native/libcuda.so.1  (and the link libcuda.so)
     shim/lib/libcuda.so.1      the same, where an installed package has it
     build/native/libnvidia-ml.so.1, build/native/nvidia-smi, and the same two in shim/lib
+    build/native/libvgpu-exec.so, vgpu-guest-agent, vgpu-guest-probe, and the same in shim/lib
     gpu/_replay.abi3.so        importable as vgpu.gpu._replay
     transport/_ring.abi3.so    importable as vgpu.transport._ring
 
@@ -34,12 +35,20 @@ TARGETS = {
     "libcuda": "shim/lib",
     "libnvidia-ml": "shim/lib",
     "nvidia_smi": "shim/lib",
+    "vgpu_exec": "shim/lib",
+    "vgpu_guest_agent": "shim/lib",
+    "vgpu_guest_probe": "shim/lib",
     "_replay": "gpu",
     "_ring": "transport",
 }
-# What is no extension module: a library with its plain name, and a program.
+# What is no extension module: a library with its plain name; and a file by the name it has, mostly a program.
 LIBRARIES = {"libcuda": "libcuda.so", "libnvidia-ml": "libnvidia-ml.so"}
-PROGRAMS = {"nvidia_smi": "nvidia-smi"}
+PROGRAMS = {
+    "nvidia_smi": "nvidia-smi",
+    "vgpu_exec": "libvgpu-exec.so",
+    "vgpu_guest_agent": "vgpu-guest-agent",
+    "vgpu_guest_probe": "vgpu-guest-probe",
+}
 # What ninja says besides the compiler's words: steps, and the whole command of a step that failed.
 PROGRESS = re.compile(r"\[\d+/\d+\] |ninja: |: && |/\S*/(cc|gcc) |generating <")
 

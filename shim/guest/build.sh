@@ -24,13 +24,17 @@ say() { printf '%s\n' "build.sh: $*" >&2; }
 
 # part -> what comes out, in which way, from what. A glob stands for itself where nothing matches it.
 describe() {
+    map='' without=''
     case $1 in
         libcuda) product=libcuda.so.1 kind=library sources='shim/libcuda/*.c' map=shim/libcuda/libcuda.map ;;
-        libnvidia-ml) product=libnvidia-ml.so.1 kind=library sources='shim/libnvidia_ml/*.c' map=shim/libnvidia_ml/libnvidia_ml.map ;;
-        nvidia-smi) product=nvidia-smi kind=program sources='shim/nvidia_smi/*.c' map= ;;
-        libvgpu-exec) product=libvgpu-exec.so kind=library sources='shim/exec/*.c' map= ;;
-        vgpu-guest-agent) product=vgpu-guest-agent kind=program sources='shim/guest/agent*.c' map= ;;
-        vgpu-guest-probe) product=vgpu-guest-probe kind=program sources='shim/guest/probe*.c' map= ;;
+        libnvidia-ml)
+            product=libnvidia-ml.so.1 kind=library sources='shim/libnvidia_ml/*.c' without='shim/libnvidia_ml/nvidia_smi*.c'
+            map=shim/libnvidia_ml/libnvidia_ml.map
+            ;;
+        nvidia-smi) product=nvidia-smi kind=program sources='shim/libnvidia_ml/nvidia_smi*.c' ;;
+        libvgpu-exec) product=libvgpu-exec.so kind=library sources='shim/exec/*.c' ;;
+        vgpu-guest-agent) product=vgpu-guest-agent kind=program sources='shim/guest/agent*.c' ;;
+        vgpu-guest-probe) product=vgpu-guest-probe kind=program sources='shim/guest/probe*.c' ;;
         *) return 1 ;;
     esac
 }
@@ -44,6 +48,8 @@ compile() { # product kind map source...
     mkdir -p "$objects" || return 1
     running=0
     for source in "$@"; do
+        # shellcheck disable=SC2254 # the glob is meant
+        case ${source#"$root"/} in $without) continue ;; esac
         object=$objects/$(basename -- "$source" .c).o
         # shellcheck disable=SC2086 # the flags are words
         { $CC $common $CFLAGS -c "$source" -o "$object" || : >"$objects/failed"; } &
