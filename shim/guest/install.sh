@@ -16,7 +16,7 @@ export LC_ALL PATH
 umask 022
 
 here=$(dirname -- "$(readlink -f -- "$0")")
-name=$(basename -- "$0")
+name=${VGPU_GUEST_NAME:-$(basename -- "$0")}
 
 say() { printf '%s\n' "$*"; }
 warn() { printf '%s\n' "$name: warning: $*" >&2; }
