@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.vm.device import DeviceProcess
+from tests.vm.guest import GuestMachine
+from tests.vm.host import Host
 from tests.vm.machine import Machine
 from vgpu.transport.vfio_user.pci import Variant
 
@@ -33,4 +35,25 @@ def express_machine() -> Iterator[Machine]:
         DeviceProcess("express", variant=Variant.EXPRESS) as device,
         Machine([device.socket], chipset="q35", name="express") as machine,
     ):
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    """A mediator with two VMs. Tests may kill its processes, and leave it as they found it."""
+    with Host({"alpha": Variant.CONVENTIONAL, "beta": Variant.EXPRESS}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def alpha(host: Host) -> Iterator[GuestMachine]:
+    """A machine ``pc`` with everything installed by the installer."""
+    with GuestMachine(host, "alpha") as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def beta(host: Host) -> Iterator[GuestMachine]:
+    """A second machine on the same GPU: ``q35``, its device a PCI Express endpoint."""
+    with GuestMachine(host, "beta", chipset="q35") as machine:
         yield machine

@@ -72,7 +72,9 @@ class Host(Mediator):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_alive(pid), 5, "the device process is gone")
         wait_until(
-            lambda: self.device(vm)["pid"] not in (0, None, pid), DEVICE_SECONDS, f"{vm} has a new device process"
+            lambda: self.device(vm)["pid"] not in (0, None, pid),
+            DEVICE_SECONDS,
+            f"{vm} has a new device process",
         )
         self.wait_for_device(vm)
 
@@ -114,10 +116,16 @@ class Host(Mediator):
         """The worker process of a process in a VM."""
         return int(self.session_in(vm, process)["info"]["worker_pid"])
 
+    def kill_worker(self, pid: int) -> None:
+        """SIGKILL."""
+        os.kill(pid, signal.SIGKILL)
+
     def wait_idle(self, vm: str, seconds: float = 10) -> None:
         """Wait until no process of the VM has a session, and all slots of its device are free."""
         wait_until(
-            lambda: not self.sessions_of(vm) and self.device(vm)["claimed"] == 0, seconds, f"{vm} has no session"
+            lambda: not self.sessions_of(vm) and self.device(vm)["claimed"] == 0,
+            seconds,
+            f"{vm} has no session",
         )
 
 
