@@ -59,20 +59,28 @@ class Guest:
     def __init__(self, segment_fd: int, lifeline: socket.socket, offset: int = 0, size: int = 0) -> None:
         """``offset`` and ``size``: the segment is a slot of a BAR1."""
         self.lifeline = lifeline
-        self.map = mmap.mmap(segment_fd, size or os.fstat(segment_fd).st_size - offset, offset=offset)
-        self._u32 = memoryview(self.map).cast("I")
-        self._u64 = memoryview(self.map).cast("Q")
+        self._mapping = mmap.mmap(segment_fd, size or os.fstat(segment_fd).st_size - offset, offset=offset)
+        self._look(memoryview(self._mapping))
+
+    def _look(self, segment: memoryview) -> None:
+        """Take the segment for what its session page says it is."""
+        self.map = segment
+        self._u32 = segment.cast("I")
+        self._u64 = segment.cast("Q")
         self.ring, self.ring_size, self.slots, counts, self.fences, self.arena, self.arena_size = (
-            struct.unpack_from("<7Q", self.map, PAGE + 32)
+            struct.unpack_from("<7Q", segment, PAGE + 32)
         )
         self.slot_count, self.fence_count = counts & 0xFFFFFFFF, counts >> 32
         self.tail = 0
         self.sequence = 0
 
     def close(self) -> None:
-        self._u32.release()
-        self._u64.release()
-        self.map.close()
+        self._unlook()
+        self._mapping.close()
+
+    def _unlook(self) -> None:
+        for view in (self._u32, self._u64, self.map):
+            view.release()
 
     def u32(self, offset: int) -> int:
         return int(self._u32[offset // 4])
@@ -132,7 +140,7 @@ class Guest:
         self.publish()
         if not until(lambda: self.u32(at) == expected, seconds):
             raise TimeoutError(f"no answer to call {call}")
-        return Result.decode(self.map[at : at + 40])
+        return Result.decode(bytes(self.map[at : at + 40]))
 
     def retain(self) -> None:
         """The primary context, as every program begins."""
