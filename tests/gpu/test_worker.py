@@ -288,7 +288,7 @@ async def test_second_assignment_is_refused(options: WorkerOptions) -> None:
 async def test_a_session_in_a_slot_is_adopted_with_it(options: WorkerOptions, slot: Slot) -> None:
     async with assigned(options, slot=slot) as worker:
         guest = worker.guest
-        assert guest.map[16:20] == b"Fake"
+        assert bytes(guest.map[16:20]) == b"Fake"
         assert guest.u64(304) == 3 << 30
         assert await in_thread(guest, CallId.wirePrimaryRetain, CONTEXT) == 0
         assert await in_thread(guest, CallId.cuCtxSetLimit, 2, 5) == 0
