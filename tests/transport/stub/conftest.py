@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import attrs
 import pytest
 
+from tests.transport.stub.world import World, until_sync
 from vgpu.transport.stub import effects as do
 from vgpu.transport.stub.core import Core
+from vgpu.transport.stub.launch import device_socket_path
 from vgpu.transport.stub.messages import Command, Event, Grant
 from vgpu.transport.vfio_user.device import MIN_BAR1, cut_bar1
 from vgpu.transport.vfio_user.pci import Variant
@@ -133,3 +135,19 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A device process with a booted QEMU, for tests that leave it as they found it."""
+    one = World(tmp_path_factory.mktemp("run"))
+    one.spawn()
+    try:
+        until_sync(device_socket_path(one.run_dir, one.vm).exists)
+        one.boot()
+        yield one
+        assert one.process is not None
+        assert one.process.poll() is None, one.log_path.read_text()
+        assert "Traceback" not in one.log_path.read_text()
+    finally:
+        one.end()

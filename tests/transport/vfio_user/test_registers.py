@@ -104,6 +104,16 @@ def test_release_of_others_is_refused(registers: Registers) -> None:
     assert u32(registers, r.DeviceRegister.REFUSED_ACCESSES) == 2
 
 
+def test_the_host_takes_a_slot_back(registers: Registers) -> None:
+    assert registers.release(0) == []
+    granted(registers, 0)
+    assert registers.release(0) == [r.ReleaseAsked(0)]
+    assert registers.release(0) == []
+    assert registers.view(0) == r.SlotView(SlotState.RELEASING, 77, 1234, 0, 0, 42, 0x7F0000000000)
+    registers.free(0)
+    assert registers.view(0) == r.SlotView(SlotState.FREE, 0, 0, 0, 0, 0, 0)
+
+
 def test_reset_asks_for_every_owned_slot_once(registers: Registers) -> None:
     granted(registers, 1)
     assert registers.reset() == [r.ReleaseAsked(1, by_reset=True)]
