@@ -66,9 +66,7 @@ def entry(function: Function) -> str:
     if "p" in kinds:
         code = f"pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : {code}"
     refuse = f"nvml_refuse_device(device, {code})" if "d" in kinds else f"nvml_refuse({code})"
-    return (
-        f"EXPORT nvmlReturn_t {function.name}({', '.join(names) or 'void'})\n{{\n{unused}    return {refuse};\n}}\n"
-    )
+    return f"EXPORT nvmlReturn_t {function.name}({', '.join(names) or 'void'})\n{{\n{unused}    return {refuse};\n}}\n"
 
 
 def refusals(functions: list[Function]) -> str:

@@ -94,9 +94,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetAttributes_v2(nvmlDevice_t device, const void *
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetAutoBoostedClocksEnabled(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetAutoBoostedClocksEnabled(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetBridgeChipInfo(nvmlDevice_t device, const void *pointer)
@@ -182,19 +182,19 @@ EXPORT nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t de
     return nvml_refuse_device(device, NVML_ERROR_INVALID_ARGUMENT);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetDramEncryptionMode(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetDramEncryptionMode(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetDriverModel(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetDriverModel(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetDriverModel_v2(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetDriverModel_v2(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetEncoderCapacity(nvmlDevice_t device, unsigned long unused1, const void *pointer)
@@ -277,9 +277,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetGpuInstances(nvmlDevice_t device, unsigned long
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetGpuOperationMode(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetGpuOperationMode(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetHostVgpuMode(nvmlDevice_t device, const void *pointer)
@@ -318,9 +318,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetJpgUtilization(nvmlDevice_t device, const void 
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetLastBBXFlushTime(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, const void *pointer)
@@ -353,9 +353,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetMinMaxClockOfPState(nvmlDevice_t device, unsign
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetMinMaxFanSpeed(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetMinMaxFanSpeed(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetModuleId(nvmlDevice_t device, const void *pointer)
@@ -476,9 +476,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetPowerMizerMode_v1(nvmlDevice_t device, const vo
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, const void *pointer)
+EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device)
 {
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
+    return nvml_refuse_device(device, NVML_ERROR_NOT_SUPPORTED);
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetRemappedRows_v2(nvmlDevice_t device, const void *pointer)
@@ -1080,11 +1080,6 @@ EXPORT nvmlReturn_t nvmlGpuInstanceSetVgpuHeterogeneousMode(unsigned long unused
 EXPORT nvmlReturn_t nvmlGpuInstanceSetVgpuSchedulerState(unsigned long unused0, const void *pointer)
 {
     (void)unused0;
-    return nvml_refuse(pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
-}
-
-EXPORT nvmlReturn_t nvmlInternalGetExportTable(const void *pointer)
-{
     return nvml_refuse(pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 

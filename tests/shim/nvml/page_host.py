@@ -279,7 +279,13 @@ class PageHost:
 class Writer:
     """A telemetry writer that keeps to the sequence lock: every 32-bit field it writes holds the same number."""
 
-    FIELDS = ("power_milliwatts", "sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "gpu_utilization_percent")
+    FIELDS = (
+        "power_milliwatts",
+        "sm_clock_mhz",
+        "memory_clock_mhz",
+        "temperature_celsius",
+        "gpu_utilization_percent",
+    )
 
     def __init__(self, host: PageHost) -> None:
         self._host = host
