@@ -35,7 +35,7 @@ END
     return 1
 }
 
-REINSTALL="install it again: $name install"
+REINSTALL="install it again: $SELF install"
 
 # ---- the machine ----
 
@@ -54,7 +54,7 @@ check_system() {
         [ -n "$needed" ] || { [ -r "$place" ] && read -r needed <"$place"; }
     done
     if [ -n "$GLIBC" ] && [ -n "$needed" ] && ! at_least "$GLIBC" "$needed"; then
-        fail system "glibc $GLIBC, and the installed libraries need $needed" "build them here: $name install --build"
+        fail system "glibc $GLIBC, and the installed libraries need $needed" "build them here: $SELF install --build"
     else
         ok system "Linux on x86-64, glibc ${GLIBC:-unknown}"
     fi
@@ -227,10 +227,10 @@ check_inside() {
 
 check_files() {
     if [ ! -f "$MANIFEST" ]; then
-        fail files "nothing is installed here" "$name install"
+        fail files "nothing is installed here" "$SELF install"
         return
     fi
-    is_complete || doubt files "an install or uninstall was interrupted" "run it again: $name install, or $name uninstall"
+    is_complete || doubt files "an install or uninstall was interrupted" "run it again: $SELF install, or $SELF uninstall"
     broken=
     while IFS='|' read -r kind path _ _; do
         case $kind in file | link) ;; *) continue ;; esac
@@ -415,7 +415,7 @@ check_ollama() {
     if [ "$backend" = yes ]; then
         ok Ollama "its CUDA engine is there"
     else
-        fail Ollama "it falls back to the CPU: no cuda_v12 or cuda_v13 folder with libggml-cuda.so beside it" "install the full release (not a distribution's package without CUDA): $name install --with-ollama"
+        fail Ollama "it falls back to the CPU: no cuda_v12 or cuda_v13 folder with libggml-cuda.so beside it" "install the full release (not a distribution's package without CUDA): $SELF install --with-ollama"
     fi
     [ -z "$stray" ] || fail Ollama "it falls back to the CPU or sees a wrong GPU: other driver libraries lie in its folder and are found first:$stray" "remove them"
     if ! ollama_unit; then
@@ -446,7 +446,7 @@ $line" ;; esac
         ;;
     esac
     case $lines in *ProtectKernelTunables=no*) ;; *ProtectKernelTunables=[yt1]*)
-        fail Ollama "it falls back to the CPU: its service has ProtectKernelTunables, which makes the GPU's memory read-only" "$name install --with-ollama (writes a drop-in), then: systemctl restart ollama"
+        fail Ollama "it falls back to the CPU: its service has ProtectKernelTunables, which makes the GPU's memory read-only" "$SELF install --with-ollama (writes a drop-in), then: systemctl restart ollama"
         troubled=yes
         ;;
     esac
@@ -479,7 +479,7 @@ END
     if [ "$member" = yes ]; then
         ok Ollama "its user $user is in the group $gpu_group"
     else
-        fail Ollama "it falls back to the CPU: its user $user is not in the group $gpu_group and may not open the GPU" "$name install --with-ollama (writes a drop-in), or: usermod -aG $gpu_group $user; then: systemctl restart ollama"
+        fail Ollama "it falls back to the CPU: its user $user is not in the group $gpu_group and may not open the GPU" "$SELF install --with-ollama (writes a drop-in), or: usermod -aG $gpu_group $user; then: systemctl restart ollama"
         troubled=yes
     fi
 }

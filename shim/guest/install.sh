@@ -16,18 +16,18 @@ export LC_ALL PATH
 umask 022
 
 here=$(dirname -- "$(readlink -f -- "$0")")
-name=${VGPU_GUEST_NAME:-$(basename -- "$0")}
+SELF=${VGPU_GUEST_NAME:-$(basename -- "$0")}
 
 say() { printf '%s\n' "$*"; }
-warn() { printf '%s\n' "$name: warning: $*" >&2; }
+warn() { printf '%s\n' "$SELF: warning: $*" >&2; }
 die() {
-    printf '%s\n' "$name: $*" >&2
+    printf '%s\n' "$SELF: $*" >&2
     exit 1
 }
 
 usage() {
     cat <<END
-usage: $name [install | check | uninstall] [options]
+usage: $SELF [install | check | uninstall] [options]
 
   install    put the virtual GPU's libraries, rules and service into this VM
   check      say what works and what does not, each with its remedy; status 1 if something is broken
@@ -45,9 +45,9 @@ options:
   --version, --help
 
 examples:
-  sudo ./$name install --with-ollama
-  $name check
-  sudo $name uninstall
+  sudo ./$SELF install --with-ollama
+  $SELF check
+  sudo $SELF uninstall
 END
 }
 
@@ -73,7 +73,7 @@ set_action() {
     ACTION=$1
 }
 wrong() {
-    printf '%s\n' "$name: $1; see $name --help" >&2
+    printf '%s\n' "$SELF: $1; see $SELF --help" >&2
     exit 2
 }
 while [ $# -gt 0 ]; do
@@ -96,7 +96,7 @@ while [ $# -gt 0 ]; do
         --ollama-archive=*) OLLAMA_ARCHIVE=${1#*=} ;;
         --version)
             version
-            say "$name $VERSION"
+            say "$SELF $VERSION"
             exit 0
             ;;
         -h | --help)
@@ -490,7 +490,7 @@ install_system() {
     [ "$DRY" = no ] || return 0
     say "installed."
     if [ "$LIVE" = yes ] && [ -n "$GROUP" ]; then
-        say "Users who shall use the GPU have to be in the group $GROUP: usermod -aG $GROUP NAME, and a new login. What works: $name check"
+        say "Users who shall use the GPU have to be in the group $GROUP: usermod -aG $GROUP NAME, and a new login. What works: $SELF check"
     fi
 }
 
@@ -520,7 +520,7 @@ install_user() {
     complete_changes "$VERSION"
     [ "$DRY" = no ] || return 0
     say "installed. Run programs with \`$BINDIR/vgpu-env PROGRAM\`, or read the environment into a shell: . $LIBDIR/environment.sh
-The device itself has to be open to you, which only root can do (once, or at every boot): $name check says whether it is.
+The device itself has to be open to you, which only root can do (once, or at every boot): $SELF check says whether it is.
 Programs written in Go (Ollama) need the system-wide install."
 }
 
@@ -552,12 +552,11 @@ uninstall() {
         [ "$had_ollama" != yes ] || act "stop ollama.service" systemctl stop ollama.service
     fi
     act "close the device" close_devices
-    made_cache=no
-    if lookup /etc/ld.so.cache && [ "$E_KIND" = generated ]; then made_cache=yes; fi
     status=0
     take_all_back || status=1
     if [ "$MODE" = system ]; then
-        [ -z "$LDCONFIG" ] || [ "$made_cache" = yes ] || would "run ldconfig" || ldconfig_here -X || warn "ldconfig failed"
+        # A cache that was not there before has just gone.
+        [ -z "$LDCONFIG" ] || [ ! -e "$PREFIX/etc/ld.so.cache" ] || would "run ldconfig" || ldconfig_here -X || warn "ldconfig failed"
         act "reload udev's rules" reload_udev
         if has_systemd; then
             act "reload systemd" systemctl daemon-reload

@@ -43,7 +43,7 @@ fetch() { # url file
 no_ollama() {
     die "$1
 Ollama was not installed; everything else was. Without a network in the VM: fetch $OLLAMA_URL/ollama-linux-amd64.tar.zst (older
-releases: .tgz) elsewhere, copy it here, and run: $0 install --with-ollama --ollama-archive FILE"
+releases: .tgz) elsewhere, copy it here, and run: $SELF install --with-ollama --ollama-archive FILE"
 }
 
 unpack() { # archive folder
