@@ -71,8 +71,10 @@ from .silence import Silence
 GRACE_SECONDS: Final = 0.05
 # A worker whose lifeline ended leaves within a tenth of a second unless something is wrong with it.
 KILL_SECONDS: Final = 5.0
-# A mediator that is told of a claim's end stops preparing for it in less.
-ANSWER_SECONDS: Final = 10.0
+# A mediator answers every claim; what it prepares for one, a worker among it, it may wait for a minute.
+ANSWER_SECONDS: Final = 90.0
+# The worker of a mediator that hung up before it answered loses its lifeline with it, and leaves.
+ORPHAN_SECONDS: Final = 10.0
 SAMPLE_SECONDS: Final = 1.0
 ABANDONED_SECONDS: Final = 600.0
 PROGRAM_LENGTH: Final = 63
@@ -331,7 +333,7 @@ class Core:
             tenancy.deadline = now + KILL_SECONDS
             self._effects.append(EndLifeline(tenancy.lifeline))
         elif tenancy.told:
-            tenancy.deadline = now + ANSWER_SECONDS
+            tenancy.deadline = now + (ANSWER_SECONDS if self._mediator else ORPHAN_SECONDS)
         else:
             self._zero(slot, tenancy)
 
@@ -360,6 +362,9 @@ class Core:
         self._mediator = False
         self._abandoned = now
         self._status(DeviceStatus.HOST_PRESENT, False)
+        for slot, tenancy in self._tenancies.items():
+            if tenancy.told and self.registers.state(slot) is SlotState.RELEASING:
+                tenancy.deadline = min(tenancy.deadline, now + ORPHAN_SECONDS)
 
     # ---- every second ------------------------------------------------------------------------------------------
 

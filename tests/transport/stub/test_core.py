@@ -170,7 +170,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(bench: Bench, m
     bench.release()
     if not mediator_stays:
         bench.did(bench.core.mediator_gone(bench.now))
-    bench.sleep(core.ANSWER_SECONDS - 0.1)
+    bench.sleep((core.ANSWER_SECONDS if mediator_stays else core.ORPHAN_SECONDS) - 0.1)
     assert bench.of(do.ZeroSlot) == []
     bench.sleep(0.2)
     assert bench.of(do.ZeroSlot) == [do.ZeroSlot(0)]
@@ -184,6 +184,18 @@ def test_an_answer_that_does_not_come_is_not_waited_for_for_ever(bench: Bench, m
         do.CloseDescriptors((101, 102)),
     ]
     assert bench.state() is SlotState.PENDING
+
+
+def test_a_claim_released_without_its_mediator_keeps_its_slot_for_a_while_too(bench: Bench) -> None:
+    bench.connect()
+    bench.claim()
+    bench.did(bench.core.mediator_gone(bench.now))
+    bench.release()
+    bench.connect()
+    bench.sleep(core.ORPHAN_SECONDS - 0.1)
+    assert bench.of(do.ZeroSlot) == []
+    bench.sleep(0.2)
+    assert bench.of(do.ZeroSlot) == [do.ZeroSlot(0)]
 
 
 def test_a_worker_that_ends_leaves_a_moment_to_say_why_then_the_session_is_dead(bench: Bench) -> None:
@@ -492,7 +504,7 @@ def test_a_slot_is_never_free_while_a_worker_may_write_into_it(steps: list[tuple
             clean[slot] = True
             bench.zeroed(slot)
         elif what == "sleep":
-            bench.sleep(number * 2)
+            bench.sleep(number * 20)
         elif what == "connect":
             bench.connect()
             connected = True
