@@ -8,6 +8,7 @@ checked before anybody is asked. The socket is readable by its owner only, which
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -54,6 +55,8 @@ def to_json(value: Any) -> Any:
         return {f.name: to_json(getattr(value, f.name)) for f in attrs.fields(type(value))}
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, enum.Enum):
+        return to_json(value.value)
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, (str, int, float, bool, type(None))):

@@ -111,7 +111,7 @@ class LedgerFile:
         """
         known = self.get_vm(vm.name)
         if known is not None and not known.ad_hoc:
-            raise VmExists(f"VM {vm.name!r} is registered already")
+            raise VmExists(f"VM {vm.name!r} is registered already; show-vm shows it")
         registered = attrs.evolve(vm, ad_hoc=False)
         self._insert(registered, "OR REPLACE")
         return registered

@@ -99,14 +99,13 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
 
 
 def _check_bar1(size: int, slots: int) -> None:
-    try:
-        geometry = cut_bar1(size, slots)
-    except ValueError as error:
-        raise BadVm(f"bar1_bytes {size}, slots {slots}: {error}") from None
-    if geometry.slot_size < MIN_SLOT:
+    if size & (size - 1) or not MIN_BAR1 <= size <= MAX_BAR1:
+        raise BadVm(f"bar1_bytes is {size}, expected a power of two from 16 MiB to 64 GiB")
+    room = cut_bar1(size, slots).slot_size
+    if room < MIN_SLOT:
         raise BadVm(
-            f"{slots} slots in a BAR1 of {size} bytes have {geometry.slot_size} bytes each,"
-            f" expected {MIN_SLOT} or more: fewer slots, or a larger BAR1"
+            f"{slots} slots in a BAR1 of {size >> 20} MiB have {room >> 10} KiB each, expected 1 MiB or more:"
+            " fewer slots, or a larger BAR1"
         )
 
 

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``vgpu-admin`` can do: one row for each command, with its options, its question and its text for people.
+
+A new command is a function that asks (its value is what ``--json`` prints), a function that shows, and a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
+from vgpu.paths import run_directory
+from vgpu.units import parse_seconds, parse_size, show_seconds, show_size, show_table
+from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
+
+VARIANTS = {"pci": "conventional", "pcie": "express"}
+DEFAULT_BAR1 = "256MiB"
+
+
+class NotDone(Exception):
+    """What was asked for is not so, although nothing was wrong with asking; the text says what to do."""
+
+
+@attrs.frozen
+class Command:
+    """A row. ``ask`` may raise NotDone; ``options`` adds arguments to the command's own parser."""
+
+    name: str
+    help: str
+    ask: Callable[[AdminClient, argparse.Namespace], Any]
+    show: Callable[[Any], str]
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def _quantity(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """As argparse wants it: its message names the option, ours the value."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+_size = _quantity(parse_size)
+_seconds = _quantity(parse_seconds)
+_whole = _quantity(int)
+
+
+def _vm_name(parser: argparse.ArgumentParser) -> None:
+    name = parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
+    name.completer = _registered  # type: ignore[attr-defined]  # argcomplete looks for it there
+
+
+def _registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Names of VMs, for tab completion; none where no mediator answers."""
+    try:
+        with AdminClient(parsed_args.run_dir or run_directory(os.environ)) as client:
+            return [vm["name"] for vm in client.ask("vms")]
+    except (NoMediator, RequestRefused):
+        return []
+
+
+# -- VMs
+
+
+def _register_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vm-name", required=True, metavar="NAME", help="how it is called from now on")
+    parser.add_argument("--pool", help="the pool it belongs to (default: default)")
+    parser.add_argument("--priority", choices=("high", "medium", "low"), help="default medium")
+    parser.add_argument(
+        "--weight", type=_whole, help="its share of the GPU against others', 1 to 1000 (default 50)"
+    )
+    parser.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="GPU memory it may use (default: the whole card)"
+    )
+    parser.add_argument("--rate", type=_whole, metavar="N", help="CUDA calls a second (default: no limit)")
+    parser.add_argument(
+        "--queue-depth",
+        type=_whole,
+        metavar="N",
+        help="calls that may wait to be executed (default: no limit)",
+    )
+    parser.add_argument(
+        "--watchdog", type=_seconds, metavar="TIME", help="how long a kernel may run (default 30s)"
+    )
+    parser.add_argument(
+        "--bar1",
+        type=_size,
+        default=DEFAULT_BAR1,
+        metavar="SIZE",
+        help=f"memory shared with the VM, a power of two from 16MiB to 64GiB (default {DEFAULT_BAR1})",
+    )
+    parser.add_argument(
+        "--slots",
+        type=_whole,
+        metavar="N",
+        help="processes that may use the GPU at a time, 1 to 127 (default 8)",
+    )
+    parser.add_argument(
+        "--bus", choices=tuple(VARIANTS), default="pci", help="pcie for the machine type q35 (default pci)"
+    )
+    parser.add_argument(
+        "--kernel-addr",
+        metavar="SLOT",
+        help="where the VM's kernel finds it on its bus: 0x5 is 00:05.0 (default 0x5)",
+    )
+    parser.add_argument(
+        "--no-device", action="store_true", help="limits only, for programs on this host (vgpu-run --vm NAME)"
+    )
+
+
+def _register(client: AdminClient, options: argparse.Namespace) -> Any:
+    asked = {
+        "vm_name": options.vm_name,
+        "pool": options.pool,
+        "priority": options.priority,
+        "weight": options.weight,
+        "memory_limit_bytes": options.memory,
+        "rate": options.rate,
+        "queue_depth": options.queue_depth,
+        "watchdog_seconds": options.watchdog,
+        "bar1_bytes": 0 if options.no_device else options.bar1,
+        "slots": options.slots,
+        "variant": VARIANTS[options.bus],
+        "address": options.kernel_addr,
+    }
+    answer = client.ask("register_vm", **{name: value for name, value in asked.items() if value is not None})
+    described = _with_recipe(answer["vm"], answer["device"])
+    device = answer["device"]
+    if device is not None and not device["running"]:
+        raise NotDone(
+            f"VM {options.vm_name} is registered, but its device does not run: {device['trouble']}\n"
+            f"It is tried again; vgpu-admin show-vm --vm-name={options.vm_name} says how it is"
+        )
+    return described
+
+
+def _with_recipe(vm: dict[str, Any], device: dict[str, Any] | None) -> dict[str, Any]:
+    described: dict[str, Any] = {"vm": vm, "device": device}
+    if device is not None:
+        arguments = qemu_arguments(device["socket"], vm["variant"], vm["address"])
+        described |= {"qemu": arguments, "libvirt": libvirt_text(arguments)}
+    return described
+
+
+def _show_registered(answer: Any) -> str:
+    name = answer["vm"]["name"]
+    if answer["device"] is None:
+        return f"VM {name} is registered, without a device: vgpu-run --vm {name} PROGRAM runs in it"
+    return f"VM {name} is registered, and its device runs (process {answer['device']['pid']}).\n\n{_recipe(answer)}"
+
+
+def _recipe(answer: dict[str, Any]) -> str:
+    return (
+        f"Start QEMU (10.1 or later) with\n\n{_indent(qemu_text(answer['qemu']))}\n\n"
+        f"or give a libvirt domain, with virsh edit, the lines\n\n{_indent(answer['libvirt'])}"
+    )
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _unregister(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("unregister_vm", vm_name=options.vm_name)
+
+
+def _show_unregistered(answer: Any) -> str:
+    rest = "; a QEMU was connected, whose guest has lost its GPU" if answer["was_connected"] else ""
+    return f"VM {answer['vm']} is not registered any more{rest}"
+
+
+def _vms(client: AdminClient, options: argparse.Namespace) -> Any:
+    devices = {device["vm"]: device for device in client.ask("devices")}
+    sessions = [s for s in client.ask("sessions") if not s["ended"]]
+    return [
+        {
+            "vm": vm,
+            "device": devices.get(vm["name"]),
+            "sessions": [s for s in sessions if s["info"]["vm"] == vm["name"]],
+        }
+        for vm in client.ask("vms")
+    ]
+
+
+def _device_word(device: dict[str, Any] | None) -> str:
+    if device is None:
+        return "-"
+    if not device["running"]:
+        return "not running"
+    return "in use" if device["connected"] else "waits for QEMU"
+
+
+def _memory_word(vm: dict[str, Any]) -> str:
+    return show_size(vm["memory_limit_bytes"]) if vm["memory_limit_bytes"] else "all"
+
+
+def _show_vms(answer: Any) -> str:
+    rows: list[tuple[object, ...]] = []
+    for entry in answer:
+        vm = entry["vm"]
+        name = vm["name"] + (" (ad hoc)" if vm["ad_hoc"] else "")
+        row = (name, vm["pool"], vm["priority"], vm["weight"], _memory_word(vm))
+        rows.append((*row, len(entry["sessions"]), _device_word(entry["device"])))
+    return show_table(("VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE"), rows)
+
+
+def _vm(client: AdminClient, options: argparse.Namespace) -> Any:
+    for entry in _vms(client, options):
+        if entry["vm"]["name"] == options.vm_name:
+            return {**_with_recipe(entry["vm"], entry["device"]), "sessions": entry["sessions"]}
+    raise NotDone(f"no VM {options.vm_name!r}; vgpu-admin list-vms has those there are")
+
+
+def _show_vm(answer: Any) -> str:
+    vm, device = answer["vm"], answer["device"]
+    lines = [
+        ("name", vm["name"] + (" (ad hoc)" if vm["ad_hoc"] else "")),
+        ("pool", vm["pool"]),
+        ("priority", vm["priority"]),
+        ("weight", vm["weight"]),
+        ("memory", _memory_word(vm)),
+        ("rate", f"{vm['rate']} calls a second" if vm["rate"] else "no limit"),
+        ("queue depth", vm["queue_depth"] or "no limit"),
+        ("watchdog", show_seconds(vm["watchdog_seconds"])),
+        ("device", _device_word(device)),
+    ]
+    if device is not None and device["running"]:
+        shape = f"{show_size(device['bar1_bytes'])}, {device['slots']} slots, {device['claimed']} in use"
+        lines += [("process", device["pid"]), ("BAR1", shape), ("socket", device["socket"])]
+    elif device is not None:
+        lines.append(("trouble", device["trouble"]))
+    text = "\n".join(f"{name:<12} {value}" for name, value in lines)
+    if answer["sessions"]:
+        text += f"\n\n{_show_sessions(answer['sessions'])}"
+    return f"{text}\n\n{_recipe(answer)}" if device is not None else text
+
+
+# -- sessions
+
+
+def _sessions(client: AdminClient, options: argparse.Namespace) -> Any:
+    return [s for s in client.ask("sessions") if options.all or not s["ended"]]
+
+
+def _sessions_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="those that ended lately, too")
+
+
+def _show_sessions(answer: Any) -> str:
+    rows: list[tuple[object, ...]] = []
+    for sample in answer:
+        info, grant = sample["info"], sample["grant"]
+        rows.append(
+            (
+                info["session"],
+                info["vm"],
+                "-" if info["slot"] is None else str(info["slot"]),
+                info["guest_pid"],
+                info["program"] or "-",
+                info["worker_pid"],
+                show_size(grant["memory_used_bytes"]),
+                grant["records"],
+                show_seconds(grant["gpu_ns"] / 1e9),
+                sample["ended"] or "lives",
+            )
+        )
+    header = ("SESSION", "VM", "SLOT", "PID", "PROGRAM", "WORKER", "MEMORY", "CALLS", "GPU TIME", "STATE")
+    return show_table(header, rows)
+
+
+def _kill_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("session", type=_whole, metavar="ID", help="its number, as list-sessions shows it")
+
+
+def _kill(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("kill_session", session=options.session)
+
+
+# -- the mediator
+
+
+def _health(client: AdminClient, options: argparse.Namespace) -> Any:
+    devices = client.ask("devices")
+    return {
+        **client.ask("health"),
+        "sessions": len([s for s in client.ask("sessions") if not s["ended"]]),
+        "vms": len(client.ask("vms")),
+        "vm_devices": len(devices),
+        "vm_devices_down": [device["vm"] for device in devices if not device["running"]],
+    }
+
+
+def _show_fields(answer: Any) -> str:
+    def word(value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+    width = max(map(len, answer))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}  {word(value)}" for name, value in answer.items())
+
+
+def _faults(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("faults")
+
+
+def _show_faults(answer: Any) -> str:
+    rows: list[tuple[object, ...]] = [
+        (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fault["at"])),
+            fault["vm"],
+            fault["session"],
+            fault["program"] or "-",
+            fault["error"],
+            fault["what"],
+        )
+        for fault in answer
+    ]
+    return show_table(("WHEN", "VM", "SESSION", "PROGRAM", "ERROR", "WHAT"), rows)
+
+
+def _tree(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("tree")
+
+
+def _show_tree(answer: Any) -> str:
+    rows: list[tuple[object, ...]] = []
+
+    def add(actors: list[dict[str, Any]], depth: int) -> None:
+        for actor in actors:
+            name = "  " * depth + actor["name"].rpartition("/")[2]
+            waiting = actor["mailbox"]["depth"] if actor["mailbox"] else 0
+            rows.append((name, actor["kind"], actor["state"], actor["restarts"], waiting))
+            add(actor["children"], depth + 1)
+
+    add(answer, 0)
+    return show_table(("ACTOR", "KIND", "STATE", "RESTARTS", "WAITING"), rows)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("register-vm", "keep a VM and start its GPU; prints what QEMU needs", _register, _show_registered, _register_options),
+    Command("unregister-vm", "end a VM's GPU and sessions, and forget the VM", _unregister, _show_unregistered, _vm_name),
+    Command("list-vms", "all VMs", _vms, _show_vms),
+    Command("show-vm", "all about one VM, and what QEMU needs", _vm, _show_vm, _vm_name),
+    Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
+    Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
+    Command("show-health", "is the mediator well, and what does it serve", _health, _show_fields),
+    Command("show-faults", "what programs did that ended in an error, newest first", _faults, _show_faults),
+    Command("tree", "the mediator's actors", _tree, _show_tree),
+)  # fmt: skip

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vgpu-admin as people and programs meet it: what it prints for QEMU, tables, JSON, statuses, completion."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.e2e.vm_device import DeviceMediator
+from tests.src.test_commands import command, completions
+from vgpu import __version__
+from vgpu.admin_client import AdminClient, NoMediator
+from vgpu.admin_main import main
+from vgpu.units import parse_seconds, parse_size, show_seconds, show_size, show_table
+from vgpu.vm_recipes import QEMU_NAMESPACE, libvirt_text, qemu_arguments, qemu_text
+
+ADMIN = "vgpu.admin_main"
+
+
+@pytest.fixture(scope="module")
+def mediator() -> Iterator[DeviceMediator]:
+    with DeviceMediator() as running:
+        yield running
+
+
+def admin(mediator: DeviceMediator, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, without a process of its own: starting one takes longer than what it does."""
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            status = main(["--run-dir", str(mediator.run_dir), *words])
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), errors.getvalue())
+
+
+def answer(mediator: DeviceMediator, *words: str) -> Any:
+    done = admin(mediator, *words, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+# -- with a mediator
+
+
+def test_registering_prints_what_qemu_needs(mediator: DeviceMediator) -> None:
+    done = admin(mediator, "register-vm", "--vm-name=user1", "--pool=A", "--priority=high", "--memory=20GiB")
+    assert (done.returncode, done.stderr) == (0, "")
+    path = mediator.run_dir / "vfio-user" / "user1.sock"
+    assert path.is_socket()
+    (option,) = re.findall(r"^  (-device .*)$", done.stdout, re.MULTILINE)
+    assert json.loads(shlex.split(option)[1]) == {
+        "driver": "vfio-user-pci",
+        "socket": {"path": str(path), "type": "unix"},
+        "addr": "0x5",
+        "id": "vgpu0",
+        "x-msg-timeout": 60000,
+    }
+    assert f"xmlns:qemu='{QEMU_NAMESPACE}'" in done.stdout
+    shown = answer(mediator, "show-vm", "--vm-name=user1")
+    assert shown["vm"]["memory_limit_bytes"] == 20 << 30
+    assert (shown["vm"]["pool"], shown["vm"]["priority"], shown["vm"]["bar1_bytes"]) == (
+        "A",
+        "high",
+        256 << 20,
+    )
+    assert shown["qemu"] == shlex.split(option)
+    assert (shown["device"]["running"], shown["device"]["connected"]) == (True, False)
+    assert shown["sessions"] == []
+    text = admin(mediator, "show-vm", "--vm-name=user1").stdout
+    assert re.search(r"^memory +20 GiB$", text, re.MULTILINE)
+    assert re.search(r"^BAR1 +256 MiB, 8 slots, 0 in use$", text, re.MULTILINE)
+    assert option in text
+
+    again = admin(mediator, "register-vm", "--vm-name=user1")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == "vgpu-admin: VM 'user1' is registered already; show-vm shows it\n"
+
+
+def test_what_cannot_be_meant_ends_with_2(mediator: DeviceMediator) -> None:
+    for words, message in [
+        (["register-vm"], "--vm-name"),
+        (["register-vm", "--vm-name=a/b"], "vm_name is 'a/b', expected 1 to 63 of letters"),
+        (["register-vm", "--vm-name=x", "--bar1=100MiB"], "expected a power of two from 16 MiB to 64 GiB"),
+        (["register-vm", "--vm-name=x", "--memory=much"], "'much' is no size; expected one like 256MiB"),
+        (["register-vm", "--vm-name=x", "--watchdog=soon"], "'soon' is no time; expected one like 30s"),
+        (["register-vm", "--vm-name=x", "--weight=0"], "weight is 0, expected 1 to 1000"),
+        (["kill-session", "one"], "invalid"),
+        (["no-such-command"], "invalid choice"),
+        ([], "COMMAND"),
+    ]:
+        done = admin(mediator, *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    assert "x" not in [vm["name"] for vm in mediator.ask("vms")]
+
+
+def test_what_cannot_be_done_ends_with_1(mediator: DeviceMediator) -> None:
+    for words, message in [
+        (["show-vm", "--vm-name=nobody"], "no VM 'nobody'; vgpu-admin list-vms"),
+        (["unregister-vm", "--vm-name=nobody"], "no VM 'nobody' is registered"),
+        (["kill-session", "999"], "no session 999 lives"),
+    ]:
+        done = admin(mediator, *words)
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert message in done.stderr, done.stderr
+
+
+def test_listings(mediator: DeviceMediator) -> None:
+    admin(mediator, "register-vm", "--vm-name=listed", "--bus=pcie", "--kernel-addr=0x3", "--bar1=16MiB")
+    admin(mediator, "register-vm", "--vm-name=limits", "--no-device", "--weight=80")
+    table = admin(mediator, "list-vms").stdout.splitlines()
+    assert table[0].split() == ["VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE"]
+    assert ["limits", "default", "medium", "80", "all", "0", "-"] in [line.split() for line in table]
+    assert any(line.startswith("listed ") and line.endswith("waits for QEMU") for line in table)
+    listed = {entry["vm"]["name"]: entry for entry in answer(mediator, "list-vms")}
+    assert listed["limits"]["device"] is None
+    assert listed["listed"]["device"]["bar1_bytes"] == 16 << 20
+    assert answer(mediator, "list-sessions") == []
+    assert admin(mediator, "list-sessions").stdout.startswith("SESSION  VM")
+    assert answer(mediator, "show-faults") == []
+    health = answer(mediator, "show-health")
+    assert (health["ok"], health["gpu"], health["vm_devices_down"]) == (True, "software", [])
+    assert re.search(r"^ok +yes$", admin(mediator, "show-health").stdout, re.MULTILINE)
+    tree = admin(mediator, "tree").stdout
+    assert re.search(r"^  devices +Supervisor +running +0", tree, re.MULTILINE)
+    assert re.search(r"^    listed +Device +running +0", tree, re.MULTILINE)
+    assert completions(
+        ADMIN, "vgpu-admin show-vm --vm-name l", VGPU_RUN_DIR=str(mediator.run_dir)
+    ) == ["limits", "listed"]  # fmt: skip
+    done = admin(mediator, "unregister-vm", "--vm-name=listed")
+    assert (done.returncode, done.stdout) == (0, "VM listed is not registered any more\n")
+    assert "listed" not in admin(mediator, "list-vms").stdout
+
+
+# -- without one
+
+
+def test_as_a_process(mediator: DeviceMediator) -> None:
+    done = command(ADMIN, "show-health", "--json", VGPU_RUN_DIR=str(mediator.run_dir))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["ok"] is True
+
+
+def test_without_a_mediator(tmp_path: Path) -> None:
+    done = command(ADMIN, "list-vms", "--run-dir", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"vgpu-admin: no mediator at {tmp_path}; start run-mediator,"
+        " or say where it is with --run-dir or VGPU_RUN_DIR\n"
+    )
+
+
+def test_a_mediator_that_ends_in_mid_answer() -> None:
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as name:
+        folder = Path(name)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(folder / "admin.sock"))
+            listener.listen()
+
+            def serve() -> None:
+                link, _ = listener.accept()
+                link.recv(1000)
+                link.send(b'{"jsonrpc":')
+                link.close()
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            with (
+                AdminClient(folder) as client,
+                pytest.raises(NoMediator, match="ended before it had answered"),
+            ):
+                client.ask("health")
+            thread.join()
+
+
+def test_words_about_itself() -> None:
+    done = command(ADMIN, "--version")
+    assert (done.returncode, done.stdout) == (0, f"vgpu-admin {__version__}\n")
+    done = command(ADMIN, "--help")
+    assert done.returncode == 0
+    assert len(re.findall(r"^  vgpu-admin ", done.stdout, re.MULTILINE)) >= 2
+    for name in (
+        "register-vm",
+        "unregister-vm",
+        "list-vms",
+        "show-vm",
+        "list-sessions",
+        "kill-session",
+        "show-health",
+    ):
+        assert re.search(rf"^    {name} +\w+", done.stdout, re.MULTILINE), name
+    done = command(ADMIN, "register-vm", "--help")
+    for option in (
+        "--memory",
+        "--rate",
+        "--queue-depth",
+        "--watchdog",
+        "--bar1",
+        "--slots",
+        "--bus",
+        "--kernel-addr",
+    ):
+        assert re.search(rf"^  {option} \S+\s+\w+", done.stdout, re.MULTILINE), option
+    assert "complete " in command(ADMIN, "--print-completion", "bash").stdout
+    assert completions(ADMIN, "vgpu-admin list-") == ["list-vms", "list-sessions"]
+    assert completions(ADMIN, "vgpu-admin register-vm --bus p") == ["pci", "pcie"]
+
+
+# -- recipes and units
+
+
+def test_a_recipe_for_a_root_port() -> None:
+    words = qemu_arguments("/run/it's.sock", "express", "0x1c")
+    assert words[:2] == ["-device", "pcie-root-port,id=vgpu0-port,bus=pcie.0,addr=0x1c,chassis=28"]
+    assert json.loads(words[3])["bus"] == "vgpu0-port"
+    assert "addr" not in json.loads(words[3])
+    assert shlex.split(qemu_text(words).replace("\\\n", "")) == words
+    domain = ElementTree.fromstring(libvirt_text(words))
+    values = [
+        a.get("value") for a in domain.findall(f"{{{QEMU_NAMESPACE}}}commandline/{{{QEMU_NAMESPACE}}}arg")
+    ]
+    assert values == words
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("5", 5), ("256MiB", 256 << 20), ("1.5 GiB", 3 << 29), ("20g", 20 << 30), ("1GB", 10**9), ("2TiB", 2 << 40)],
+)  # fmt: skip
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 PiB", "1.5", "0x10", "1e3", "\u0661"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size; expected one like"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30.0), ("500ms", 0.5), ("2m", 120.0), ("1h", 3600.0), ("7", 7.0)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+    with pytest.raises(ValueError, match="is no time"):
+        parse_seconds(f"{text}x")
+
+
+def test_what_people_read() -> None:
+    assert [show_size(n) for n in (0, 1023, 1024, 3 << 29, 20 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.5 GiB",
+        "20 GiB",
+    ]
+    assert [show_seconds(s) for s in (0.04, 59.9, 61, 7500)] == ["0.0s", "59.9s", "1m01s", "2h05m"]
+    assert show_table(("A", "NUMBER"), [("x", 5), ("longer", 1234567)]) == (
+        "A        NUMBER\nx             5\nlonger  1234567"
+    )
+    assert show_table(("A", "B"), []) == "A  B"
