@@ -16,10 +16,11 @@ import attrs
 import trio
 
 from vgpu.gpu.control import rights
-from vgpu.transport.attach import FLAG_PROBE, Hello, Status, Welcome
+from vgpu.transport.attach import FLAG_DEVICE_PAGE, FLAG_PROBE, Hello, Status, Welcome
 
 from . import Actor, ActorError, Ref, StartChild, handles
-from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, SessionRequest
+from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, OpenPage, SessionRequest
+from .page_lease import PageLease
 from .placement import choose_gpu, pool_of
 
 _log = logging.getLogger("vgpu.connection")
@@ -27,6 +28,7 @@ _log = logging.getLogger("vgpu.connection")
 # What a guest is told to wait before it asks again when no session could be had.
 RETRY_MILLISECONDS = 200
 START_SECONDS = 60.0
+PAGE_SECONDS = 10.0
 
 
 @attrs.frozen
@@ -64,6 +66,9 @@ class Connection(Actor):
                 if guest.hello.flags & FLAG_PROBE:
                     await self._answer_probe(guest)
                     return
+                if guest.hello.flags & FLAG_DEVICE_PAGE:
+                    await self._lend_page(guest)
+                    return
                 executor = await self._welcome(guest)
                 if executor is None:
                     return
@@ -84,6 +89,36 @@ class Connection(Actor):
             await guest.stream.send_all(Welcome(Status.NO_DEVICE).encode())
             return
         await guest.stream.send_all(Welcome(Status.WELCOME, driver_version=version).encode())
+
+    async def _lend_page(self, guest: GuestArrived) -> None:
+        try:
+            lease = await self.find("mediator/telemetry").ask(OpenPage(self.vm), timeout_seconds=PAGE_SECONDS)
+        except ActorError as error:
+            _log.warning("no device page for pid %d of %s: %s", guest.pid, self.vm, error)
+            await guest.stream.send_all(Welcome(Status.NO_DEVICE).encode())
+            return
+        try:
+            self._send_page(guest, lease)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_with, lease, nursery.cancel_scope)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    while await guest.stream.receive_some(4096):
+                        pass
+                nursery.cancel_scope.cancel()
+        finally:
+            lease.release()
+
+    @staticmethod
+    async def _end_with(lease: PageLease, scope: trio.CancelScope) -> None:
+        """A page that nobody writes any more looks alive; a connection that ends has its reader ask for another."""
+        await lease.ended.wait()
+        scope.cancel()
+
+    @staticmethod
+    def _send_page(guest: GuestArrived, lease: PageLease) -> None:
+        welcome = Welcome(Status.WELCOME, driver_version=lease.driver_version)
+        with socket.socket(fileno=os.dup(guest.stream.socket.fileno())) as raw:
+            send_with_descriptors(raw, welcome.encode(), [lease.descriptor])
 
     async def _welcome(self, guest: GuestArrived) -> Ref[object] | None:
         while True:

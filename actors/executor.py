@@ -34,6 +34,7 @@ from .messages import (
     GrantLease,
     GuestLeft,
     LeaseEnded,
+    MeasureUse,
     NextSession,
     RecordEnd,
     RecordFault,
@@ -46,6 +47,7 @@ from .messages import (
     SessionOpened,
     SessionRequest,
     SessionSample,
+    SessionUse,
     TakeWorker,
     Unwatch,
     Watch,
@@ -324,6 +326,12 @@ class Executor(Actor):
         if self._info is None:
             raise Refused(NotAttachable(f"{self.name} has no session yet"))
         return self._take_sample("")
+
+    @handles(MeasureUse)
+    def measure_use(self, message: MeasureUse) -> SessionUse:
+        if self._info is None or self._grant is None:
+            raise Refused(NotAttachable(f"{self.name} has no session yet"))
+        return SessionUse(self._info, self._grant.get("memory_used_bytes"), self._grant.get("gpu_ns"))
 
     def _take_sample(self, ended: str) -> SessionSample:
         assert self._info is not None

@@ -10,10 +10,12 @@ import os
 
 import attrs
 
+from vgpu.gpu.sampling import GpuSample
 from vgpu.gpu.schedule import SessionId as SessionId  # noqa: PLC0414 - re-exported for supervision
 
 from . import Ref, Request
 from .descriptor import Descriptor
+from .page_lease import PageLease
 
 # -- values ---------------------------------------------------------------------------------------
 
@@ -81,6 +83,15 @@ class SessionSample:
     guest: dict[str, int]
     refused: dict[str, int]
     ended: str = ""
+
+
+@attrs.frozen
+class SessionUse:
+    """What a session holds and has used of its GPU by now."""
+
+    info: SessionInfo
+    memory_used_bytes: int
+    gpu_ns: int
 
 
 @attrs.frozen
@@ -277,6 +288,11 @@ class DriverVersion(Request[int]):
 
 
 @attrs.frozen
+class DescribeGpu(Request[bytes]):
+    """To a pool: the device page as a warm worker has filled it; waits for a first worker."""
+
+
+@attrs.frozen
 class Attach(Request[Attachment]):
     """Asked once of an executor by the connection that will carry the answer to the guest."""
 
@@ -297,6 +313,11 @@ class Fault:
 @attrs.frozen
 class Sample(Request[SessionSample]):
     """Read a session's counters now."""
+
+
+@attrs.frozen
+class MeasureUse(Request[SessionUse]):
+    """The few counters of a session that its VM's device page shows; cheap enough for twice a second."""
 
 
 @attrs.frozen
@@ -415,6 +436,33 @@ class DetachDevice:
     """To telemetry: the VM's device is gone, or nobody's business any more. Close what AttachDevice brought."""
 
     vm: str
+
+
+@attrs.frozen
+class MarkVm:
+    """To telemetry: a VM is quarantined or not, and whether calls of it are being held back, for its device page.
+
+    Said again for as long as calls are held back: that part is forgotten after some seconds.
+    """
+
+    vm: str
+    quarantined: bool = False
+    rate_limited: bool = False
+
+
+@attrs.frozen
+class OpenPage(Request[PageLease]):
+    """To telemetry: the device page of a VM, for a process of this host; the receiver releases the lease.
+
+    Refused with ``NoPage`` where no worker can say what GPU this is, or too many have the page already.
+    """
+
+    vm: str
+
+
+@attrs.frozen
+class SampleGpu(Request[GpuSample | None]):
+    """To telemetry: how the host's (first) GPU is now; None where nobody has said yet which one it is."""
 
 
 # -- metrics ------------------------------------------------------------------------------------------

@@ -1,29 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telemetry: what every session has done so far, living and lately ended.
+"""Telemetry: what every session has done so far, living and lately ended, and how the GPU is.
 
 Holds the list of sessions for whoever asks (admin tool, metrics, demo) and reads counters from the
 executors only when asked: nothing runs per call, and nothing runs while nobody looks.
+
+Device pages are somebody looking: while a VM has a device or a process of this host has asked for its VM's page, the
+GPU is measured twice a second and every page written (``page_writer``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 from collections import Counter, deque
+from collections.abc import Callable
 
 import attrs
+import trio
 
+from vgpu.gpu.nvml import sampler_for
+from vgpu.gpu.sampling import DeviceIdentity, GpuSample, Sampler
 from vgpu.gpu.schedule import SessionId
 
-from . import Actor, ActorGone, AskTimeout, Ref, handles
+from . import Actor, ActorError, ActorGone, AskTimeout, ExitReason, Ref, Reply, handles
 from .messages import (
+    AttachDevice,
+    DescribeGpu,
+    DetachDevice,
     EndedTotals,
     ListSessions,
+    ListVms,
+    MarkVm,
+    MeasureUse,
+    OpenPage,
     Sample,
+    SampleGpu,
     SessionSample,
     SessionSurvey,
+    SessionUse,
     Survey,
     Unwatch,
     Watch,
 )
+from .page_lease import PageLease
+from .page_writer import NoPage, PageWriter
+from .vm_page import Description
+
+_log = logging.getLogger("vgpu.telemetry")
+
+LEDGER = "mediator/ledger"
+PERIOD_SECONDS = 0.5
+# A sample this fresh is as good as a new one.
+FRESH_SECONDS = 1.0
+# For a first worker to say what GPU this is. A guest that waits for its page gives up after five seconds.
+DESCRIBE_SECONDS = 4.0
+USE_SECONDS = 0.2
 
 # Enough to see what a busy host has been doing; older sessions are in the ledger.
 REMEMBERED_SESSIONS = 256
@@ -63,8 +95,18 @@ class _Totals:
 
 @attrs.define(eq=False)
 class Telemetry(Actor):
-    """Sessions by number, and the last counters of those that ended."""
+    """Sessions by number, and the last counters of those that ended.
 
+    ``pool``: the warm workers of the GPU that pages show; without one there are no pages.
+    """
+
+    pool: str = ""
+    make_sampler: Callable[[DeviceIdentity], Sampler] = sampler_for
+    period_seconds: float = PERIOD_SECONDS
+    _writer: PageWriter = attrs.Factory(PageWriter)
+    _turn: trio.Lock = attrs.Factory(trio.Lock)  # one measurement at a time
+    _wanted: trio.Event = attrs.Factory(trio.Event)
+    _description_trouble: str = ""
     _living: dict[SessionId, Ref[object]] = attrs.Factory(dict)
     # A session that does not answer counts as it last did: a sum over sessions must not fall.
     _last: dict[SessionId, SessionSample] = attrs.Factory(dict)
@@ -108,3 +150,126 @@ class Telemetry(Actor):
                 continue
             answered.append(session)
         return answered
+
+    # -- device pages
+
+    async def started(self) -> None:
+        self.nursery.start_soon(self._keep_pages)
+
+    async def stopped(self, reason: ExitReason) -> None:
+        self._writer.close()
+
+    @handles(AttachDevice)
+    def attach_device(self, message: AttachDevice) -> None:
+        try:
+            self._writer.attach(message.vm, message.bar1_fd)
+        except OSError as error:
+            _log.error("the device of %s has no page that can be written: %s", message.vm, error)
+        finally:
+            os.close(message.bar1_fd)
+        self._wanted.set()
+
+    @handles(DetachDevice)
+    def detach_device(self, message: DetachDevice) -> None:
+        self._writer.detach(message.vm)
+
+    @handles(MarkVm)
+    def mark_vm(self, message: MarkVm) -> None:
+        self._writer.mark(message)
+
+    @handles(OpenPage)
+    def open_page(self, message: OpenPage) -> None:
+        self.nursery.start_soon(self._open_page, message.vm, self.take_reply())
+
+    async def _open_page(self, vm: str, reply: Reply[PageLease] | None) -> None:
+        if reply is None:
+            return
+        try:
+            await self._describe()
+            lease = self._writer.lease(vm)
+        except (NoPage, ActorError, OSError) as error:
+            reply.refuse(error if isinstance(error, ActorError) else NoPage(str(error)))
+            return
+        try:
+            await self._round()  # so that nobody reads a page without numbers
+        except BaseException:
+            lease.release()
+            raise
+        self._wanted.set()
+        if not reply.answer(lease):
+            lease.release()
+
+    @handles(SampleGpu)
+    def sample_gpu(self, message: SampleGpu) -> None:
+        self.nursery.start_soon(self._answer_sample, self.take_reply())
+
+    async def _answer_sample(self, reply: Reply[GpuSample | None] | None) -> None:
+        sample = None
+        try:
+            await self._describe()
+            sample = await self._measure()
+        except ActorError:
+            pass  # nobody knows yet what GPU this is
+        if reply is not None:
+            reply.answer(sample)
+
+    async def _keep_pages(self) -> None:
+        while True:
+            if not self._writer.is_wanted:
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            began = trio.current_time()
+            try:
+                await self._describe()
+                await self._round()
+            except ActorError as error:
+                if str(error) != self._description_trouble:
+                    _log.warning("device pages wait: nobody can say yet what GPU this is: %s", error)
+                self._description_trouble = str(error)
+            # A page that is new is written at once.
+            with trio.move_on_at(began + self.period_seconds):
+                await self._wanted.wait()
+
+    async def _describe(self) -> None:
+        """See to it that the writer knows the GPU.
+
+        Raises:
+            ActorError: no worker could say in time.
+        """
+        if self._writer.description is not None:
+            return
+        if not self.pool:
+            raise NoPage("there are no workers to ask what GPU this is")
+        description = Description(
+            await self.find(self.pool).ask(DescribeGpu(), timeout_seconds=DESCRIBE_SECONDS)
+        )
+        if self._writer.description is None:
+            self._writer.know(description, self.make_sampler(description.identity))
+
+    async def _round(self) -> None:
+        """Measure, and write every page."""
+        await self._measure()
+        if self._writer.is_wanted:
+            if self._writer.are_limits_old:
+                with contextlib.suppress(ActorError):  # limits are what they were
+                    self._writer.know_limits(await self.find(LEDGER).ask(ListVms(), timeout_seconds=1))
+            self._writer.write_all()
+
+    async def _measure(self) -> GpuSample:
+        async with self._turn:
+            if self._writer.age() < min(self.period_seconds / 2, FRESH_SECONDS):
+                return self._writer.sample
+            return await self._writer.measure(await self._uses())
+
+    async def _uses(self) -> tuple[SessionUse, ...]:
+        found: dict[SessionId, SessionUse] = {}
+
+        async def ask(session: SessionId, executor: Ref[object]) -> None:
+            # One that does not answer is just ending, and says so with Unwatch.
+            with contextlib.suppress(ActorGone, AskTimeout):
+                found[session] = await executor.ask(MeasureUse(), timeout_seconds=USE_SECONDS)
+
+        async with trio.open_nursery() as nursery:
+            for session, executor in self._living.items():
+                nursery.start_soon(ask, session, executor)
+        return tuple(found[session] for session in sorted(found))

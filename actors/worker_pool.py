@@ -21,11 +21,12 @@ from typing import Protocol
 import attrs
 import trio
 
-from vgpu.gpu.control import open_worker_link
+from vgpu.gpu.control import WorkerLink, open_worker_link
 from vgpu.transport.errors import RemoteProtocolError
+from vgpu.transport.layout import DEVICE_PAGE_SIZE
 
 from . import Actor, ActorError, ExitReason, Reply, StartChild, handles
-from .messages import Adoption, DriverVersion, TakeWorker, WorkerHandle
+from .messages import Adoption, DescribeGpu, DriverVersion, TakeWorker, WorkerHandle
 
 _log = logging.getLogger("vgpu.workers")
 
@@ -59,7 +60,13 @@ class WorkerReady:
 
     handle: WorkerHandle | None
     driver_version: int = 0
+    device_page: bytes = b""
     error: str = ""
+
+
+def _device_page_of(link: WorkerLink) -> bytes:
+    """What a warm worker has found out about its GPU. Once it has a guest, that may write there what it likes."""
+    return os.pread(link.segment_fd, DEVICE_PAGE_SIZE, 0)
 
 
 async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
@@ -99,7 +106,9 @@ class WorkerPool(Actor):
     _ready: deque[WorkerHandle] = attrs.Factory(deque)
     _waiting: deque[Reply[WorkerHandle]] = attrs.Factory(deque)
     _asking: list[Reply[int]] = attrs.Factory(list)
+    _asking_page: list[Reply[bytes]] = attrs.Factory(list)
     _driver_version: int = 0
+    _device_page: bytes = b""
     _starting: int = 0
     _retry_seconds: float = RETRY_SECONDS
     # Why the last start failed, until the next try.
@@ -128,6 +137,8 @@ class WorkerPool(Actor):
                 continue
             hello = link.hello
             self._driver_version = int(hello["device"]["driver_version"])
+            if hello["state"] == "warm":
+                self._device_page = _device_page_of(link)
             await link.aclose()
             handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
             if hello["state"] == "warm":
@@ -148,7 +159,8 @@ class WorkerPool(Actor):
     def _fill(self) -> None:
         if self._trouble:
             return
-        wanted = self.warm + len(self._waiting)
+        is_asked = any(r.is_awaited for r in self._asking) or any(r.is_awaited for r in self._asking_page)
+        wanted = max(self.warm + len(self._waiting), int(is_asked))
         while len(self._ready) + self._starting < wanted:
             self._starting += 1
             self.nursery.start_soon(self._start_one)
@@ -157,27 +169,39 @@ class WorkerPool(Actor):
         worker = f"{self.prefix}{self.new_name()}"
         try:
             process, socket_path = await self.spawn(worker)
-            version = await self._ask_version(socket_path)
+            version, page = await self._ask_device(socket_path)
         except (OSError, RemoteProtocolError) as error:
             await self.ref.send(WorkerReady(None, error=str(error)))
             return
-        await self.ref.send(WorkerReady(WorkerHandle(worker, process.pid, socket_path), version))
+        await self.ref.send(WorkerReady(WorkerHandle(worker, process.pid, socket_path), version, page))
         # Reap it whenever it ends. Cancelled, this leaves the process alone: a successor adopts it.
         await process.wait()
 
-    async def _ask_version(self, socket_path: str) -> int:
-        if self._driver_version:
-            return self._driver_version
+    async def _ask_device(self, socket_path: str) -> tuple[int, bytes]:
+        if self._driver_version and self._device_page:
+            return self._driver_version, self._device_page
         link = await open_worker_link(socket_path)
-        await link.aclose()
-        return int(link.hello["device"]["driver_version"])
+        try:
+            return int(link.hello["device"]["driver_version"]), _device_page_of(link)
+        finally:
+            await link.aclose()
 
     @handles(DriverVersion)
     def driver_version(self, message: DriverVersion) -> int:
         reply = self.take_reply() if not self._driver_version else None
         if reply is not None:
             self._asking.append(reply)
+            self._fill()
         return self._driver_version
+
+    @handles(DescribeGpu)
+    def describe_gpu(self, message: DescribeGpu) -> bytes:
+        reply = self.take_reply() if not self._device_page else None
+        if reply is not None:
+            self._asking_page = [r for r in self._asking_page if r.is_awaited]
+            self._asking_page.append(reply)
+            self._fill()
+        return self._device_page
 
     @handles(WorkerReady)
     async def ready(self, message: WorkerReady) -> None:
@@ -192,8 +216,11 @@ class WorkerPool(Actor):
             return
         self._retry_seconds = RETRY_SECONDS
         self._driver_version = message.driver_version
+        self._device_page = message.device_page
         while self._asking:
             self._asking.pop().answer(self._driver_version)
+        while self._asking_page:
+            self._asking_page.pop().answer(self._device_page)
         self._ready.append(message.handle)
         self._serve()
 

@@ -25,6 +25,8 @@ _HELLO = struct.Struct("<IIQII64s64s")
 _WELCOME = struct.Struct("<IIIIQQQI")
 # HELLO flag: the guest wants to know the driver version and nothing else; no session is made.
 FLAG_PROBE = 0x1
+# HELLO flag: the guest wants to read its VM's device page (NVML); one descriptor comes back, and no session is made.
+FLAG_DEVICE_PAGE = 0x2
 
 
 class Status(enum.IntEnum):

@@ -44,6 +44,7 @@ from vgpu.actors.scheduler import Scheduler
 from vgpu.actors.telemetry import Telemetry
 from vgpu.actors.unix_listener import is_listened_on
 from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
+from vgpu.gpu.nvml import sampler_for
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
 from vgpu.supervision.watchdog import Watchdog
 
@@ -77,6 +78,7 @@ class MediatorPlan:
     gpus: tuple[GpuPlan, ...]
     describe: dict[str, object] = attrs.Factory(dict)
     metrics: tuple[str, int] | None = None  # host and port
+    library: Path | None = None  # the real libcuda, beside which its NVML is looked for
 
 
 def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
@@ -119,6 +121,8 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     if plan.metrics is not None:
         metrics = (ChildSpec("metrics", Metrics, (*plan.metrics, plan.describe)),)
     gpus = tuple(f"mediator/gpus/gpu{g.index}" for g in plan.gpus)
+    # Device pages show the first GPU.
+    telemetry = partial(Telemetry, f"{gpus[0]}/workers", partial(sampler_for, libcuda=plan.library))
     executors = tuple(f"{gpu}/executors" for gpu in gpus)
     connection = ChildSpec("connection", _connection, (executors,))
     device = ChildSpec("device", Device, (DeviceStarter(plan.run_dir), executors), shutdown=10.0)
@@ -126,7 +130,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
         "mediator",
         (
             ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
-            ChildSpec("telemetry", Telemetry),
+            ChildSpec("telemetry", telemetry),
             SupervisorSpec(
                 "gpus",
                 tuple(gpu_spec(g, plan.run_dir) for g in plan.gpus),

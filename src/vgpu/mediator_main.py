@@ -164,7 +164,7 @@ def make_plan(settings: Settings) -> MediatorPlan:
         "version": __version__,
         "pid": os.getpid(),
     }
-    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, settings.metrics)
+    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, settings.metrics, library)
 
 
 def notify(state: str) -> None:
