@@ -62,12 +62,12 @@ def built_parts(shim: Path) -> dict[str, Path]:
     Raises:
         BundleError: one is missing everywhere.
     """
-    missing: list[str] = []
-    for folder in (shim.parent / "build" / "native", shim / "lib"):
-        missing = [part for part in PARTS if not (folder / part).is_file()]
-        if not missing:
+    places = (shim.parent / "build" / "native", shim / "lib")
+    missing = {folder: [part for part in PARTS if not (folder / part).is_file()] for folder in places}
+    for folder, absent in missing.items():
+        if not absent:
             return {part: folder / part for part in PARTS}
-    raise BundleError(f"not built: {', '.join(missing)}; run `make build` first")
+    raise BundleError(f"not built: {', '.join(min(missing.values(), key=len))}; run `make build` first")
 
 
 def sources(root: Path) -> Iterator[Path]:
