@@ -51,7 +51,6 @@ from . import (
     Refused,
     Reply,
     StartChild,
-    UnknownMessage,
     handles,
 )
 from .descriptor import Descriptor
@@ -181,7 +180,7 @@ class Device(Actor):
             if self._bar1 is not None:
                 self._bar1.close()
                 self._bar1 = None
-            with contextlib.suppress(MailboxFull, UnknownMessage):
+            with contextlib.suppress(MailboxFull):
                 self.find(TELEMETRY).send_nowait(DetachDevice(self.vm))
             await link.aclose()
 
@@ -198,8 +197,6 @@ class Device(Actor):
         is_taken = False
         try:
             is_taken = await telemetry.send(AttachDevice(self.vm, descriptor))
-        except UnknownMessage:  # INTERIM
-            pass
         finally:
             if not is_taken:
                 os.close(descriptor)

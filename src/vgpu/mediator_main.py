@@ -36,6 +36,7 @@ from vgpu.paths import configuration_file, run_directory, state_directory
 _log = logging.getLogger("vgpu.mediator")
 
 DRAIN_LOOK_SECONDS = 0.2
+DRAIN_STOP_SECONDS = 15.0
 
 EXAMPLES = """examples:
   run-mediator                               the real GPU if there is one, else the software GPU
@@ -195,7 +196,9 @@ async def serve(plan: MediatorPlan) -> None:
 
 
 async def _drain(system: ActorSystem, done: trio.CancelScope) -> None:
-    await system.ref("mediator").ask(TerminateChild("listener"))
+    # VMs' devices go on without this mediator, and keep claims for the next one.
+    for name in ("listener", "fleet", "devices"):
+        await system.ref("mediator").ask(TerminateChild(name), timeout_seconds=DRAIN_STOP_SECONDS)
     while True:
         samples = await system.ref("mediator/telemetry").ask(ListSessions())
         if all(sample.ended for sample in samples):
