@@ -31,6 +31,7 @@ PAGE: Final = 4096
 MAX_SLOTS: Final = 127
 NO_SLOT: Final = 0xFFFFFFFF
 
+_ONES: Final = 0xFFFFFFFF
 CALL_HEADER_SIZE: Final = 80
 CALL_RESULT_SIZE: Final = 40
 CALL_DATA_OFFSET: Final = 0x400
@@ -417,7 +418,7 @@ class Registers:
         if len(data) != 8:
             return self._refuse(Offence.WIDTH)
         token, pid = struct.unpack("<II", data)
-        if token == 0:
+        if token in (0, _ONES):  # a guest reads ones where a device has gone, and so could not tell this one from that
             return self._refuse(Offence.TOKEN)
         if slot.state is not SlotState.FREE:
             return []  # a race that somebody else won; reading OWNER says so

@@ -196,6 +196,7 @@ def test_a_wrong_read_gives_ones_and_is_counted(
         (at(0, S.SESSION), bytes(8), Offence.READ_ONLY),
         (at(0, S.OWNER), b"\1\0\0\0", Offence.WIDTH),
         (at(0, S.OWNER), bytes(8), Offence.TOKEN),
+        (at(0, S.OWNER), b"\xff" * 4 + bytes(4), Offence.TOKEN),
         (at(0, S.RELEASE), bytes(8), Offence.WIDTH),  # stands on a multiple of 8
         (at(0, S.DOORBELL), b"\1", Offence.WIDTH),
         (at(2, S.OWNER), b"\1" * 8, Offence.RANGE),
