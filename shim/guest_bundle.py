@@ -67,7 +67,8 @@ def built_parts(shim: Path) -> dict[str, Path]:
     for folder, absent in missing.items():
         if not absent:
             return {part: folder / part for part in PARTS}
-    raise BundleError(f"not built: {', '.join(min(missing.values(), key=len))}; run `make build` first")
+    fewest = min(missing.values(), key=lambda absent: len(absent))
+    raise BundleError(f"not built: {', '.join(fewest)}; run `make build` first")
 
 
 def sources(root: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -164,7 +165,7 @@ def make_bar1(
 
 
 def run(
-    script: Path, *words: str | Path, home: Path | None = None, **environment: str
+    script: Path, *words: str | Path, environment: Mapping[str, str] | None = None, home: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """install.sh with an environment of its own."""
     base = {"PATH": os.environ["PATH"], "HOME": str(home or "/nonexistent")}
@@ -175,5 +176,5 @@ def run(
         text=True,
         check=False,
         timeout=120,
-        env={**base, **environment},
+        env={**base, **(environment or {})},
     )

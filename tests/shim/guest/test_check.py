@@ -33,7 +33,7 @@ class Report:
 
 
 def check(bundle: Path, machine: Machine, **environment: str) -> Report:
-    done = run(bundle, "check", "--prefix", machine.root, **environment)
+    done = run(bundle, "check", "--prefix", machine.root, environment=environment)
     assert done.stderr == ""
     return Report(done.returncode, done.stdout.splitlines())
 
@@ -186,9 +186,7 @@ def test_ordinary_throttle_reasons_are_no_trouble(bundle: Path, installed: Machi
     assert check(bundle, installed).of("throttle") == []
 
 
-def test_calls_time_out_when_the_devices_process_has_stopped(
-    bundle: Path, installed: Machine, device: Path
-) -> None:
+def test_calls_time_out_when_the_devices_process_has_stopped(bundle: Path, abandoned: Machine) -> None:
     report = check(bundle, abandoned)
     assert report.of("host")[0].startswith(
         "FAIL the device's process on the host has stopped; calls will time out"
@@ -256,7 +254,7 @@ def home(bundle: Path, tmp_path: Path) -> Path:
 
 
 def check_home(bundle: Path, home: Path, **environment: str) -> Report:
-    done = run(bundle, "check", "--user", home=home, **environment)
+    done = run(bundle, "check", "--user", home=home, environment=environment)
     return Report(done.returncode, done.stdout.splitlines())
 
 

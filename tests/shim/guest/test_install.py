@@ -18,7 +18,7 @@ LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 
 
 def install(bundle: Path, machine: Machine, *words: str | Path, **environment: str) -> str:
-    done = run(bundle, "install", "--prefix", machine.root, *words, **environment)
+    done = run(bundle, "install", "--prefix", machine.root, *words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -196,7 +196,7 @@ def test_an_interrupted_install(bundle: Path, machine: Machine, tmp_path: Path, 
     )
     (folder / "mv").chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
-    killed = run(bundle, "install", "--prefix", machine.root, PATH=path)
+    killed = run(bundle, "install", "--prefix", machine.root, environment={"PATH": path})
     assert killed.returncode == -9
     assert "an install or uninstall was interrupted" in run(bundle, "check", "--prefix", machine.root).stdout
     if then == "install":
@@ -216,7 +216,9 @@ def test_an_interrupted_uninstall_is_finished_by_the_next(
     folder.mkdir()
     (folder / "mv").write_text("#!/bin/sh\nkill -9 $PPID\n")  # the one rename of it: the restored file
     (folder / "mv").chmod(0o755)
-    killed = run(bundle, "uninstall", "--prefix", machine.root, PATH=f"{folder}:{os.environ['PATH']}")
+    killed = run(
+        bundle, "uninstall", "--prefix", machine.root, environment={"PATH": f"{folder}:{os.environ['PATH']}"}
+    )
     assert killed.returncode == -9
     uninstall(bundle, machine)
     assert snapshot(machine.root) == before
@@ -464,7 +466,7 @@ def test_without_a_network_everything_else_is_installed(
     (folder / "curl").write_text("#!/bin/sh\nexit 6\n")
     (folder / "curl").chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
-    done = run(bundle, "install", "--prefix", machine.root, "--with-ollama", PATH=path)
+    done = run(bundle, "install", "--prefix", machine.root, "--with-ollama", environment={"PATH": path})
     assert done.returncode == 1
     assert "the download failed" in done.stderr
     assert "--ollama-archive FILE" in done.stderr
