@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from vgpu.gpu.sampling import GpuSample
+
 from . import SystemStatistics
 from .messages import FaultCount, SessionSample, SessionSurvey
 
@@ -36,6 +38,23 @@ COUNTERS: tuple[tuple[str, str, float, str], ...] = (
     ("protocol_errors", "protocol_errors", 1, "Records that were not well formed."),
 )
 
+# Name without prefix, field of a sample, factor, help. What the card does not say has no series.
+HOST_GAUGES: tuple[tuple[str, str, float, str], ...] = (
+    ("temperature_celsius", "temperature_celsius", 1, "Temperature of the chip."),
+    ("memory_temperature_celsius", "memory_temperature_celsius", 1, "Temperature of its memory."),
+    ("power_watts", "power_milliwatts", 1e-3, "Power drawn."),
+    ("power_limit_watts", "power_limit_milliwatts", 1e-3, "Power it may draw."),
+    ("utilization_ratio", "gpu_utilization_percent", 1e-2, "Part of the time with work on it."),
+    ("memory_utilization_ratio", "memory_utilization_percent", 1e-2, "Part of the time its memory was busy."),
+    ("sm_clock_hertz", "sm_clock_mhz", 1e6, "Clock of the multiprocessors."),
+    ("memory_clock_hertz", "memory_clock_mhz", 1e6, "Clock of the memory."),
+    ("fan_ratio", "fan_percent", 1e-2, "Speed of the fan."),
+    ("memory_used_bytes", "card_memory_used_bytes", 1, "Memory in use, by anybody on this host."),
+    ("memory_total_bytes", "card_memory_total_bytes", 1, "Memory of the card."),
+    ("pcie_transmit_bytes_per_second", "pcie_tx_kilobytes", 1e3, "Sent over PCIe."),
+    ("pcie_receive_bytes_per_second", "pcie_rx_kilobytes", 1e3, "Received over PCIe."),
+)
+
 
 @attrs.frozen
 class Knowledge:
@@ -48,6 +67,7 @@ class Knowledge:
     statistics: SystemStatistics
     survey: SessionSurvey | None
     faults: tuple[FaultCount, ...] | None
+    gpu_now: GpuSample | None = None
 
 
 def render(knowledge: Knowledge) -> bytes:
@@ -64,6 +84,8 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
     if knowledge.survey is not None:
         yield from _vms(knowledge.survey)
         yield from _sessions(knowledge.survey.living)
+    if knowledge.gpu_now is not None:
+        yield from _host_gpu(knowledge.gpu_now)
     if knowledge.faults is not None:
         faults = CounterMetricFamily(
             "vgpu_vm_faults", "Faults in the ledger, by CUDA error.", labels=("vm", "error")
@@ -109,6 +131,21 @@ def _mediator(knowledge: Knowledge) -> Iterator[Metric]:
         ("dead_letters", statistics.dead_letters, "Messages that nobody read."),
     ):
         yield CounterMetricFamily(f"vgpu_actors_{name}", text, value)
+
+
+def _host_gpu(sample: GpuSample) -> Iterator[Metric]:
+    for name, field, factor, text in HOST_GAUGES:
+        value = getattr(sample, field)
+        if value is not None:
+            yield GaugeMetricFamily(
+                f"vgpu_host_gpu_{name}", f"{text} The host's (first) GPU.", value * factor
+            )
+    if sample.energy_millijoules is not None:
+        yield CounterMetricFamily(
+            "vgpu_host_gpu_energy_joules",
+            "Energy drawn since the driver was loaded. The host's (first) GPU.",
+            sample.energy_millijoules * 1e-3,
+        )
 
 
 def _vms(survey: SessionSurvey) -> Iterator[Metric]:

@@ -22,7 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from . import Actor, ActorError, Request, handles
 from .exposition import Knowledge, render
-from .messages import BoundAddress, CountFaults, Survey
+from .messages import BoundAddress, CountFaults, SampleGpu, Survey
 
 _log = logging.getLogger("vgpu.metrics")
 
@@ -178,6 +178,7 @@ class Metrics(Actor):
             statistics=self.life.system.statistics(),
             survey=await self._ask(self.telemetry, Survey()),
             faults=await self._ask(self.ledger, CountFaults()),
+            gpu_now=await self._ask(self.telemetry, SampleGpu()),
         )
 
     async def _ask(self, name: str, question: Request[T]) -> T | None:

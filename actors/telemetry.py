@@ -55,6 +55,7 @@ PERIOD_SECONDS = 0.5
 FRESH_SECONDS = 1.0
 # For a first worker to say what GPU this is. A guest that waits for its page gives up after five seconds.
 DESCRIBE_SECONDS = 4.0
+LOOK_SECONDS = 0.5
 USE_SECONDS = 0.2
 
 # Enough to see what a busy host has been doing; older sessions are in the ledger.
@@ -206,7 +207,7 @@ class Telemetry(Actor):
     async def _answer_sample(self, reply: Reply[GpuSample | None] | None) -> None:
         sample = None
         try:
-            await self._describe()
+            await self._describe(LOOK_SECONDS)
             sample = await self._measure()
         except ActorError:
             pass  # nobody knows yet what GPU this is
@@ -230,7 +231,7 @@ class Telemetry(Actor):
             with trio.move_on_at(began + self.period_seconds):
                 await self._wanted.wait()
 
-    async def _describe(self) -> None:
+    async def _describe(self, seconds: float = DESCRIBE_SECONDS) -> None:
         """See to it that the writer knows the GPU.
 
         Raises:
@@ -240,9 +241,8 @@ class Telemetry(Actor):
             return
         if not self.pool:
             raise NoPage("there are no workers to ask what GPU this is")
-        description = Description(
-            await self.find(self.pool).ask(DescribeGpu(), timeout_seconds=DESCRIBE_SECONDS)
-        )
+        page = await self.find(self.pool).ask(DescribeGpu(), timeout_seconds=seconds)
+        description = Description(page)
         if self._writer.description is None:
             self._writer.know(description, self.make_sampler(description.identity))
 
