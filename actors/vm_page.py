@@ -103,8 +103,6 @@ class VmPage:
     in_vm: bool
     _page: DevicePage
     _file: int = -1
-    _written: Description | None = None
-    _memory_limit: int = 0
 
     @classmethod
     def at_start_of(cls, bar1_fd: int) -> Self:
@@ -159,9 +157,7 @@ class VmPage:
         page.set("telemetry_sequence", sequence)
         limit = situation.memory_limit_bytes
         total = min(limit, description.memory_bytes) if limit else description.memory_bytes
-        if self._written is not description or self._memory_limit != limit:
-            self._write_description(description, total)
-            self._written, self._memory_limit = description, limit
+        self._write_description(description, total)
         for name, kind in SAMPLED:
             page.set(name, _encoded(getattr(sample, name), kind))
         for name in SAMPLED_TEXTS:
@@ -175,6 +171,7 @@ class VmPage:
         page.set("telemetry_sequence", (sequence + 1) & UNKNOWN)
 
     def _write_description(self, description: Description, total: int) -> None:
+        # Each time: a guest that has scribbled on its page gets a good one back.
         magic_size = 8
         self._page.write_bytes(magic_size, description.page[magic_size:TELEMETRY])
         self._page.set("total_memory_bytes", total)
