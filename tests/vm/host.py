@@ -26,12 +26,19 @@ DEVICE_SECONDS: Final = 30.0
 class Host(Mediator):
     """A mediator whose VMs are registered before it starts: name -> variant of the VM's device."""
 
-    def __init__(self, vms: Mapping[str, Variant], *, slots: int = 8, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        vms: Mapping[str, Variant],
+        *,
+        slots: int = 8,
+        bar1_bytes: int = BAR1_BYTES,
+        options: Sequence[str] = (),
+    ) -> None:
         super().__init__(options=options)
         self._vms = dict(vms)
         ledger = LedgerFile(self.state_dir / "ledger.sqlite")
         for name, variant in vms.items():
-            ledger.save_vm(VmRecord(name, bar1_bytes=BAR1_BYTES, slots=slots, variant=variant.value))
+            ledger.save_vm(VmRecord(name, bar1_bytes=bar1_bytes, slots=slots, variant=variant.value))
         ledger.close()
 
     def start(self) -> None:
