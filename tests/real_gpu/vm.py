@@ -175,7 +175,7 @@ def llama_counts(session: Session) -> dict[str, Any]:
     models = {preset: llama.model(session.options.models, preset) for preset in ("tiny", "1b")}
     record: dict[str, Any] = {}
     for preset, gguf in models.items():
-        words = [session.options.library, "--model", gguf]
+        words: list[str | Path] = [session.options.library, "--model", gguf]
         native = _native([sys.executable, PROGRAMS / "ollama_sequence.py", *words])
         there = session.guest_json([sys.executable, PROGRAMS / "ollama_sequence.py", *words], 500)
         record[preset] = {"native": native, "guest": there}
