@@ -57,3 +57,13 @@ def beta(host: Host) -> Iterator[GuestMachine]:
     """A second machine on the same GPU: ``q35``, its device a PCI Express endpoint."""
     with GuestMachine(host, "beta", chipset="q35") as machine:
         yield machine
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a failed test has left running must not disturb the next one on the same machine."""
+    yield
+    for name in {"bare_machine", "express_machine", "alpha", "beta"} & set(request.fixturenames):
+        machine = request.getfixturevalue(name)
+        if machine.is_running():
+            machine.tidy()

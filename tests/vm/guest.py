@@ -46,6 +46,12 @@ class GuestMachine(Machine):
         """Start the agent that releases slots of the dead, so that it survives unplugging, as its unit would have it."""
         self.guest_agent = self.spawn([LIBRARIES / "vgpu-guest-agent", "--stay", *self._group_words()])
 
+    def tidy(self) -> None:
+        """Kill every command that still runs, but for the guest agent."""
+        for process in self.agent.running():
+            if process is not self.guest_agent:
+                process.kill()
+
     def _group_words(self) -> list[str]:
         group = self.gpu_group()
         return ["--group", group[0]] if group is not None else []

@@ -268,6 +268,12 @@ class Machine:
         assert not check or result.status == 0, f"{process}\n{result.stdout}\n{result.stderr}\n{self.logs()}"
         return result
 
+    def tidy(self) -> None:
+        """Kill every command that still runs."""
+        if self._agent is not None:
+            for process in self._agent.running():
+                process.kill()
+
     def send_file(self, source: Path, name: str | None = None) -> Path:
         """Copy a file into the share; its path in the guest. Files made after the guest started must go this way."""
         target = self.share / (name or source.name)

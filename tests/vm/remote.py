@@ -238,6 +238,11 @@ class Agent:
         )  # fmt: skip
         return process
 
+    def running(self) -> list[Process]:
+        """The commands that have not ended."""
+        with self._changed:
+            return list(self._processes.values())
+
     def close(self) -> None:
         """Hang up."""
         self._link.close()

@@ -418,7 +418,8 @@ class Registers:
         if len(data) != 8:
             return self._refuse(Offence.WIDTH)
         token, pid = struct.unpack("<II", data)
-        if token in (0, _ONES):  # a guest reads ones where a device has gone, and so could not tell this one from that
+        # A guest reads ones where a device has gone, and could not tell such a token from that.
+        if token in (0, _ONES):
             return self._refuse(Offence.TOKEN)
         if slot.state is not SlotState.FREE:
             return []  # a race that somebody else won; reading OWNER says so
