@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034,SC2154 # variables of install.sh and its other parts
 #
 # check.sh - what works and what does not: a line per item, with the remedy behind what is broken. Changes nothing.
 #
@@ -175,8 +175,11 @@ check_inside() {
     if [ "$FIELD" = still ]; then
         fail host "the device's process on the host has stopped; calls will time out" "on the host: vgpu-admin doctor; then plug the device again or start the VM again"
     fi
+    stopped=$FIELD
     field host
-    if [ "$FIELD" = absent ]; then
+    if [ "$stopped" = still ]; then
+        : # whatever it said last about its mediator is old
+    elif [ "$FIELD" = absent ]; then
         fail host "no mediator on the host: calls wait, and new programs wait to start" "on the host: start run-mediator (it takes up running sessions by itself), and read its log if it does not stay"
     else
         ok host "the mediator is there"
@@ -507,7 +510,7 @@ check_ollama_running() {
 check() {
     find_ldconfig || :
     find_probe || :
-    [ -n "$GROUP" ] || for candidate in video render; do ! has_group $candidate || GROUP=$candidate; done
+    pick_group 2>/dev/null
     check_system
     check_driver_conflict
     check_device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034,SC2154 # variables of install.sh and its other parts
 #
 # files.sh - changes to the file system that can be taken back, for install.sh.
 #

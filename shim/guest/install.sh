@@ -214,6 +214,9 @@ put_parts() {
     put_text "$LIBDIR/guest/VERSION" 644 <<END
 $VERSION
 END
+    put_text "$LIBDIR/guest/GROUP" 644 <<END
+$GROUP
+END
     put_command vgpu-guest "$LIBDIR/guest/install.sh"
     if [ -n "$PARTS" ] && [ ! -f "$PARTS/nvidia-smi" ]; then
         warn "there is no nvidia-smi in $PARTS; left out"
@@ -490,7 +493,7 @@ install_system() {
     [ "$DRY" = no ] || return 0
     say "installed."
     if [ "$LIVE" = yes ] && [ -n "$GROUP" ]; then
-        say "Users who shall use the GPU have to be in the group $GROUP: usermod -aG $GROUP NAME, and a new login. What works: $SELF check"
+        say "Users who shall use the GPU have to be in the group $GROUP: usermod -aG $GROUP NAME, and a new login. What works: vgpu-guest check"
     fi
 }
 
@@ -574,6 +577,7 @@ uninstall() {
 boot() {
     make_nodes no
     pick_group
+    clean_up # what follows takes this process's place
     if [ -n "$GROUP" ]; then exec "$LIBDIR/vgpu-guest-agent" --stay --group "$GROUP"; fi
     exec "$LIBDIR/vgpu-guest-agent" --stay
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2034,SC2154 # variables of install.sh and its other parts
 #
 # ollama.sh - steps 7 and 8 of the installation: Ollama, and its service's permission to use the GPU.
 #

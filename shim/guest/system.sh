@@ -129,8 +129,10 @@ has_group() {
     return 1
 }
 
-# Who may use GPUs in this distribution: render where it is, else video. Empty: neither, so root alone.
+# Who may use GPUs: whom the installer was told, now or before, else as is usual in this distribution: render where it is,
+# else video. Empty: neither, so root alone.
 pick_group() {
+    if [ -z "$GROUP" ] && attribute "$PREFIX$LIBDIR/guest/GROUP" && has_group "$VALUE"; then GROUP=$VALUE; fi
     if [ -n "$GROUP" ]; then
         has_group "$GROUP" || die "there is no group $GROUP; make it (groupadd --system $GROUP) or name another"
         return

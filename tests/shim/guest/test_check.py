@@ -188,9 +188,8 @@ def test_ordinary_throttle_reasons_are_no_trouble(bundle: Path, installed: Machi
 
 def test_calls_time_out_when_the_devices_process_has_stopped(bundle: Path, abandoned: Machine) -> None:
     report = check(bundle, abandoned)
-    assert report.of("host")[0].startswith(
-        "FAIL the device's process on the host has stopped; calls will time out"
-    )
+    (line,) = report.of("host")
+    assert line.startswith("FAIL the device's process on the host has stopped; calls will time out")
     assert report.status == 1
 
 

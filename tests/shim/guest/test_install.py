@@ -85,6 +85,8 @@ def test_the_group(bundle: Path, machine: Machine, groups: str, chosen: str) -> 
     install(bundle, machine, *words)
     assert f"--group {chosen} --permit" in machine.read("etc/udev/rules.d/71-vgpu.rules")
     assert f"vgpu-guest-agent --group {chosen}\n" in machine.read("etc/systemd/system/vgpu-guest.service")
+    install(bundle, machine)  # an update keeps the choice
+    assert f"--group {chosen} --permit" in machine.read("etc/udev/rules.d/71-vgpu.rules")
 
 
 def test_without_a_group_root_alone_gets_the_device(bundle: Path, machine: Machine) -> None:
