@@ -170,6 +170,8 @@ CUresult shim_node_list(const CUgraphNode *nodes, const void *edges, size_t coun
 /* ---- host functions (host_function.c) ---- */
 
 CUresult shim_callbacks_start(void); /* the callback thread, once */
+CUresult shim_callbacks_for_graph(void);     /* the same, and from now on any launch of a graph may bring a function to run */
+void shim_callbacks_graph_launched(void);
 /* Runs destroy(user) on the callback thread once all work submitted so far in the current context is done. */
 void shim_callbacks_defer(void (*destroy)(void *), void *user);
 

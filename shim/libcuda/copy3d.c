@@ -11,7 +11,8 @@
 
 #include "_generated_prototypes.h"
 
-#define BATCH (4ull << 20)
+#define BATCH_MOST (4ull << 20)
+#define BATCH_LEAST (64ull << 10)
 #define SOURCE_IN_ARENA 1u
 #define DESTINATION_IN_ARENA 2u
 
@@ -116,6 +117,15 @@ static void copy_rows(uint8_t *to, uint64_t to_pitch, uint64_t to_rows, const ui
             memmove(to + (z * to_rows + y) * to_pitch, from + (z * from_rows + y) * from_pitch, width);
 }
 
+/* Out of a staging buffer, where the rows lie one after the other. */
+static void fetch_rows(const struct box *part, const uint8_t *buffer)
+{
+    const struct box_side *to = &part->to;
+    for (uint64_t z = 0; z < part->depth; z++)
+        for (uint64_t y = 0; y < part->height; y++, buffer += part->width)
+            memory_fetch(to->at.host + offset_of(to, y, z), buffer, part->width);
+}
+
 /* Each row is a copy of its own: rows that are long, or an arena that is used up. */
 static CUresult stage_rows(const struct box *box, bool up, uint64_t stream)
 {
@@ -154,7 +164,7 @@ static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
     status = shim_fence_wait(&fence);
     if (status != CUDA_SUCCESS) return status;
     shim_fence_free(&fence);
-    copy_rows(part->to.at.host, part->to.pitch, part->to.rows, buffer, part->width, part->height, part->width, part->height, part->depth);
+    fetch_rows(part, buffer);
     shim_arena_free(buffer);
     return CUDA_SUCCESS;
 }
@@ -162,11 +172,12 @@ static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
 static CUresult stage(const struct box *box, bool up, uint64_t stream)
 {
     CUresult status = CUDA_SUCCESS;
-    if (box->width > BATCH) return stage_rows(box, up, stream);
-    uint64_t rows = BATCH / box->width, slices = 1;
+    const uint64_t batch = memory_piece(BATCH_MOST, BATCH_LEAST);
+    if (box->width > batch) return stage_rows(box, up, stream);
+    uint64_t rows = batch / box->width, slices = 1;
     if (rows >= box->height) {
         rows = box->height;
-        slices = BATCH / (box->width * box->height);
+        slices = batch / (box->width * box->height);
     }
     for (uint64_t z = 0; z < box->depth; z += slices)
         for (uint64_t y = 0; y < box->height && status == CUDA_SUCCESS; y += rows) {

@@ -12,10 +12,13 @@
 #include <stdlib.h>
 
 #define SLOTS 4
+#define PIECES_IN_ARENA 16
 #define INLINE_MOST 16384u
 #define CHUNK_MOST (4ull << 20)
 #define CHUNK_LEAST (256ull << 10)
+#define CHUNK_LEAST_OF_ALL (64ull << 10) /* where the arena is small */
 #define SMALL MEMORY_RESERVE_BYTES
+#define SMALL_LEAST 8192u
 
 struct slot {
     uint8_t *buffer;
@@ -24,10 +27,17 @@ struct slot {
     bool busy;
 };
 
+uint64_t memory_piece(uint64_t usual, uint64_t least)
+{
+    uint64_t share = (shim.arena_size / PIECES_IN_ARENA) & ~4095ull;
+    return share >= usual ? usual : share > least ? share : least;
+}
+
 static uint64_t chunk_for(uint64_t size)
 {
-    uint64_t chunk = (size / SLOTS + 4095) & ~4095ull;
-    return chunk < CHUNK_LEAST ? CHUNK_LEAST : chunk > CHUNK_MOST ? CHUNK_MOST : chunk;
+    uint64_t chunk = (size / SLOTS + 4095) & ~4095ull, most = memory_piece(CHUNK_MOST, CHUNK_LEAST_OF_ALL);
+    uint64_t least = most < CHUNK_LEAST ? most : CHUNK_LEAST;
+    return chunk < least ? least : chunk > most ? most : chunk;
 }
 
 /* Staging of `size` bytes for one transfer, or what the arena still has. */
@@ -101,7 +111,7 @@ CUresult memory_upload(uint64_t destination, const uint8_t *source, uint64_t siz
 /* ---- down ---- */
 
 /* A thread keeps one small buffer: reading back a few bytes is the commonest synchronous call there is. */
-struct keep { uint8_t *buffer; uint64_t offset; };
+struct keep { uint8_t *buffer; uint64_t offset, size; };
 static __thread struct keep *kept;
 static pthread_key_t kept_key;
 static pthread_once_t kept_once = PTHREAD_ONCE_INIT;
@@ -125,7 +135,8 @@ static struct keep *small_buffer(void)
     pthread_once(&kept_once, make_kept_key);
     struct keep *keep = malloc(sizeof *keep);
     if (keep == NULL) return NULL;
-    keep->buffer = shim_arena_allocate(SMALL, 4096, &keep->offset);
+    keep->size = memory_piece(SMALL, SMALL_LEAST);
+    keep->buffer = shim_arena_allocate(keep->size, 4096, &keep->offset);
     if (keep->buffer == NULL) {
         free(keep);
         return NULL;
@@ -154,16 +165,17 @@ static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t s
     bool last_resort = keep == NULL;
     if (last_resort) {
         keep = &shared;
+        keep->size = SMALL;
         keep->buffer = memory_reserve_buffer(&keep->offset);
         if (keep->buffer == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
         pthread_mutex_lock(&reserve_lock);
     }
     CUresult status = CUDA_SUCCESS;
-    for (uint64_t at = 0; at < size && status == CUDA_SUCCESS; at += SMALL) {
-        struct slot slot = {.buffer = keep->buffer, .offset = keep->offset, .at = at, .size = size - at < SMALL ? size - at : SMALL};
+    for (uint64_t at = 0; at < size && status == CUDA_SUCCESS; at += keep->size) {
+        struct slot slot = {.buffer = keep->buffer, .offset = keep->offset, .at = at, .size = size - at < keep->size ? size - at : keep->size};
         status = request(&slot, source, stream);
         if (status == CUDA_SUCCESS) status = settle(&slot);
-        if (status == CUDA_SUCCESS) memcpy(destination + at, slot.buffer, slot.size);
+        if (status == CUDA_SUCCESS) memory_fetch(destination + at, slot.buffer, slot.size);
     }
     if (last_resort) pthread_mutex_unlock(&reserve_lock);
     return status;

@@ -37,13 +37,21 @@ static struct {
 
 static void pause_briefly(void) { __builtin_ia32_pause(); }
 
+static void move(void *destination, const void *source, size_t size)
+{
+    if (__builtin_expect(shim.uncached, 0) && shim_arena_offset(source, size, &(uint64_t){0}))
+        memory_copy_uncached(destination, source, size);
+    else
+        memcpy(destination, source, size);
+}
+
 static void take_slices(void)
 {
     for (;;) {
         size_t at = atomic_fetch_add_explicit(&pool.next, SLICE, memory_order_relaxed);
         if (at >= pool.size) return;
         size_t length = pool.size - at < SLICE ? pool.size - at : SLICE;
-        memcpy(pool.destination + at, pool.source + at, length);
+        move(pool.destination + at, pool.source + at, length);
     }
 }
 
@@ -95,12 +103,12 @@ static void start(void)
 void memory_copy_bytes(void *destination, const void *source, size_t size)
 {
     if (size < WORTH_SHARING || pthread_mutex_trylock(&pool.owner) != 0) {
-        memcpy(destination, source, size);
+        move(destination, source, size);
         return;
     }
     pthread_once(&pool.started, start);
     if (pool.helpers == 0) {
-        memcpy(destination, source, size);
+        move(destination, source, size);
     } else {
         pool.destination = destination;
         pool.source = source;

@@ -183,7 +183,9 @@ static CUresult submit(unsigned call, CUgraphExec hGraphExec, CUstream hStream)
     if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0, 0))
         return shim_reply(call, argument, NULL, 0, NULL, NULL, 0, NULL); /* becomes a node of the capture, or spoils it */
     status = shim_async(call, argument, NULL, 0);
-    return status == CUDA_SUCCESS ? shim_launch_blocking() : status;
+    if (status != CUDA_SUCCESS) return status;
+    shim_callbacks_graph_launched();
+    return shim_launch_blocking();
 }
 
 CUresult cuGraphUpload(CUgraphExec hGraphExec, CUstream hStream) { return submit(VGPU_CALL_cuGraphUpload, hGraphExec, hStream); }

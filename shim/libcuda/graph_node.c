@@ -138,7 +138,7 @@ static CUresult memset_body(const void *parameters, CUcontext context, struct bo
 
 static CUresult host_body(const void *parameters, struct body *body)
 {
-    const CUresult status = shim_callbacks_start();
+    const CUresult status = shim_callbacks_for_graph();
     return status != CUDA_SUCCESS ? status : plain_body(parameters, sizeof(struct wire_host_node), body);
 }
 

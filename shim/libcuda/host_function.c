@@ -6,10 +6,12 @@
  * ours, started with the first host function of the process, runs the entries and says when each is done; the stream
  * goes on then. Inside a function CUDA calls are refused (shim_thread's in_callback), as CUDA does.
  *
- * Waking is by futex where both sides run on one kernel. The time-outs make it work where they do not (a VM), and when
- * a wake is lost.
+ * Waking is by futex where both sides run on one kernel; a time-out makes up for a wake that is lost. In a VM the thread looks
+ * again and again, but only while something can come: a function was launched and has not run, or a graph with one was
+ * launched lately. It sleeps an eighth of the time since then, so that a host that takes long is not asked often.
  */
 #include "code.h"
+#include "core.h"
 
 #include <errno.h>
 #include <linux/futex.h>
@@ -22,6 +24,11 @@
 #define POLL_EAGER_NS 1000000ll   /* host functions are expected, or a deferred release waits for the GPU */
 #define POLL_IDLE_NS 100000000ll
 #define EAGER_ROUNDS 2000         /* about two seconds after the last of them */
+#define FIRST_NAP_NS 30000ull     /* in a VM */
+#define LONGEST_NAP_NS 2000000ull
+#define PATIENT_AFTER_NS 5000000000ull
+#define PATIENT_NAP_NS 20000000ull
+#define NAP_SHARE 8
 
 /* Work for after the GPU has finished what was submitted. */
 struct deferred {
@@ -36,6 +43,51 @@ static struct deferred *deferred_list;
 static bool running;
 static pid_t running_in;
 static _Atomic uint32_t expected; /* rounds for which to look often */
+/* In a VM. */
+static _Atomic uint32_t outstanding; /* functions launched that have not run; one too many for each that was refused later */
+static _Atomic uint32_t called;      /* futex word of this process: something may come */
+static _Atomic uint64_t called_ns;
+static _Atomic bool in_graphs;       /* a graph has such a function, so any launch of a graph may bring one */
+
+static void call_thread(void)
+{
+    if (!shim_in_vm()) return;
+    atomic_store(&called_ns, shim_now_ns());
+    atomic_fetch_add(&called, 1);
+    (void)syscall(SYS_futex, &called, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+void shim_callbacks_graph_launched(void)
+{
+    if (atomic_load_explicit(&in_graphs, memory_order_relaxed)) call_thread();
+}
+
+CUresult shim_callbacks_for_graph(void)
+{
+    atomic_store(&in_graphs, true);
+    return shim_callbacks_start();
+}
+
+static void one_has_run(void)
+{
+    uint32_t count = atomic_load(&outstanding);
+    while (count != 0 && !atomic_compare_exchange_weak(&outstanding, &count, count - 1)) continue;
+    atomic_store(&called_ns, shim_now_ns());
+}
+
+/* Until there may be something to do: `seen` is the number of calls known of. */
+static void rest_in_vm(uint32_t seen, bool deferred)
+{
+    const uint64_t since = shim_now_ns() - atomic_load(&called_ns);
+    const bool graphs = atomic_load(&in_graphs);
+    const bool coming = deferred || graphs || atomic_load(&outstanding) != 0;
+    uint64_t nap = since / NAP_SHARE;
+    const uint64_t longest = since < PATIENT_AFTER_NS ? LONGEST_NAP_NS : PATIENT_NAP_NS;
+    if (nap > longest) nap = longest;
+    if (nap < FIRST_NAP_NS) nap = FIRST_NAP_NS;
+    const struct timespec timeout = {.tv_nsec = (long)nap};
+    (void)syscall(SYS_futex, &called, FUTEX_WAIT_PRIVATE, seen, coming ? &timeout : NULL, NULL, 0);
+}
 
 static void run_entry(struct vgpu_callback *entry)
 {
@@ -52,8 +104,13 @@ static void run_entry(struct vgpu_callback *entry)
         function(CODE_HANDLE(CUstream, entry->stream), (CUresult)entry->status, (void *)(uintptr_t)entry->user);
     }
     thread->in_callback = false;
+    /* What the function has put into pinned memory comes before the word that says it has run. */
+    if (shim.combining) __builtin_ia32_sfence();
     __atomic_store_n(&entry->state, VGPU_CALLBACK_DONE, __ATOMIC_RELEASE);
-    (void)syscall(SYS_futex, &entry->state, FUTEX_WAKE, 1, NULL, NULL, 0);
+    if (shim_in_vm())
+        one_has_run();
+    else
+        (void)syscall(SYS_futex, &entry->state, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
 /* Takes out of the list what the GPU is done with. Everything, once the session has ended. */
@@ -88,7 +145,7 @@ static void *callback_thread(void *unused)
     (void)unused;
     struct vgpu_session_page *page = shim.page;
     while (!shim_is_torn_down()) {
-        const uint32_t seen = __atomic_load_n(&page->callback_wake, __ATOMIC_ACQUIRE);
+        const uint32_t seen = shim_in_vm() ? atomic_load(&called) : __atomic_load_n(&page->callback_wake, __ATOMIC_ACQUIRE);
         bool ran = false;
         for (unsigned i = 0; i < VGPU_CALLBACK_ENTRIES; i++)
             if (__atomic_load_n(&page->callback[i].state, __ATOMIC_RELAXED) == VGPU_CALLBACK_POSTED) {
@@ -98,6 +155,11 @@ static void *callback_thread(void *unused)
         const bool over = __atomic_load_n(&page->state, __ATOMIC_ACQUIRE) != VGPU_SESSION_READY;
         const bool waiting = run_deferred(over);
         if (ran) continue;
+        if (shim_in_vm()) {
+            if (over) atomic_store(&outstanding, 0);
+            rest_in_vm(seen, waiting);
+            continue;
+        }
         uint32_t rounds = atomic_load_explicit(&expected, memory_order_relaxed);
         if (rounds != 0) atomic_compare_exchange_strong(&expected, &rounds, rounds - 1);
         const struct timespec timeout = {.tv_nsec = rounds != 0 || waiting ? POLL_EAGER_NS : POLL_IDLE_NS};
@@ -123,6 +185,7 @@ CUresult shim_callbacks_start(void)
     const bool started = running;
     pthread_mutex_unlock(&mutex);
     atomic_store_explicit(&expected, EAGER_ROUNDS, memory_order_relaxed);
+    call_thread();
     return started ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -156,8 +219,15 @@ static CUresult launch(CUstream hStream, void *function, void *user, unsigned ki
     if ((status = shim_stream(hStream, &stream)) != CUDA_SUCCESS) return status;
     if ((status = shim_callbacks_start()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {stream, (uint64_t)(uintptr_t)function, (uint64_t)(uintptr_t)user, kind, (uint64_t)(uintptr_t)hStream};
-    if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) == 0)
-        return shim_async(VGPU_CALL_wireHostFunction, argument, NULL, 0);
+    if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) == 0) {
+        status = shim_async(VGPU_CALL_wireHostFunction, argument, NULL, 0);
+        if (status == CUDA_SUCCESS) {
+            atomic_fetch_add(&outstanding, 1);
+            call_thread();
+        }
+        return status;
+    }
+    atomic_store(&in_graphs, true);
     if (kind == 1 && shim_stream_is_capturing(stream)) return shim_capture_forbid(stream);
     return shim_reply(VGPU_CALL_wireHostFunction, argument, NULL, 0, NULL, NULL, 0, NULL);
 }

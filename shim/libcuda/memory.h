@@ -52,9 +52,22 @@ CUresult memory_download(uint8_t *destination, uint64_t source, uint64_t size, u
 /* memcpy spread over helper threads when it is long and the machine has processors to spare; copy_threads.c. */
 void memory_copy_bytes(void *destination, const void *source, size_t size);
 
+/* memcpy from memory that is not cached; shared_copy.c */
+void memory_copy_uncached(void *destination, const void *source, size_t size);
+/* memcpy from the arena, however it is mapped. */
+static inline void memory_fetch(void *destination, const void *source, size_t size)
+{
+    if (__builtin_expect(shim.uncached, 0))
+        memory_copy_uncached(destination, source, size);
+    else
+        memcpy(destination, source, size);
+}
+
 /* A staging buffer that is always there, for one copy at a time; NULL without an arena. arena.c */
 #define MEMORY_RESERVE_BYTES 65536u
 void *memory_reserve_buffer(uint64_t *offset);
+/* In what pieces copies are staged: less where the arena is small, so that several copies find room at a time. */
+uint64_t memory_piece(uint64_t usual, uint64_t least);
 void shim_arena_collect(void);
 /* The memory behind a range of cuMemHostAlloc's that is out of the table; pinned.c */
 void shim_pinned_give_back(const struct shim_range *range);

@@ -170,9 +170,12 @@ class FakeHost:
 
 
 class Session:
-    """A segment and the loop that replays its ring. Everything the guest did is kept in ``records``."""
+    """A segment and the loop that replays its ring. Everything the guest did is kept in ``records``.
 
-    def __init__(self, host: FakeHost) -> None:
+    The segment is a memfd of its own, or lies at ``offset`` in the file ``within`` (a slot of a VM's BAR1).
+    """
+
+    def __init__(self, host: FakeHost, *, within: int | None = None, offset: int = 0) -> None:
         self.host = host
         self.records: list[tuple[CallHeader, bytes]] = []
         self.calls: Counter[str] = Counter()
@@ -187,9 +190,12 @@ class Session:
         self.fences = self.slots + host.slot_count * SLOT_SIZE
         self.arena = (self.fences + host.fence_count * 8 + 4095) & ~4095
         self.size = self.arena + host.arena_size
-        self.segment = os.memfd_create("segment", os.MFD_CLOEXEC)
-        os.ftruncate(self.segment, self.size)
-        self.memory = mmap.mmap(self.segment, self.size)
+        if within is None:
+            self.segment = os.memfd_create("segment", os.MFD_CLOEXEC)
+            os.ftruncate(self.segment, self.size)
+        else:
+            self.segment = os.dup(within)
+        self.memory = mmap.mmap(self.segment, self.size, offset=offset)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.near_end, self.far_end = socket.socketpair()
         self.near_end.setblocking(False)

@@ -148,7 +148,8 @@ def test_random_copies_by_four_threads_have_no_data_race(run: Run, tmp_path: Pat
 def test_table_and_shared_copy_hold_under_threads(tmp_path: Path, sanitizer: str) -> None:
     binary = tmp_path / "stress"
     shim = HERE.parent.parent / "shim" / "libcuda"
-    sources = [HERE / "c" / "memory_stress.c", shim / "memory_map.c", shim / "copy_threads.c"]
+    sources = [HERE / "c" / "memory_stress.c"]
+    sources += [shim / name for name in ("memory_map.c", "copy_threads.c", "shared_copy.c")]
     command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", f"-fsanitize={sanitizer}", "-pthread"]
     subprocess.run([*command, *map(str, sources), "-o", str(binary)], check=True)
     done = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=False)

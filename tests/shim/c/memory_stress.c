@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * memory_stress.c - the interval table and the shared memcpy under many threads, without a session. Linked with
- * memory_map.c and copy_threads.c and built with -fsanitize=thread or address.
+ * memory_map.c, copy_threads.c and shared_copy.c and built with -fsanitize=thread or address.
  */
 #include <sched.h>
 #include <stdio.h>
@@ -21,6 +21,16 @@ int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set)
     for (int i = 0; i < 8; i++) CPU_SET(i, set);
     return 0;
 }
+
+/* What the linked files need of the rest of the library. */
+struct shim_session shim;
+bool shim_arena_offset(const void *pointer, size_t size, uint64_t *offset)
+{
+    (void)pointer, (void)size;
+    *offset = 0;
+    return true;
+}
+void shim_block_signals(sigset_t *before) { sigemptyset(before); }
 
 static _Atomic int failures;
 static _Atomic int stop;
@@ -91,9 +101,31 @@ static void *copier(void *argument)
     return NULL;
 }
 
+/* Each place in a line, each length to some lines; nothing beyond is touched. */
+static void uncached(void)
+{
+    static uint8_t from[1024], to[1024], expected[1024];
+    for (size_t i = 0; i < sizeof from; i++) from[i] = (uint8_t)(i * 7 + i / 256 + 1);
+    for (size_t start = 0; start < 70; start++)
+        for (size_t size = 0; size < 270; size += size < 130 ? 1 : 13) {
+            memset(to, 0, sizeof to);
+            memset(expected, 0, sizeof expected);
+            memcpy(expected + 3, from + start, size);
+            memory_copy_uncached(to + 3, from + start, size);
+            CHECK(memcmp(to, expected, sizeof to) == 0);
+        }
+}
+
+static void copy_by_threads(void)
+{
+    pthread_t copiers[3];
+    for (uintptr_t i = 0; i < 3; i++) pthread_create(&copiers[i], NULL, copier, (void *)i);
+    for (int i = 0; i < 3; i++) pthread_join(copiers[i], NULL);
+}
+
 int main(void)
 {
-    pthread_t readers[THREADS], writers[2], copiers[3];
+    pthread_t readers[THREADS], writers[2];
     for (uintptr_t i = 0; i < 2; i++) pthread_create(&writers[i], NULL, writer, (void *)i);
     for (uintptr_t i = 0; i < THREADS; i++) pthread_create(&readers[i], NULL, reader, (void *)(i + 1));
     for (int i = 0; i < 2; i++) pthread_join(writers[i], NULL);
@@ -101,8 +133,10 @@ int main(void)
     shim_map_add(&shim_memory_map, &last);
     atomic_store(&stop, 1);
     for (int i = 0; i < THREADS; i++) pthread_join(readers[i], NULL);
-    for (uintptr_t i = 0; i < 3; i++) pthread_create(&copiers[i], NULL, copier, (void *)i);
-    for (int i = 0; i < 3; i++) pthread_join(copiers[i], NULL);
+    copy_by_threads();
+    shim.uncached = true;
+    copy_by_threads();
+    uncached();
     printf("%s\n", atomic_load(&failures) == 0 ? "all as expected" : "FAILED");
     return atomic_load(&failures) != 0;
 }

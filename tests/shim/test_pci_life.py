@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session over the virtual GPU while it lives, and when the worker, the device's process or the device itself goes away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.shim.fake_device import FakeDevice, PythonHost
+from tests.shim.fake_host import NAME, SESSION, FakeHost, Session, short_folder
+from tests.shim.pci_guest import Guest, build_program, until
+from vgpu.transport._generated_calls import CallId
+
+HEARTBEAT, LOCAL_CALLS = SESSION + 192, SESSION + 4608
+UNAVAILABLE, UNKNOWN = 46, 999
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return build_program("pci_guest")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def host() -> PythonHost:
+    return PythonHost()
+
+
+@pytest.fixture
+def device(folder: Path, host: PythonHost) -> Iterator[FakeDevice]:
+    with FakeDevice(folder, host) as made:
+        yield made
+        assert made.problems == []
+        assert host.host.problems == []
+
+
+@pytest.fixture
+def guest(program: Path, device: FakeDevice) -> Iterator[Guest]:
+    with Guest(program, device.folder) as made:
+        assert made.ask("init") == "init 0"
+        yield made
+
+
+def only(host: PythonHost) -> Session:
+    [session] = host.sessions
+    return session
+
+
+# ---- living ----
+
+
+def test_records_go_round_a_small_ring(guest: Guest, host: PythonHost) -> None:
+    assert guest.ask("segment").split()[0] == "1"  # identical
+    assert guest.ask("launch 1500") == "launched 0"
+    records = [(c, p) for c, p in only(host).records if c.call == CallId.cuMemPoolTrimTo]
+    assert [c.arguments[0] for c, _ in records] == list(range(1500))
+    assert max(len(p) for _, p in records) > 65000
+    assert only(host).pads > 100
+
+
+def test_the_heartbeat_beats_and_carries_the_counters(guest: Guest, host: PythonHost) -> None:
+    session = only(host)
+    before = session.load64(HEARTBEAT)
+    time.sleep(2.2)
+    assert 3 <= session.load64(HEARTBEAT) - before <= 5
+    for _ in range(10):
+        guest.ask("local")
+    until(lambda: session.load64(LOCAL_CALLS) >= 0 and session.load64(LOCAL_CALLS + 24) >= 1)
+
+
+def test_only_a_worker_that_sleeps_is_rung_for(program: Path, folder: Path) -> None:
+    host = PythonHost(FakeHost(Path("/nonexistent"), ring_size=1 << 18, slot_count=64, spin=True))
+    with FakeDevice(folder, host) as device, Guest(program, folder) as guest:
+        guest.ask("init")
+        assert guest.ask("launch 2000") == "launched 0"
+        guest.finish()
+        until(lambda: device.stores["RELEASE"] == 1)
+        assert dict(device.stores) == {"OWNER": 1, "RELEASE": 1}
+
+
+def test_a_worker_that_sleeps_is_rung_for(guest: Guest, device: FakeDevice, host: PythonHost) -> None:
+    time.sleep(0.1)
+    assert guest.ask("launch 5") == "launched 0"
+    assert device.stores["DOORBELL"] >= 1
+    assert only(host).doorbells >= 1
+
+
+def test_waiting_costs_next_to_nothing(guest: Guest, host: PythonHost) -> None:
+    host.host.paused.set()
+    assert guest.ask("wait-beside") == "waiting"
+    time.sleep(0.3)
+    assert int(guest.ask("idle-cost")) < 60_000  # microseconds of a second; 5 000 are usual
+    host.host.paused.clear()
+    assert guest.hear() == "waited 0"
+
+
+def test_a_host_function_runs_soon_and_nothing_is_asked_afterwards(guest: Guest, host: PythonHost) -> None:
+    session = only(host)
+    assert guest.ask("pin 4096") == "pinned 0 1"
+    real = session._replay_one
+
+    def replay(call, payload):  # type: ignore[no-untyped-def]
+        if call.call == CallId.wireHostFunction:
+            entry = SESSION + 512
+            session.store64(entry + 8, call.arguments[1])
+            session.store64(entry + 16, call.arguments[2])
+            session.store(entry, 1)
+            until(lambda: session.load(entry) == 3)
+            session.store(entry, 0)
+        real(call, payload)
+
+    session._replay_one = replay  # type: ignore[method-assign]
+    began = time.monotonic()
+    for number in range(1, 21):
+        assert guest.ask("host-function") == f"called 0 {number}"
+    assert time.monotonic() - began < 2
+    time.sleep(0.2)
+    assert int(guest.ask("idle-cost")) < 20_000
+
+
+def test_memory_that_is_still_pinned_stays_the_programs_own(
+    program: Path, device: FakeDevice, host: PythonHost
+) -> None:
+    with Guest(program, device.folder) as guest:
+        guest.ask("init")
+        assert guest.ask("pin 100000") == "pinned 0 1"
+        guest.finish()
+    until(lambda: only(host).calls["wireGoodbye"] == 1)
+    assert device.releases == []  # the lock tells; whoever looks next releases it
+    with Guest(program, device.folder) as guest:
+        guest.ask("init")
+        until(lambda: len(device.releases) == 1, 10)
+        assert guest.ask("pin 100000") == "pinned 0 1"
+        assert guest.ask("unpin") == "unpin 0"
+        guest.finish()
+    until(lambda: len(device.releases) == 2)
+
+
+# ---- ends ----
+
+
+def test_a_worker_that_dies_ends_the_session(guest: Guest, device: FakeDevice, host: PythonHost) -> None:
+    session = only(host)
+    host.host.paused.set()
+    assert guest.ask("wait-beside") == "waiting"
+    session.store(SESSION + 388, UNKNOWN)
+    session.store(SESSION + 384, 3)
+    assert guest.hear() == f"waited {UNKNOWN}"
+    assert guest.ask("sync") == f"sync {UNKNOWN}"
+    assert guest.finish() == ""
+    until(lambda: device.states() == [0] * 4)
+
+
+def test_a_device_process_that_dies_is_noticed_without_a_wait(guest: Guest, device: FakeDevice) -> None:
+    device.vanish()
+    time.sleep(4.5)
+    assert guest.ask("sync") == f"sync {UNAVAILABLE}"
+    assert guest.ask("local") == f"0 1 132 {NAME}"
+    assert guest.finish() == ""
+
+
+def test_a_device_process_that_dies_ends_a_wait(guest: Guest, device: FakeDevice, host: PythonHost) -> None:
+    host.host.paused.set()
+    assert guest.ask("wait-beside") == "waiting"
+    device.vanish()
+    began = time.monotonic()
+    assert guest.hear(20) == f"waited {UNAVAILABLE}"
+    assert time.monotonic() - began < 6
+
+
+def test_a_heartbeat_that_stands_is_not_yet_a_loss(guest: Guest, device: FakeDevice) -> None:
+    device.stand_still()
+    time.sleep(3.5)
+    assert guest.ask("launch 20") == "launched 0"
+
+
+@pytest.mark.parametrize("doing", ["waiting", "idle", "filling"])
+def test_a_device_that_is_unplugged_is_an_error_and_no_signal(
+    program: Path, device: FakeDevice, host: PythonHost, doing: str
+) -> None:
+    with Guest(program, device.folder) as guest:
+        assert guest.ask("init") == "init 0"
+        assert guest.ask("pin 100000") == "pinned 0 1"
+        if doing == "waiting":
+            host.host.paused.set()
+            assert guest.ask("wait-beside") == "waiting"
+            time.sleep(0.1)
+        device.unplug()
+        if doing == "waiting":
+            assert guest.hear(5) == f"waited {UNAVAILABLE}"
+        if doing == "filling":
+            assert guest.ask("fill") == f"filled {UNAVAILABLE}"
+        assert guest.ask("sync") == f"sync {UNAVAILABLE}"
+        assert guest.ask("local") == f"0 1 132 {NAME}"
+        assert guest.finish() == ""
+
+
+def test_another_fault_is_the_programs_own(program: Path, device: FakeDevice) -> None:
+    with Guest(program, device.folder) as guest:
+        assert guest.ask("init") == "init 0"
+        guest.say("own-fault")
+        assert guest.process.wait(10) == -7
+    with Guest(program, device.folder, "chained") as guest:
+        assert guest.ask("init") == "init 0"
+        assert guest.ask("own-fault") == "survived 1"
+        assert guest.ask("sync") == "sync 0"
+        guest.finish()
+
+
+def test_an_unplugged_device_ends_a_claim(program: Path, device: FakeDevice) -> None:
+    device.answering = False
+    with Guest(program, device.folder) as guest:
+        guest.say("init")
+        until(lambda: device.states()[0] == 1)
+        device.unplug()
+        assert guest.hear(10) == f"init {UNAVAILABLE}"
+        assert guest.ask("init") == "init 100"  # it is not there any more
+        assert guest.finish() == ""
