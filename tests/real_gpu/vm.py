@@ -90,7 +90,7 @@ class Session:
     def python(self, program: str, *words: str, seconds: float = 500) -> dict[str, Any]:
         """A Python program of ``programs/`` in the guest, with this machine's packages."""
         environment = {"PYTHONPATH": self.python_path} if self.python_path else {}
-        command = [sys.executable, PROGRAMS / f"{program}.py", *words]
+        command: list[str | Path] = [sys.executable, PROGRAMS / f"{program}.py", *words]
         return self.guest_json(command, seconds, environment=environment)
 
 
