@@ -241,3 +241,22 @@ def test_words(words: list[str], status: int) -> None:
         [sys.executable, "-P", "-m", "vgpu.guest_main", *words], capture_output=True, check=False
     )
     assert done.returncode == status
+
+
+# ---- the chapter in docs/
+
+
+def test_the_chapter_keeps_to_the_scripts() -> None:
+    """Every option, place and line of `check` that it names exists; every option of the scripts is in it."""
+    chapter = (ROOT / "docs" / "vm" / "guest.md").read_text()
+    code = "".join(path.read_text() for path in SCRIPTS)
+    for status, item in re.findall(r"`(FAIL|WARN) (\w+)`", chapter):
+        says = "fail" if status == "FAIL" else "doubt"
+        assert re.search(rf"\b{says} {item}\b|ask_library \w+ {item}\b", code), item
+    for place in re.findall(r"`(/(?:etc|var)/[\w./-]+)`", chapter):
+        assert place.rstrip("/") in code, place
+    usage = subprocess.run(
+        [SHELL, str(installer()), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE):
+        assert option in chapter or option in ("--version", "--help"), option
