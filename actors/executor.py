@@ -331,7 +331,9 @@ class Executor(Actor):
     def measure_use(self, message: MeasureUse) -> SessionUse:
         if self._info is None or self._grant is None:
             raise Refused(NotAttachable(f"{self.name} has no session yet"))
-        return SessionUse(self._info, self._grant.get("memory_used_bytes"), self._grant.get("gpu_ns"))
+        read = self._grant.get
+        in_call = read("current_call") != 0
+        return SessionUse(self._info, read("memory_used_bytes"), read("gpu_ns"), read("records"), in_call)
 
     def _take_sample(self, ended: str) -> SessionSample:
         assert self._info is not None

@@ -87,11 +87,13 @@ class SessionSample:
 
 @attrs.frozen
 class SessionUse:
-    """What a session holds and has used of its GPU by now."""
+    """What a session holds and has used of its GPU by now; ``in_call``: it is replaying one call after ``records``."""
 
     info: SessionInfo
     memory_used_bytes: int
     gpu_ns: int
+    records: int = 0
+    in_call: bool = False
 
 
 @attrs.frozen

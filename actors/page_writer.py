@@ -53,6 +53,9 @@ class PageWriter:
     _sampler: PatientSampler | None = None
     _uses: tuple[SessionUse, ...] = ()
     _measured_at: float = float("-inf")
+    _inside_since: dict[tuple[int, int], float] = attrs.Factory(
+        dict
+    )  # by worker, and records before the call
     _devices: dict[str, VmPage] = attrs.Factory(dict)
     _lent: dict[str, _Lent] = attrs.Factory(dict)
     _limits: dict[str, int] = attrs.Factory(dict)
@@ -147,10 +150,21 @@ class PageWriter:
         """Measure the GPU, and remember what its sessions used by now. Waits for the sensors, for a bounded time."""
         if self._sampler is None:
             raise NoPage("nobody can say yet what GPU this is")
-        self.sample = await self._sampler.sample({use.info.worker_pid: use.gpu_ns for use in uses})
+        self.sample = await self._sampler.sample(self._work(uses))
         self._uses = uses
         self._measured_at = trio.current_time()
         return self.sample
+
+    def _work(self, uses: tuple[SessionUse, ...]) -> dict[int, int]:
+        """GPU time by worker. One that has been in the same call since an earlier look (the software GPU computes there)
+        has worked so long, and counts it only afterwards."""
+        now = trio.current_time()
+        inside = [(use.info.worker_pid, use.records) for use in uses if use.in_call]
+        self._inside_since = {call: self._inside_since.get(call, now) for call in inside}
+        work = {use.info.worker_pid: use.gpu_ns for use in uses}
+        for (pid, _), since in self._inside_since.items():
+            work[pid] += int((now - since) * 1e9)
+        return work
 
     @property
     def are_limits_old(self) -> bool:

@@ -271,6 +271,26 @@ async def test_values_move(tmp_path: Path, bar1: int) -> None:
         assert after["telemetry_ns"] > before["telemetry_ns"]
 
 
+async def test_a_call_that_goes_on_is_work(tmp_path: Path) -> None:
+    """The software GPU computes inside the call, and its worker counts the time when it is over."""
+    async with telemetry(tmp_path) as world, world.page("vm1") as fd:
+        session = await world.begin(1, "vm1", pid=5001, gpu_ns=7)
+        session.use = attrs.evolve(session.use, records=3, in_call=True)
+        await world.written_again(fd)
+        await world.written_again(fd)
+        after = world.sampler.asked_with[-1][901]
+        assert 7 < after < 5 * 10**9
+        await world.written_again(fd)
+        assert world.sampler.asked_with[-1][901] > after
+        session.use = attrs.evolve(session.use, records=4, in_call=True)  # another call
+        before = len(world.sampler.asked_with)
+        await world.written_again(fd)
+        assert 7 in [work[901] for work in world.sampler.asked_with[before:]]
+        session.use = attrs.evolve(session.use, gpu_ns=8, in_call=False)
+        await world.written_again(fd)
+        assert world.sampler.asked_with[-1] == {901: 8}
+
+
 async def test_a_share_of_the_memory_is_the_whole_memory(tmp_path: Path, bar1: int) -> None:
     async with telemetry(tmp_path) as world:
         # The driver counts 80 GiB; NVML one more, of which the driver keeps three quarters and what it has left out.

@@ -141,18 +141,17 @@ def test_memory_and_processes_are_the_vms_own(
         assert used == before["memory_used_bytes"]
         other.say()
         other.until("ready")
+        at_first = int(before["memory_used_bytes"])
+
+        def has_risen_by(blocks: int) -> Callable[[], bool]:
+            return lambda: bool(page["memory_used_bytes"] >= at_first + blocks * 64 * MIB)
+
         for step in (1, 2, 3):
             mine.say()
             mine.until("ready")
-            wait_until(
-                lambda step=step: page["memory_used_bytes"] >= before["memory_used_bytes"] + step * 64 * MIB,
-                FRESH_SECONDS,
-                "what was allocated shows",
-            )
+            wait_until(has_risen_by(step), FRESH_SECONDS, "what was allocated shows")
         now = page.consistent()
-        assert (
-            now["memory_used_bytes"] < before["memory_used_bytes"] + 4 * 64 * MIB
-        )  # the other's is not in it
+        assert now["memory_used_bytes"] < at_first + 4 * 64 * MIB  # the other's is not in it
         assert now["processes"][0][2] == now["memory_used_bytes"]
         assert now["memory_used_bytes"] < now["total_memory_bytes"]
         mine.finish()
@@ -179,6 +178,19 @@ def test_utilisation_rises_while_a_program_computes(
         wait_until(lambda: page["process_count"] == 0, FRESH_SECONDS, "the program has ended")
         if GPU == "software":
             wait_until(lambda: page["gpu_utilization_percent"] == 0, FRESH_SECONDS, "the GPU rests")
+
+
+def test_a_kernel_that_never_ends_keeps_the_gpu_busy(
+    own_mediator: Mediator, driver_program: Build, kernels: Path
+) -> None:
+    with page_of(own_mediator, "red") as page:
+        guest = own_mediator.begin(driver_program("spin"), kernels, vm="red")
+        guest.until("launching")
+        wait_until(lambda: page["gpu_utilization_percent"] > 90, 10, "the GPU is busy")
+        if GPU == "software":
+            assert page["processes"][0][1] > 90
+        guest.kill()
+        wait_until(lambda: page["process_count"] == 0, FRESH_SECONDS, "the program has ended")
 
 
 def test_our_nvml_shows_it_and_finds_the_next_mediator(
