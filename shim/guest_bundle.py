@@ -36,7 +36,7 @@ README = """vgpu-guest {version}: the virtual GPU's side inside a VM.
     sudo ./install.sh                   install (with Ollama: --with-ollama)
     ./install.sh --check                what works, what does not, and what to do about it
     sudo ./install.sh --uninstall       take it out again
-    ./install.sh --help                 the rest
+    ./install.sh --help                 the rest, and docs/vm/guest.md in full
 
 It needs Linux on x86-64 with glibc {glibc} or newer, or gcc to build the libraries on an older one. After the installation
 this folder is not needed any more: `vgpu-guest check` and `vgpu-guest uninstall` are installed too.
@@ -99,9 +99,9 @@ def bundle_files(shim: Path, version: str) -> dict[str, tuple[int, bytes]]:
     content["prebuilt/SHA256SUMS"] = (0o644, sums.encode())
     for path in sources(shim.parent):
         content[str(path)] = (0o644, (shim.parent / path).read_bytes())
-    licence = shim.parent / "LICENSE"
-    if licence.is_file():
-        content["LICENSE"] = (0o644, licence.read_bytes())
+    for name in ("LICENSE", "docs/vm/guest.md"):
+        if (shim.parent / name).is_file():
+            content[name] = (0o644, (shim.parent / name).read_bytes())
     return content
 
 
