@@ -151,7 +151,8 @@ class GpuDevice:
     @classmethod
     def assemble(cls, registers: Registers, memory: SharedMemory, variant: Variant) -> GpuDevice:
         """The device in one of the two PCI variants."""
-        return cls(registers, memory, ConfigurationSpace(variant))
+        sizes = (registers.geometry.bar0_size, memory.size)
+        return cls(registers, memory, ConfigurationSpace(variant, sizes))
 
     @property
     def regions(self) -> Sequence[Region]:

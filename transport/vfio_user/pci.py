@@ -3,9 +3,10 @@
 
 Two variants: a conventional device (256 bytes) for QEMU's ``pc`` machine, and a PCI Express endpoint (4096
 bytes, function-level reset, link as a real card's) behind a root port of ``q35``. Pure: reads and writes in,
-bytes and "reset me" out. Every byte has a mask of writable bits; what the mask does not name ignores writes,
-BARs and the expansion ROM among them, whose sizing QEMU does itself. There is no interrupt of any kind: a pending
-INTx would switch the mappings of the BARs off, MSI-X makes unplugging abort QEMU.
+bytes and "reset me" out. Every byte has a mask of writable bits; what the mask does not name ignores writes, the
+expansion ROM among them. BARs can be sized as the standard says, by writing ones and reading what stayed: QEMU does
+not need it, Cloud Hypervisor does. There is no interrupt of any kind: a pending INTx would switch the mappings of the
+BARs off, MSI-X makes unplugging abort QEMU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ EXPRESS: Final = 0x60
 AUDIO_SWITCH: Final = 0x488
 
 _BAR_MEMORY_64_PREFETCHABLE: Final = 0xC
+_BAR_TYPE_BITS: Final = 0xF
 _COMMAND_BITS: Final = 0x0546  # memory, bus master, parity, SERR, INTx off; no I/O ports
 _STATUS_CAPABILITIES: Final = 0x0010
 _RESET_FUNCTION: Final = 0x8000
@@ -48,9 +50,13 @@ class Variant(enum.Enum):
 
 @attrs.define
 class ConfigurationSpace:
-    """The bytes of configuration space. ``size`` is also that of vfio region 7."""
+    """The bytes of configuration space. ``size`` is also that of vfio region 7.
+
+    ``bar_sizes``: of BAR0 and BAR1, powers of two; 0 for one that cannot be sized.
+    """
 
     variant: Variant = Variant.CONVENTIONAL
+    bar_sizes: tuple[int, int] = (0, 0)
     _values: bytearray = attrs.field(init=False, factory=bytearray, repr=False)
     _writable: bytearray = attrs.field(init=False, factory=bytearray, repr=False)
 
@@ -72,6 +78,9 @@ class ConfigurationSpace:
         self._put("<II", BAR1, _BAR_MEMORY_64_PREFETCHABLE, 0)
         self._put("<HH", 0x2C, VENDOR, SUBSYSTEM)
         self._put("<B", 0x34, POWER)
+        bar0, bar1 = (-size & ~_BAR_TYPE_BITS if size else 0 for size in self.bar_sizes)
+        self._allow("<I", BAR0, bar0 & 0xFFFFFFFF)
+        self._allow("<Q", BAR1, bar1 & 0xFFFFFFFFFFFFFFFF)
         self._allow("<H", COMMAND, _COMMAND_BITS)
         self._allow("<BB", 0x0C, 0xFF, 0xFF)  # cache line, latency: scratch by the standard
         self._allow("<B", 0x3C, 0xFF)  # interrupt line: the firmware's note to itself
