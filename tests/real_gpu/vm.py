@@ -259,6 +259,8 @@ def run(session: Session) -> bool:
             "install_seconds": round(time.monotonic() - began - boot, 2),
         }
         print(f"booted in {boot:.1f} s with {session.machine.accelerator}", flush=True)
+        for line in session.options.run:
+            print(session.guest(line), flush=True)
         for name in session.options.only:
             began = time.monotonic()
             try:
@@ -302,6 +304,9 @@ def main() -> int:
     parser.add_argument("--memory-mib", type=int, default=16384)
     parser.add_argument("--processors", type=int, default=6)
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument(
+        "--run", action="append", default=[], metavar="LINE", help="also run this line in the guest's shell"
+    )
     options = parser.parse_args()
     if options.library is None and options.ollama is not None:
         options.library = options.ollama / "lib" / "ollama"
