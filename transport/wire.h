@@ -131,9 +131,12 @@ struct vgpu_directory_slot {
     uint64_t session_id;
     uint64_t worker_address; /* where the worker has mapped the slot */
     uint64_t host_reserved[3];
-    /* Guest-written, by whoever holds the slot's lock, before the claim. Hostile. */
+    /* Guest-written, by whoever holds the slot's lock, before the claim. Hostile. A name that ends with a zero; in the last 8
+     * bytes the device number of the sysfs through which the claimant sees the device, so that others know whether its locks
+     * are theirs (docs/wire.md); 0 if it does not say. */
     char guest_program[64];
 };
+#define VGPU_PROGRAM_NAME 56 /* bytes for the name, its zero included */
 _Static_assert(sizeof(struct vgpu_directory_slot) == 128, "directory entry is two lines");
 struct vgpu_directory {
     uint64_t magic;
@@ -238,6 +241,9 @@ struct vgpu_grant_page {
     uint32_t preempt;       /* 1: stop at the next record and report */
     uint64_t memory_limit_bytes;
     uint64_t retry_hint_ns;
+    uint32_t token;         /* of the lease; it begins when the turn word names it as holder. 0: begins at once */
+    uint32_t in_flight_us;  /* work to have queued on the device at most, about; 0: any */
+    uint64_t slice_ns;      /* with deadline_ns 0: the lease ends so long after it began; 0 = open-ended */
     /* Worker-written. */
     uint64_t seen_epoch __attribute__((aligned(64)));
     uint32_t demand;        /* 1: records wait and no lease is held */
@@ -251,9 +257,21 @@ struct vgpu_grant_page {
     uint64_t oldest_fence_ns; /* CLOCK_MONOTONIC when the oldest unfinished fence was issued, 0 none */
     uint64_t memory_used_bytes, memory_peak_bytes;
     uint32_t last_error, worker_pid;
+    uint64_t held_ns;       /* time the device was this session's alone, under leases with a token */
+    uint32_t ended_token;   /* the last lease that is over, its work done; stored after held_ns and gpu_ns */
+    uint32_t reserved;
 };
 #define VGPU_GRANT_PAGE_SIZE 4096u
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");
+
+/*
+ * The turn word, one per GPU, in the file gpuN.turn of the run directory, mapped by the mediator and all workers of that
+ * GPU: the token of the lease that has the device in the low half, that of the next one in the high half, 0 nobody. A worker
+ * whose lease is over and whose work is done swaps (own, next) for (next, 0); all other changes are the mediator's.
+ */
+#define VGPU_TURN_FILE_SIZE 4096u
+static inline uint32_t vgpu_turn_holder(uint64_t word) { return (uint32_t)word; }
+static inline uint32_t vgpu_turn_next(uint64_t word) { return (uint32_t)(word >> 32); }
 
 /* ---- handles ------------------------------------------------------------------------------------ */
 

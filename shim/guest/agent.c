@@ -282,6 +282,16 @@ static uint32_t owned(const struct vgpu_directory_slot *slot)
     return state == STATE_FREE || state == STATE_RELEASING || token == UINT32_MAX ? 0 : token;
 }
 
+/* A process in another network namespace may see another instance of sysfs: its locks are not ours, and a free one means
+ * nothing. The shim's processes judge such owners by their heartbeat. */
+static bool sees_our_locks(const struct device *swept, const struct vgpu_directory_slot *slot)
+{
+    uint64_t theirs;
+    struct stat ours;
+    memcpy(&theirs, slot->guest_program + VGPU_PROGRAM_NAME, sizeof theirs);
+    return theirs == 0 || (fstat(swept->resource0, &ours) == 0 && theirs == ours.st_dev);
+}
+
 static void sweep(struct device *swept)
 {
     const struct vgpu_directory *directory = swept->directory;
@@ -291,7 +301,7 @@ static void sweep(struct device *swept)
     if (count > swept->registers_size / PAGE - 1) count = (uint32_t)(swept->registers_size / PAGE - 1);
     for (uint32_t n = 0; n < count; n++) {
         const struct vgpu_directory_slot *slot = &directory->slot[n];
-        if (owned(slot) == 0 || !lock_byte(swept->resource0, (off_t)n + 1, F_WRLCK)) continue;
+        if (owned(slot) == 0 || !sees_our_locks(swept, slot) || !lock_byte(swept->resource0, (off_t)n + 1, F_WRLCK)) continue;
         /* Only who holds the lock may claim the slot, so what is read now stays true until the lock is given back. */
         uint32_t token = owned(slot);
         if (token != 0) {

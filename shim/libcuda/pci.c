@@ -116,6 +116,7 @@ static bool open_files(int folder, uint64_t address)
         memory.st_size < (off_t)(2 * PCI_WINDOW_SIZE))
         return false;
     pci.registers_size = (uint64_t)registers.st_size;
+    pci.sysfs = registers.st_dev;
     pci.window = map_shared(pci.memory_fd, PCI_WINDOW_SIZE);
     if (pci.window != NULL) pci.registers = map_shared(pci.registers_fd, pci.registers_size);
     if (pci.registers == NULL) {

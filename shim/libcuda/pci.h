@@ -38,6 +38,7 @@ struct pci_device {
     /* Of the directory, checked against the sizes of the BARs. */
     uint32_t slot_count;
     uint64_t first_slot, slot_size;
+    uint64_t sysfs; /* the instance of sysfs that the files, and so the locks, belong to */
 };
 extern struct pci_device pci; /* the one this process uses; descriptors are -1 while it uses none */
 
@@ -68,7 +69,7 @@ void pci_unlock(uint32_t slot);
 struct pci_sweep {
     struct pci_suspect { uint32_t token, state; uint64_t heartbeat, since_ns; } suspect[VGPU_DIRECTORY_SLOTS];
 };
-/* Looks at every slot that is taken, but for `own`; gives back those whose owner has been dead for a while. Is there an owner
+/* Looks at every slot that is taken, but for `own`; gives back those whose owner is dead. Is there an owner
  * that lives? *hopeful: slots that may become free, being given back now, freed by the host, or waiting for a second look. */
 bool pci_sweep(struct pci_sweep *sweep, int own, unsigned *hopeful);
 #define PCI_SWEEP_NS 1500000000ull /* how long an owner must have shown no life: three heartbeats */

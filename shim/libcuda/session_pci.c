@@ -94,7 +94,8 @@ static enum outcome claim(uint32_t slot)
     char program[sizeof entry->guest_program] = {0};
     held = (int)slot;
     token = new_token();
-    memcpy(program, program_invocation_short_name, strnlen(program_invocation_short_name, sizeof program - 1));
+    memcpy(program, program_invocation_short_name, strnlen(program_invocation_short_name, VGPU_PROGRAM_NAME - 1));
+    memcpy(program + VGPU_PROGRAM_NAME, &pci.sysfs, sizeof pci.sysfs);
     memcpy(entry->guest_program, program, sizeof program);
     pci_store64(pci_slot_page(slot) + PCI_SLOT_OWNER, token | (uint64_t)(uint32_t)getpid() << 32);
     return wait_for_answer();
@@ -123,8 +124,9 @@ static CUresult get_slot(void)
 {
     static struct pci_sweep sweep;
     uint64_t retry_ns = FIRST_RETRY_NS, alone_since = 0;
-    unsigned deaths = 0;
+    unsigned deaths = 0, hopeful;
     memset(&sweep, 0, sizeof sweep);
+    (void)pci_sweep(&sweep, -1, &hopeful); /* the dead hold memory of the GPU that this process may want */
     for (;;) {
         uint64_t hint_ns = 0;
         enum outcome outcome = claim_any();
@@ -144,7 +146,7 @@ static CUresult get_slot(void)
             shim_log("%d workers of the host died at once", DEATHS_MOST);
             return CUDA_ERROR_DEVICE_UNAVAILABLE;
         }
-        unsigned hopeful = 0;
+        hopeful = 0;
         bool others = outcome != CLAIM_LOST || pci_sweep(&sweep, -1, &hopeful);
         if (hopeful != 0 && retry_ns > HOPEFUL_RETRY_NS) retry_ns = HOPEFUL_RETRY_NS;
         if (others) {

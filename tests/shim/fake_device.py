@@ -184,6 +184,13 @@ class FakeDevice:
         start = self._entry(slot) + DIRECTORY_PROGRAM[0]
         return self.memory[start : start + DIRECTORY_PROGRAM[1]].split(b"\0")[0].decode()
 
+    def sysfs(self, slot: int) -> int:
+        """Which instance of sysfs the owner says that it sees."""
+        return int(struct.unpack_from("<Q", self.memory, self._entry(slot) + sum(DIRECTORY_PROGRAM) - 8)[0])
+
+    def set_sysfs(self, slot: int, number: int) -> None:
+        struct.pack_into("<Q", self.memory, self._entry(slot) + sum(DIRECTORY_PROGRAM) - 8, number)
+
     def states(self) -> list[int]:
         return [self.entry(slot, "state") for slot in range(self.slots)]
 
