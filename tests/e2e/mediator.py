@@ -49,7 +49,7 @@ def is_alive(pid: int) -> bool:
     """Is there a process of that number that has not ended? A zombie has."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second: it ended between opening and reading
         return False
     return state not in "ZX"
 
