@@ -3,7 +3,8 @@
 
 General layout: `_mailbox` is the inbox, `_incarnation` one life of an actor, `_actor` the base class to write
 against, `_ref` the address others hold, `_registry` names, `_system` the owner of all, `_trace` the hooks,
-`_tree` the snapshot for the admin tool. `testing` has probes. Supervisors are in `vgpu.supervision`.
+`_stuck` the detector of stuck handlers, `_tree` the snapshot for the admin tool. `testing` has probes. Supervisors are
+in `vgpu.supervision`.
 """
 
 from ._actor import Actor as Actor
@@ -28,6 +29,7 @@ from ._messages import ChildInfo as ChildInfo
 from ._messages import CountChildren as CountChildren
 from ._messages import DeleteChild as DeleteChild
 from ._messages import Down as Down
+from ._messages import Exit as Exit
 from ._messages import Request as Request
 from ._messages import RestartChild as RestartChild
 from ._messages import StartChild as StartChild
@@ -36,6 +38,8 @@ from ._messages import WhichChildren as WhichChildren
 from ._ref import DEFAULT_ASK_SECONDS as DEFAULT_ASK_SECONDS
 from ._ref import Ref as Ref
 from ._reply import Reply as Reply
+from ._stuck import StuckHandler as StuckHandler
+from ._stuck import StuckKind as StuckKind
 from ._system import ActorSystem as ActorSystem
 from ._system import DeadLetter as DeadLetter
 from ._system import Startable as Startable

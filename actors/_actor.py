@@ -21,7 +21,7 @@ from ._exit import ExitReason, Normal
 from ._handlers import build_table, find_handler
 from ._incarnation import Incarnation
 from ._mailbox import Policy
-from ._messages import Down
+from ._messages import Down, Exit
 from ._ref import Ref
 from ._reply import Reply
 from ._tree import ActorSnapshot
@@ -47,6 +47,9 @@ class Actor:
         mailbox_capacity: messages that may wait.
         mailbox_policy: what a full mailbox does to one more.
         cleanup_seconds: how long `stopped()` may take before it is cut off.
+        trap_exit: whether the end of a linked actor comes as an `Exit` message instead of ending this one.
+        stuck_after_seconds: how long a handler may take before the detector reports it, `math.inf` for
+            one that may wait long; None: as the system's detector is set.
 
     What ends an actor: `stop()` in a handler, a stop request, an error (of a handler, a hook or a background task),
     or a kill. Whichever it is, its background tasks have ended and `stopped()` has run before anybody is told.
@@ -55,6 +58,8 @@ class Actor:
     mailbox_capacity: ClassVar[int] = 256
     mailbox_policy: ClassVar[Policy] = Policy.BLOCK
     cleanup_seconds: ClassVar[float] = 5.0
+    stuck_after_seconds: ClassVar[float | None] = None
+    trap_exit = False  # an instance may set its own
 
     _handler_names: ClassVar[dict[type, str]] = {}
     _accepted_types: ClassVar[dict[type, bool]] = {}
@@ -128,9 +133,28 @@ class Actor:
             raise UnknownMessage(f"{type(self).__name__} monitors others but has no handler for Down")
         return self.life.monitor(target.name)
 
-    def demonitor(self, monitor: int) -> None:
-        """Stop watching. A `Down` that has been sent already still arrives."""
-        self.life.demonitor(monitor)
+    def demonitor(self, monitor: int, *, flush: bool = False) -> None:
+        """Stop watching. A `Down` that has been sent already still arrives, unless `flush` takes it back."""
+        self.life.demonitor(monitor, flush=flush)
+
+    def link(self, target: Ref[Any]) -> None:
+        """Tie this life to the target's present life, both ways; linking twice is linking once.
+
+        When one ends, the other is cancelled and ends too (its cleanup still runs): as `Killed`, or `Shutdown` where
+        the first shut down; a `Normal` end is no reason. One that traps exits gets an `Exit` message
+        instead, whatever the reason. A target that does not live counts as one that ended abnormally.
+        A restart is not linked again. To learn of an end without sharing it, monitor.
+
+        Raises:
+            UnknownMessage: this actor traps exits and has no handler for `Exit`.
+        """
+        if self.trap_exit and not self.accepts(Exit):
+            raise UnknownMessage(f"{type(self).__name__} traps exits but has no handler for Exit")
+        self.life.link(target.name)
+
+    def unlink(self, target: Ref[Any]) -> None:
+        """Untie, from whichever side. An `Exit` that has been sent already still arrives."""
+        self.life.unlink(target.name)
 
     def take_reply(self) -> Reply[Any] | None:
         """Take over the answer to the request at hand, to settle it after the handler has returned.

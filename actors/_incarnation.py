@@ -8,7 +8,7 @@ kept. This module holds the order of events at birth and at death, and nothing t
     life    receive, handle; background tasks run in the actor's nursery
     stop    (asked) `stopping()` with the background tasks still alive, then they are cancelled
     death   background tasks have ended, `stopped()` shielded and limited, mailbox closed, name released,
-            asks failed, monitors told, in one go without a checkpoint
+            asks failed, monitors and links told, in one go without a checkpoint
 
 An error in a handler, a hook or a background task ends the life as `Crashed`; it never leaves the task. Only
 what is not an `Exception` (cancellation, KeyboardInterrupt) goes on to whoever runs the nursery.
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, final
 import attrs
 import trio
 
-from ._exit import Crashed, ExitReason, Killed
+from ._exit import Crashed, ExitReason, Killed, NoActor, Normal, Shutdown
 from ._mailbox import Mailbox, Policy
-from ._messages import Down, StopRequest
+from ._messages import Down, Exit, StopRequest
 from ._reply import Reply
 from ._trace import current_actor_name, current_incarnation
 from ._tree import ActorSnapshot, ActorState
@@ -59,6 +59,8 @@ class Envelope:
     reply: Reply[Any] | None = None
     sent_at: float | None = None
     on_taken: Callable[[], None] | None = None
+    # Matters to a living target only: unread, it is no dead letter.
+    is_notice: bool = False
 
 
 @final
@@ -94,24 +96,39 @@ class Incarnation:
         self._last_exit = last_exit
         self._born_at = trio.current_time()
         self._scope = trio.CancelScope()
-        self._kill_cause = ""
+        # What the end is called if the scope is cancelled; the first who cancels it says.
+        self._killed_for: ExitReason | None = None
         self._task: trio.lowlevel.Task | None = None
         self._exited = trio.Event()
         # Who watches this life. Called with the reason at its end; keys are monitor numbers.
         self._monitors: dict[int, Callable[[ExitReason], None]] = {}
         # Whom this life watches: living targets by monitor number.
         self._watched: dict[int, Incarnation] = {}
+        # Living lives that this one is linked to, by serial. Invariant: a in b._links exactly when b in a._links.
+        self._links: dict[int, Incarnation] = {}
         # Replies of asks whose asker still waits; the asker takes its own out again.
         self._asked: set[Reply[Any]] = set()
         # Scopes that a stop request cancels: see Actor.interruptible.
         self._interruptible: list[trio.CancelScope] = []
-        # The envelope being handled, None between messages or once its reply was taken.
+        # The envelope being handled, None between messages.
         self._current: Envelope | None = None
+        # Whether the handler at hand took the reply to settle it itself.
+        self._is_reply_taken = False
 
     @property
     def is_alive(self) -> bool:
         """Whether `reason` is still unknown."""
         return self.reason is None
+
+    @property
+    def current(self) -> Envelope | None:
+        """What is being handled at this moment; a handler's every message has an envelope of its own."""
+        return self._current
+
+    @property
+    def task(self) -> trio.lowlevel.Task | None:
+        """The task that handles messages; None before its first step."""
+        return self._task
 
     # -- what others do to this life
 
@@ -148,12 +165,17 @@ class Incarnation:
             await self.mailbox.send(self._envelope(message, None), always_wait=True)
 
     def deliver_nowait(
-        self, message: object, reply: Reply[Any] | None = None, on_taken: Callable[[], None] | None = None
+        self,
+        message: object,
+        reply: Reply[Any] | None = None,
+        on_taken: Callable[[], None] | None = None,
+        *,
+        is_notice: bool = False,
     ) -> bool:
         """As `deliver`, but a full mailbox raises `MailboxFull` at once."""
         self._check_accepts(message)
         try:
-            self.mailbox.send_nowait(self._envelope(message, reply, on_taken))
+            self.mailbox.send_nowait(self._envelope(message, reply, on_taken, is_notice))
         except MailboxClosed:
             return False
         self._sent(message)
@@ -175,8 +197,11 @@ class Incarnation:
 
     def kill(self, cause: str = "") -> None:
         """Cancel the actor's task and all it runs. Cleanup still happens, shielded and limited."""
+        self._end_for(Killed(cause))
+
+    def _end_for(self, reason: ExitReason) -> None:
         if self.is_alive:
-            self._kill_cause = self._kill_cause or cause
+            self._killed_for = self._killed_for or reason
             self._scope.cancel()
 
     def add_monitor(self, monitor: int, callback: Callable[[ExitReason], None]) -> None:
@@ -231,11 +256,37 @@ class Incarnation:
             self._watched[number] = target
         return number
 
-    def demonitor(self, monitor: int) -> None:
-        """Stop watching. A `Down` that is in the mailbox already still comes."""
+    def demonitor(self, monitor: int, *, flush: bool = False) -> None:
+        """Stop watching. A `Down` that is in the mailbox already still comes, unless it is flushed."""
         target = self._watched.pop(monitor, None)
         if target is not None:
             target.remove_monitor(monitor)
+        elif flush:
+            self.mailbox.discard_system(
+                lambda envelope: isinstance(envelope.message, Down) and envelope.message.monitor == monitor
+            )
+
+    def link(self, name: str) -> None:
+        """Tie this life and the present life of a name together; at once the end of it where there is none."""
+        target = self.system.registry.find(name)
+        if target is None:
+            self._linked_ended(name, NoActor())
+        elif target is not self:
+            self._links[target.serial] = target
+            target._links[self.serial] = self
+
+    def unlink(self, name: str) -> None:
+        """Untie; nothing happens where there is no link."""
+        for target in [target for target in self._links.values() if target.name == name]:
+            del self._links[target.serial], target._links[self.serial]
+
+    def _linked_ended(self, name: str, reason: ExitReason) -> None:
+        if self.actor.trap_exit:
+            self.mailbox.send_system(Envelope(Exit(name, reason)))
+        elif isinstance(reason, Shutdown):
+            self._end_for(Shutdown(f"linked to {name}: {reason}"))
+        elif not isinstance(reason, Normal):
+            self._end_for(Killed(f"linked to {name}: {reason}"))
 
     def _receive_down(self, down: Down) -> None:
         self._watched.pop(down.monitor, None)
@@ -244,9 +295,9 @@ class Incarnation:
     def take_reply(self) -> Reply[Any] | None:
         """Hand the current request's reply to the handler, which must settle it later."""
         envelope = self._current
-        if envelope is None:
+        if envelope is None or self._is_reply_taken:
             raise InternalError(f"actor {self.name!r} takes a reply while it handles no message")
-        self._current = None
+        self._is_reply_taken = True
         return envelope.reply
 
     @contextmanager
@@ -300,7 +351,7 @@ class Incarnation:
         if crash is not None:
             why: ExitReason = Crashed(crash)
         else:
-            why = ended_in_order if ended_in_order is not None else Killed(self._kill_cause)
+            why = ended_in_order or self._killed_for or Killed()
         try:
             why = await self._clean_up(why)
         finally:
@@ -327,6 +378,7 @@ class Incarnation:
             handler = handlers.get(type(message))
             if handler is None:
                 handler = handlers[type(message)] = self.actor.handler_for(type(message))
+            self._is_reply_taken = False
             self._current = envelope
             try:
                 value = handler(message)
@@ -335,15 +387,14 @@ class Incarnation:
             except Refused as refusal:
                 self._refuse(envelope, refusal)
             else:
-                # Still there unless the handler took the reply to answer it later.
-                if self._current is envelope and envelope.reply is not None:
+                if envelope.reply is not None and not self._is_reply_taken:
                     envelope.reply.answer(value)
             self._current = None
             if system.tracer is not None:
                 system.tracer.handled(trio.current_time(), self.name, message)
 
     def _refuse(self, envelope: Envelope, refusal: Refused) -> None:
-        if envelope.reply is None or self._current is not envelope:
+        if envelope.reply is None or self._is_reply_taken:
             self.system.count_unheard_refusal()
             _log.info("%s refused %s: %s", self.name, type(envelope.message).__name__, refusal.error)
         else:
@@ -373,10 +424,12 @@ class Incarnation:
             self._parent.children.pop(self.serial, None)
         self.system.registry.release(self.name, self, why, expected=self._is_supervised)
         for envelope in self.mailbox.close():
-            if envelope.reply is None:
-                self.system.dead_letter(self.name, envelope.message)
-            else:
+            if envelope.reply is not None:
                 envelope.reply.return_unread()
+            elif envelope.is_notice:
+                self.system.count_moot_notice()
+            else:
+                self.system.dead_letter(self.name, envelope.message)
         for reply in self._asked:
             reply.orphan(ActorGone(self.name, why))
         self._asked.clear()
@@ -386,6 +439,10 @@ class Incarnation:
         monitors, self._monitors = self._monitors, {}
         for callback in monitors.values():
             callback(why)
+        links, self._links = self._links, {}
+        for other in links.values():
+            del other._links[self.serial]
+            other._linked_ended(self.name, why)
         self._exited.set()
         self.system.life_ended(self, why)
 
@@ -398,11 +455,16 @@ class Incarnation:
             )
 
     def _envelope(
-        self, message: object, reply: Reply[Any] | None, on_taken: Callable[[], None] | None = None
+        self,
+        message: object,
+        reply: Reply[Any] | None,
+        on_taken: Callable[[], None] | None = None,
+        is_notice: bool = False,
     ) -> Envelope:
         if reply is not None:
             self._asked.add(reply)
-        return Envelope(message, reply, None if self.system.tracer is None else trio.current_time(), on_taken)
+        sent_at = None if self.system.tracer is None else trio.current_time()
+        return Envelope(message, reply, sent_at, on_taken, is_notice)
 
     def _sent(self, message: object) -> None:
         if self.system.tracer is not None:
@@ -415,6 +477,7 @@ class Incarnation:
         self._asked.discard(reply)
 
     def _dropped(self, envelope: Envelope) -> None:
+        self.system.count_drop()
         if envelope.on_taken is not None:
             envelope.on_taken()
         if envelope.reply is not None:

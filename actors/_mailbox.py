@@ -177,6 +177,10 @@ class Mailbox(Generic[T]):
         self._system.append(item)
         self._wake_receiver()
 
+    def discard_system(self, is_unwanted: Callable[[T], bool]) -> None:
+        """Take unwanted items out of the system lane again."""
+        self._system = deque(item for item in self._system if not is_unwanted(item))
+
     async def receive(self) -> T:
         """Wait for the next item: the oldest of the system lane, else the oldest of the data lane.
 
@@ -189,7 +193,8 @@ class Mailbox(Generic[T]):
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._system or self._data:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        elif not self._closed:
+        # A loop, for what it was woken for may have been discarded before it ran.
+        while not (self._system or self._data or self._closed):
             if self._receiver is not None:
                 raise InternalError("two tasks receive from one mailbox")
             self._receiver = trio.lowlevel.current_task()

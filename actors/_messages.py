@@ -24,6 +24,7 @@ __all__ = [
     "CountChildren",
     "DeleteChild",
     "Down",
+    "Exit",
     "Request",
     "RestartChild",
     "StartChild",
@@ -48,6 +49,14 @@ class Down:
 
     monitor: int
     """What `Actor.monitor` returned."""
+    name: str
+    reason: ExitReason
+
+
+@attrs.frozen
+class Exit:
+    """The end of a linked actor, for an actor that traps exits. At most one a link, on the system lane."""
+
     name: str
     reason: ExitReason
 

@@ -78,6 +78,18 @@ class Ref(Generic[M_contra]):
         self._system.dead_letter(self._name, message)
         return False
 
+    def notify(self, message: M_contra) -> bool:
+        """As `send_nowait`, for what only matters while the target lives: its end makes the message moot.
+
+        Told to nobody, or unread when the target ends, it is counted as such and is no dead letter. For news that
+        races with the target's own end, such as "your guest has left".
+        """
+        life = self._system.registry.find(self._name)
+        if life is not None and life.deliver_nowait(message, is_notice=True):
+            return True
+        self._system.count_moot_notice()
+        return False
+
     async def ask(
         self,
         request: Request[R],

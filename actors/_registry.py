@@ -84,6 +84,10 @@ class Registry:
         """Names of the living, sorted."""
         return tuple(sorted(self._held))
 
+    def lives(self) -> tuple[Incarnation, ...]:
+        """All who hold a name."""
+        return tuple(self._held.values())
+
     async def wait_changed(self, name: str) -> None:
         """Wait until the name is taken, released or forgotten. Leaves nothing behind when cancelled."""
         event = self._changes.setdefault(name, trio.Event())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +23,8 @@ from ._exit import ASKED, AUTO_SHUTDOWN, Crashed, ExitReason, NoActor, Normal, S
 from ._incarnation import Incarnation
 from ._ref import Ref
 from ._registry import Registry
-from ._trace import GuardedTracer, Tracer
+from ._stuck import StuckDetector, StuckHandler
+from ._trace import GuardedTracer, Tracer, current_actor_name
 from ._tree import ActorSnapshot
 from .errors import InternalError, StartFailed, SystemFailed
 
@@ -33,6 +35,7 @@ _log = logging.getLogger("vgpu.actors")
 # Enough for an administrator to see what has been going wrong lately.
 REMEMBERED_DEAD_LETTERS = 64
 REMEMBERED_REPORTS = 256
+REMEMBERED_STUCK_HANDLERS = 64
 
 Reporter = Callable[[object], None]
 
@@ -49,11 +52,19 @@ class Startable(Protocol):
 
 @attrs.frozen
 class DeadLetter:
-    """A message that had nobody to go to, or was still unread when its target ended."""
+    """A message that had nobody to go to, or was still unread when its target ended.
+
+    Described and not kept: a message may hold a socket that nobody would close while it is remembered here.
+    """
 
     time: float
+    """Trio's clock, in seconds."""
     target: str
-    message: object
+    message_type: str
+    text: str
+    """The message's fields, each cut short."""
+    sender: str | None = None
+    """The actor that sent it, where that is known: not for what was found unread in a mailbox."""
 
 
 @attrs.frozen
@@ -72,6 +83,12 @@ class SystemStatistics:
     late_replies: int
     unheard_refusals: int
     """Requests refused that were sent, not asked."""
+    moot_notices: int
+    """Messages by `Ref.notify` whose target's end made them moot."""
+    drops: int
+    """Messages thrown out by the drop-oldest policy, over all mailboxes that ever were."""
+    stuck_handlers: int
+    """What the stuck-handler detector has reported."""
     cleanup_overruns: int
     """Times `stopped()` was cut off."""
 
@@ -101,6 +118,11 @@ class ActorSystem:
         self._recent_dead_letters: deque[DeadLetter] = deque(maxlen=REMEMBERED_DEAD_LETTERS)
         self._late_replies = 0
         self._unheard_refusals = 0
+        self._moot_notices = 0
+        self._drops = 0
+        self._detector: StuckDetector | None = None
+        self._stuck_handlers: deque[StuckHandler] = deque(maxlen=REMEMBERED_STUCK_HANDLERS)
+        self._stuck_total = 0
         self._cleanup_overruns = 0
 
     # -- for everybody
@@ -139,6 +161,9 @@ class ActorSystem:
             dead_letters_by_type=dict(self._dead_letters),
             late_replies=self._late_replies,
             unheard_refusals=self._unheard_refusals,
+            moot_notices=self._moot_notices,
+            drops=self._drops,
+            stuck_handlers=self._stuck_total,
             cleanup_overruns=self._cleanup_overruns,
         )
 
@@ -149,6 +174,30 @@ class ActorSystem:
     def recent_reports(self) -> tuple[object, ...]:
         """What supervisors reported lately, oldest first."""
         return tuple(self._reports)
+
+    def recent_stuck_handlers(self) -> tuple[StuckHandler, ...]:
+        """What the detector reported lately, oldest first."""
+        return tuple(self._stuck_handlers)
+
+    def watch_handlers(self, threshold_seconds: float | None) -> None:
+        """Put the stuck-handler detector on, or with None take it off. Off, it costs nothing.
+
+        It reports, once each, a step of any task that holds the event loop for longer than the threshold, and
+        a message that an actor has been handling for longer (see `Actor.stuck_after_seconds`).
+        """
+        if self._nursery is None:
+            raise InternalError("the system is not open")
+        if self._detector is not None:
+            self._detector.close()
+            self._detector = None
+        if threshold_seconds is not None:
+            self._detector = StuckDetector(threshold_seconds, self.registry.lives, self._note_stuck)
+            self._detector.open(self._nursery)
+
+    def _note_stuck(self, stuck: StuckHandler) -> None:
+        self._stuck_total += 1
+        self._stuck_handlers.append(stuck)
+        self.report(stuck)
 
     def set_tracer(self, tracer: Tracer | None) -> None:
         """Put a tracer on, or with None take it off. Takes effect at the next hook."""
@@ -220,8 +269,14 @@ class ActorSystem:
 
     def dead_letter(self, target: str, message: object) -> None:
         """Count, remember and trace a message nobody will read."""
-        self._dead_letters[type(message).__name__] += 1
-        self._recent_dead_letters.append(DeadLetter(trio.current_time(), target, message))
+        kind = type(message).__name__
+        self._dead_letters[kind] += 1
+        sender = current_actor_name()
+        self._recent_dead_letters.append(
+            DeadLetter(
+                trio.current_time(), target, kind, _describe(message), sender if sender != target else None
+            )
+        )
         if self.tracer is not None:
             self.tracer.dead_letter(trio.current_time(), target, message)
 
@@ -232,6 +287,14 @@ class ActorSystem:
     def count_unheard_refusal(self) -> None:
         """Count a refusal that nobody waited for."""
         self._unheard_refusals += 1
+
+    def count_moot_notice(self) -> None:
+        """Count a notice whose target had ended."""
+        self._moot_notices += 1
+
+    def count_drop(self) -> None:
+        """Count a message that a mailbox dropped for a newer one."""
+        self._drops += 1
 
     def count_cleanup_overrun(self) -> None:
         """Count a `stopped()` that was cut off."""
@@ -296,6 +359,7 @@ async def open_system(
     tracer: Tracer | None = None,
     reporter: Reporter | None = None,
     shutdown_seconds: float = math.inf,
+    stuck_seconds: float | None = None,
 ) -> AsyncIterator[ActorSystem]:
     """Start a tree of actors, run the block, stop the tree in order.
 
@@ -309,6 +373,7 @@ async def open_system(
         tracer: sees spawns, exits, restarts and messages; can be changed later.
         reporter: gets supervisors' reports; None logs them.
         shutdown_seconds: after that long the stop becomes a kill.
+        stuck_seconds: threshold of the stuck-handler detector; None leaves it off.
 
     Raises:
         StartFailed: the root did not start; everything it had started is stopped again.
@@ -321,6 +386,8 @@ async def open_system(
         async with trio.open_nursery() as outer:
             holder: trio.CancelScope = await outer.start(system._hold_nursery)
             try:
+                if stuck_seconds is not None:
+                    system.watch_handlers(stuck_seconds)
                 with trio.CancelScope() as block:
                     if root is not None:
                         life = await system._start_top(root)
@@ -339,6 +406,7 @@ async def open_system(
             finally:
                 with trio.CancelScope(shield=True):
                     await system.stop(shutdown_seconds)
+                    system.watch_handlers(None)
                 holder.cancel()
     except BaseExceptionGroup as group:
         # The nursery is our own affair: hand on what the block raised as it was raised.
@@ -347,6 +415,15 @@ async def open_system(
         raise raised from raised.__cause__
     if failed is not None and root is not None:
         raise SystemFailed(root.name, failed)
+
+
+def _describe(message: object) -> str:
+    """A message's fields, each cut short by reprlib, which also survives a repr that raises."""
+    kind = type(message)
+    if not attrs.has(kind):
+        return reprlib.repr(message)
+    fields = attrs.fields(kind)
+    return ", ".join(f"{field.name}={reprlib.repr(getattr(message, field.name))}" for field in fields)
 
 
 def _is_quiet(reason: ExitReason) -> bool:

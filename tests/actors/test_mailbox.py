@@ -128,6 +128,24 @@ async def test_closing_gives_back_what_was_unread_and_wakes_senders() -> None:
         await mailbox.receive()
 
 
+async def test_what_is_discarded_is_not_received_and_the_receiver_waits_on() -> None:
+    mailbox = Mailbox[int](4)
+    got: list[int] = []
+
+    async def receive() -> None:
+        got.append(await mailbox.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        mailbox.send_system(1)  # wakes it; taken back before it runs
+        mailbox.discard_system(lambda item: item == 1)
+        await wait_all_tasks_blocked()
+        assert got == []
+        mailbox.send_system(2)
+    assert got == [2]
+
+
 async def test_closing_wakes_the_receiver() -> None:
     mailbox: Mailbox[int] = Mailbox(1)
 

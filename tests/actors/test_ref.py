@@ -241,10 +241,50 @@ async def test_messages_to_nobody_are_dead_letters() -> None:
         statistics = system.statistics()
         assert statistics.dead_letters == 2
         assert statistics.dead_letters_by_type == {"Quit": 1, "Release": 1}
-        assert [(letter.target, letter.message) for letter in system.recent_dead_letters()] == [
-            ("nobody", Quit()),
-            ("nobody", Release("x")),
+        assert [(one.target, one.message_type, one.text) for one in system.recent_dead_letters()] == [
+            ("nobody", "Quit", ""),
+            ("nobody", "Release", "text='x'"),
         ]
+
+
+async def test_a_dead_letter_names_its_sender_and_holds_nothing_of_the_message() -> None:
+    @attrs.frozen
+    class Heavy:
+        load: object
+
+    class Load:
+        def __repr__(self) -> str:
+            raise RuntimeError("no description")
+
+    class Sender(Actor):
+        @handles(Quit)
+        async def quit(self, _: Quit) -> None:
+            await self.find("nobody").send(Heavy(Load()))
+            await self.find("nobody").send(Release("x" * 100_000))
+
+    async with open_system() as system:
+        ref = await system.spawn(ActorSpec("sender", Sender))
+        await ref.send(Quit())
+        await wait_all_tasks_blocked()
+        heavy, long = system.recent_dead_letters()
+        assert heavy.sender == long.sender == "sender"
+        assert heavy.text.startswith("load=<Load instance at 0x")
+        assert len(long.text) < 60
+
+
+async def test_a_notice_that_its_targets_end_makes_moot_is_no_dead_letter() -> None:
+    async with open_system() as system:
+        ref = await system.spawn(SERVER)
+        assert ref.notify(Quit())
+        await ref.wait_exit()
+        assert not ref.notify(Quit())
+        ref = await system.spawn(SERVER)
+        # The stop request overtakes it.
+        assert ref.notify(Quit())
+        ref.stop()
+        await ref.wait_exit()
+        statistics = system.statistics()
+        assert (statistics.moot_notices, statistics.dead_letters) == (2, 0)
 
 
 async def test_a_sender_blocked_at_a_dying_actor_is_told() -> None:
@@ -353,6 +393,32 @@ async def test_a_monitor_that_is_taken_off_stays_silent() -> None:
         await ref.wait_exit()
         await wait_all_tasks_blocked()
         assert watcher.downs == 0
+
+
+async def test_flushing_takes_back_a_down_that_was_sent() -> None:
+    class Watcher(Actor):
+        def __init__(self) -> None:
+            self.downs: list[int] = []
+
+        @handles(Double)
+        def twice(self, _: Double) -> tuple[int, int]:
+            # Both are dead: both Downs are in the mailbox before this returns.
+            flushed, kept = self.monitor(self.find("a")), self.monitor(self.find("b"))
+            self.demonitor(flushed, flush=True)
+            self.demonitor(kept)
+            return flushed, kept
+
+        @handles(Down)
+        def down(self, message: Down) -> None:
+            self.downs.append(message.monitor)
+
+    async with open_system() as system:
+        watcher = Watcher()
+        ref = await system.spawn(ActorSpec("watcher", lambda: watcher))
+        answer: object = await ref.ask(Double(1))
+        assert isinstance(answer, tuple)
+        await wait_all_tasks_blocked()
+        assert watcher.downs == [answer[1]]
 
 
 async def test_a_watcher_that_ends_first_leaves_no_monitor_behind() -> None:
