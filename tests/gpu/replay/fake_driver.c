@@ -155,6 +155,13 @@ EXPORT int cuMemHostUnregister(void *p)
             return (int)(registered[i].size = 0);
     return 713;
 }
+static int is_registered(uint64_t address, size_t size)
+{
+    for (int i = 0; i < 1024; i++)
+        if (address >= (uint64_t)registered[i].start && address - (uint64_t)registered[i].start < registered[i].size)
+            return size <= registered[i].size - (address - (uint64_t)registered[i].start);
+    return 0;
+}
 static size_t registered_bytes(void)
 {
     size_t sum = 0;
@@ -195,6 +202,8 @@ EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t valu
     int status = device();
     if (status == ILLEGAL_ADDRESS)
         return status;
+    if (address % 8 != 0 || !is_registered(address, 8))
+        return 1; /* as the real one: it writes into memory that it knows, and nowhere else */
     if (status == 0) {
         atomic_store((_Atomic uint64_t *)address, value);
         return 0;
@@ -220,6 +229,9 @@ EXPORT int cuEventQuery(struct event *event)
     return status == ILLEGAL_ADDRESS ? status : now() < event->done_at ? NOT_READY : 0;
 }
 
+/* Threads that are in a host function or about to be: until there are none, a replay must not be freed. */
+static _Atomic int host_calls;
+EXPORT int fakeHostCalls(void) { return atomic_load(&host_calls); }
 struct host_call { void (*function)(void *); void *user; uint64_t at; };
 static void *run_host_call(void *argument)
 {
@@ -228,6 +240,7 @@ static void *run_host_call(void *argument)
     while (now() < call.at)
         nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
     call.function(call.user);
+    atomic_fetch_sub(&host_calls, 1);
     return NULL;
 }
 EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *user)
@@ -236,7 +249,11 @@ EXPORT int cuLaunchHostFunc(void *stream, void (*function)(void *), void *user)
     struct host_call *call = malloc(sizeof *call);
     pthread_t thread;
     *call = (struct host_call){function, user, atomic_load(&busy_until)};
-    if (pthread_create(&thread, NULL, run_host_call, call) != 0)
+    atomic_fetch_add(&host_calls, 1);
+    if (pthread_create(&thread, NULL, run_host_call, call) != 0) {
+        atomic_fetch_sub(&host_calls, 1);
+        free(call);
         return 2;
+    }
     return pthread_detach(thread);
 }

@@ -6,6 +6,7 @@ Only for tests. Stores through memoryviews are single aligned stores, which x86-
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import socket
@@ -175,6 +176,7 @@ class Replayed:
         **changes: int,
     ) -> None:
         """``slot``: a descriptor of a BAR1, and offset and size of a slot in it; replay there."""
+        self._library = ctypes.CDLL(str(library))
         self.replay = lib.vgpu_replay_new()
         if slot is not None:
             changes.setdefault("address", SLOT_ADDRESS)  # room for a slot larger than the first segment
@@ -225,6 +227,8 @@ class Replayed:
         lib.vgpu_replay_stop(self.replay)
         self.thread.join(10)
         assert not self.thread.is_alive()
+        # The driver's threads look whether the session has ended; a worker process simply goes, and they with it.
+        assert until(lambda: self._library.fakeHostCalls() == 0)
         self.guest.close()
         self.guest.lifeline.close()
         self._ours.close()
