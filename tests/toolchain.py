@@ -64,6 +64,16 @@ COMPILER_RELEASE = "13.0"
 # CuPy without its optional maths libraries: element-wise kernels, reductions and RawKernel need only NVRTC.
 CUPY_WHEELS = {"cupy-cuda13x": "14.2.0", "numpy": "2.4.6", "cuda-pathfinder": "1.3.4"}
 
+# Programs that ask NVML about GPUs, for tests/shim/nvml. gpustat comes as source only; it is pure Python.
+NVML_CLIENTS = {
+    "nvidia-ml-py": "13.595.45",
+    "nvitop": "1.7.2",
+    "gpustat": "1.1.1",
+    "psutil": "7.1.3",
+    "blessed": "1.22.0",
+    "wcwidth": "0.2.14",
+}
+
 # Unpacked, these are most of the size of their wheels, and nothing here uses them.
 _NOT_UNPACKED = re.compile(
     r"(^|/)(libnvvm\.so\.\d+|lib[\w-]+\.alt\.so[.\d]*|\.metadata/.*|.*\.dist-info/.*)$"
@@ -385,6 +395,26 @@ def cupy_python() -> Path:
     return _directory_for(f"cupy-{python_tag}", recipe, build) / "bin" / "python"
 
 
+@functools.cache
+def nvml_clients_python() -> Path:
+    """A Python with nvidia-ml-py, gpustat and nvitop, in an environment of its own (``python -m gpustat``)."""
+    python_tag = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    def build(where: Path) -> None:
+        venv.create(where, symlinks=True, with_pip=False)
+        _run(
+            [
+                *(sys.executable, "-m", "pip", "--python", where / "bin" / "python", "install", "--no-deps"),
+                *("--quiet", "--disable-pip-version-check", "--no-input", "--no-compile", "--no-cache-dir"),
+                *(f"{name}=={version}" for name, version in NVML_CLIENTS.items()),
+            ],
+            what="installing NVML clients from the package index",
+        )
+
+    recipe = [NVML_CLIENTS, python_tag, str(Path(sys.executable).resolve())]
+    return _directory_for(f"nvml-clients-{python_tag}", recipe, build) / "bin" / "python"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the path of what was asked for, fetching it first."""
     match list(arguments):
@@ -394,7 +424,7 @@ def main(arguments: Sequence[str]) -> int:
                     "fetching the CUDA compiler, runtimes and CuPy for the tests, about 300 MB",
                     file=sys.stderr,
                 )
-            cuda_home(), cudart_libraries(), nvrtc_library(), cupy_python()
+            cuda_home(), cudart_libraries(), nvrtc_library(), cupy_python(), nvml_clients_python()
             (cache_root() / "fetched").touch()
         case ["nvcc"]:
             print(cuda_home() / "bin" / "nvcc")

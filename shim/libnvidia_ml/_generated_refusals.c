@@ -63,11 +63,6 @@ EXPORT nvmlReturn_t nvmlDeviceGetAPIRestriction(nvmlDevice_t device, unsigned lo
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
 }
 
-EXPORT nvmlReturn_t nvmlDeviceGetAccountingBufferSize(nvmlDevice_t device, const void *pointer)
-{
-    return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);
-}
-
 EXPORT nvmlReturn_t nvmlDeviceGetActiveVgpus(nvmlDevice_t device, const void *pointer)
 {
     return nvml_refuse_device(device, pointer == NULL ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_NOT_SUPPORTED);

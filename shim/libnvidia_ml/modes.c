@@ -11,6 +11,7 @@ ANSWER_CONSTANT(nvmlDeviceGetDisplayMode, unsigned, 0)
 ANSWER_CONSTANT(nvmlDeviceGetDisplayActive, unsigned, 0)
 ANSWER_CONSTANT(nvmlDeviceGetVirtualizationMode, unsigned, 0) /* none: programs are to treat it as a GPU of this machine */
 ANSWER_CONSTANT(nvmlDeviceGetAccountingMode, unsigned, 0)
+ANSWER_CONSTANT(nvmlDeviceGetAccountingBufferSize, unsigned, 0)
 ANSWER_CONSTANT(nvmlDeviceIsMigDeviceHandle, unsigned, 0)
 ANSWER_CONSTANT(nvmlDeviceGetMaxMigDeviceCount, unsigned, 0)
 

@@ -136,8 +136,24 @@ static void make_printable(char *text, size_t size)
     memset(text + length, 0, size - length);
 }
 
+/* Programs ask for samples "newer than two seconds ago" by their own clock, which need not be the host's: a sample's time
+ * is when this process first saw it. */
+static void translate_time(struct vgpu_device_page *page)
+{
+    static uint64_t host_ns, seen_ns; /* under the lock */
+    if (page->telemetry_ns == 0) return; /* none was taken yet */
+    if (page->telemetry_ns != host_ns) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        host_ns = page->telemetry_ns;
+        seen_ns = (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+    }
+    page->telemetry_ns = seen_ns;
+}
+
 static void make_harmless(struct vgpu_device_page *page)
 {
+    translate_time(page);
     make_printable(page->name, sizeof page->name);
     make_printable(page->driver_version_text, sizeof page->driver_version_text);
     make_printable(page->vbios_version, sizeof page->vbios_version);

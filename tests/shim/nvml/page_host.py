@@ -12,8 +12,9 @@ import mmap
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -170,7 +171,7 @@ class PageHost:
     hellos: list[Hello] = attrs.field(factory=list)
     connections: list[socket.socket] = attrs.field(factory=list)
     memory: mmap.mmap = attrs.field(init=False)
-    _file: int = -1
+    file: int = -1  # of the page
     _listener: socket.socket | None = None
     _thread: threading.Thread | None = None
 
@@ -188,10 +189,10 @@ class PageHost:
 
     def come_back(self) -> None:
         """Listen, with a new page that holds ``page``."""
-        self._file = os.memfd_create("device-page")
-        os.ftruncate(self._file, self.file_size)
-        os.pwrite(self._file, self.page[: self.file_size], 0)
-        self.memory = mmap.mmap(self._file, self.file_size)
+        self.file = os.memfd_create("device-page")
+        os.ftruncate(self.file, self.file_size)
+        os.pwrite(self.file, self.page[: self.file_size], 0)
+        self.memory = mmap.mmap(self.file, self.file_size)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.run_dir / "mediator.sock"))
         self._listener.listen(64)
@@ -210,7 +211,7 @@ class PageHost:
         (self.run_dir / "mediator.sock").unlink()
         self.hang_up()
         self.memory.close()
-        os.close(self._file)
+        os.close(self.file)
 
     def hang_up(self) -> None:
         """End every connection."""
@@ -241,7 +242,7 @@ class PageHost:
 
     def resize(self, size: int) -> None:
         """Change the file behind the guest's mapping."""
-        os.ftruncate(self._file, size)
+        os.ftruncate(self.file, size)
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -268,7 +269,7 @@ class PageHost:
         if self.status is Status.WELCOME and hello.flags == DEVICE_PAGE_FLAG:
             self.connections.append(connection)
             # A page that can only be read, as the real mediator hands it out.
-            reader = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
+            reader = os.open(f"/proc/self/fd/{self.file}", os.O_RDONLY | os.O_CLOEXEC)
             socket.send_fds(connection, [welcome], [reader])
             os.close(reader)
         else:
@@ -276,45 +277,42 @@ class PageHost:
             connection.close()
 
 
-class Writer:
-    """A telemetry writer that keeps to the sequence lock: every 32-bit field it writes holds the same number."""
+WRITER = """
+import mmap, struct, sys
+file, sequence_at, *offsets = map(int, sys.argv[1:])
+memory = mmap.mmap(file, 16384)
+words = memoryview(memory).cast("I")
+sequence, places, rounds = words[sequence_at // 4], [offset // 4 for offset in offsets], 0
+while True:
+    words[sequence_at // 4] = sequence + 1
+    for place in places:
+        words[place] = rounds
+    sequence = (sequence + 2) % 2**32
+    words[sequence_at // 4] = sequence
+    rounds = (rounds + 1) % 2**31
+    if rounds == 1:
+        print("writing", flush=True)
+    for _ in range(1000):
+        pass
+"""
 
-    FIELDS = (
-        "power_milliwatts",
-        "sm_clock_mhz",
-        "memory_clock_mhz",
-        "temperature_celsius",
-        "gpu_utilization_percent",
+
+@contextlib.contextmanager
+def writing(host: PageHost, *fields: str) -> Iterator[None]:
+    """A process that writes one rising number into 32-bit fields of the page, keeping to the sequence lock."""
+    offsets = [str(offset_of(name)) for name in ("telemetry_sequence", *fields)]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(host.file), *offsets],
+        pass_fds=[host.file],
+        stdout=subprocess.PIPE,
     )
-
-    def __init__(self, host: PageHost) -> None:
-        self._host = host
-        self._stop = threading.Event()
-        self.rounds = 0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Self]:
-        """Write in a thread of its own until the block ends."""
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            thread.join(10)
-
-    def _run(self) -> None:
-        host = self._host
-        sequence = NUMBERS["telemetry_sequence"]
-        while not self._stop.is_set():
-            host.set("telemetry_sequence", sequence + 1)
-            for name in self.FIELDS:
-                host.set(name, self.rounds % 1000)
-            sequence = (sequence + 2) % 2**32
-            host.set("telemetry_sequence", sequence)
-            self.rounds += 1
-            if self.rounds % 50 == 0:
-                time.sleep(0.0005)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        yield
+    finally:
+        writer.kill()
+        writer.communicate()
 
 
 def make_pci_device(
