@@ -30,6 +30,7 @@ from ._spec import AutoShutdown as AutoShutdown
 from ._spec import ChildError as ChildError
 from ._spec import ChildKind as ChildKind
 from ._spec import ChildSpec as ChildSpec
+from ._spec import GetChildSpec as GetChildSpec
 from ._spec import Restart as Restart
 from ._spec import ShutdownMode as ShutdownMode
 from ._spec import SpecError as SpecError

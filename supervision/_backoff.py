@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to try again: tenacity's policy objects, asked one step at a time.
+"""When to try again, and when a failure is old enough to be forgotten: tenacity's policy objects, asked one step at a time.
 
 A supervisor may not sit in tenacity's own loop, for it would be deaf to a shutdown meanwhile. So it keeps a
 `RetrySchedule`, asks it for the next delay, and sends itself a message after that long. Clients that only have to
@@ -10,6 +10,7 @@ Pure but for the random generator, which the caller passes in: seeded, the delay
 
 from __future__ import annotations
 
+import math
 from random import Random
 from typing import Any, final
 
@@ -67,6 +68,15 @@ class Backoff:
 
     wait: wait_base = attrs.field(factory=lambda: WaitJittered(Random()))
     stop: stop_base = attrs.field(factory=lambda: tenacity.stop_after_attempt(10))
+    # How long a child must live, once it has been restarted, until its failures are forgotten. A child that ends
+    # sooner has not recovered: the failure is counted with those before, and the next restart waits for its turn.
+    # With 0 every start that succeeds is a recovery, and every end is followed by a restart at once, as in OTP.
+    reset_after_seconds: float = attrs.field(default=0.0)
+
+    @reset_after_seconds.validator
+    def _check_reset_after(self, _: object, value: object) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ValueError(f"reset_after_seconds must be a number of seconds from 0, got {value!r}")
 
     def begin(self, now: float) -> RetrySchedule:
         """Start counting tries at `now`."""

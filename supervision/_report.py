@@ -49,7 +49,7 @@ class CrashReport:
     restarts: int
     """How often this child has been restarted so far."""
     retry_in_seconds: float | None = None
-    """For start errors: when the supervisor tries again; None where it does not."""
+    """When the supervisor tries (again), where that is not at once; None also where it does not."""
 
     def __str__(self) -> str:
         return render_report(self)

@@ -24,6 +24,7 @@ __all__ = [
     "ChildError",
     "ChildKind",
     "ChildSpec",
+    "GetChildSpec",
     "Restart",
     "ShutdownMode",
     "ShutdownTime",
@@ -285,3 +286,10 @@ class AddChild(Request[Ref[Any]]):
     """
 
     spec: ChildSpec
+
+
+@attrs.frozen
+class GetChildSpec(Request[ChildSpec]):
+    """To any supervisor: the spec of a child, of a dynamic one the template's with its id. Fails with `ChildError`."""
+
+    id: str

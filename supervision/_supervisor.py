@@ -11,6 +11,7 @@ It must never start one name twice, never leave a child behind, and never let a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar, final
@@ -54,6 +55,7 @@ from ._spec import (
     ChildError,
     ChildKind,
     ChildSpec,
+    GetChildSpec,
     Restart,
     ShutdownMode,
     SpecError,
@@ -82,8 +84,11 @@ class _Child:
     monitor: int = 0
     restarts: int = 0
     last_exit: ExitReason | None = None
-    # Set from the first failure of a restart to its success; then `timer` is the wait for the next try.
+    # Counts failures, from the first until the child has recovered (see Backoff.reset_after_seconds); while a try
+    # is pending, `timer` is the wait for it.
     retry: RetrySchedule | None = None
+    # When the present or last life was up.
+    started_at: float = 0.0
     timer: trio.CancelScope | None = None
     # The number the timer's message carries; a message with another one is out of date.
     timer_number: int = 0
@@ -118,6 +123,8 @@ class Supervisor(Actor):
     """
 
     cleanup_seconds: ClassVar[float] = 1.0
+    # What it waits for, starts and stops of children, has limits of its own.
+    stuck_after_seconds: ClassVar[float | None] = math.inf
 
     def __init__(self, spec: SupervisorSpec) -> None:
         self._spec = spec
@@ -169,6 +176,9 @@ class Supervisor(Actor):
         plan = plan_exit(
             self._spec.strategy, self._spec.auto_shutdown, self._views(), child.spec.id, down.reason
         )
+        if plan.starts and self._is_too_soon(child):
+            await self._hold_back(child, plan, down.reason)
+            return
         if child.spec.restart is Restart.PERMANENT or not isinstance(down.reason, Normal | Shutdown):
             self._report(ReportContext.CHILD_TERMINATED, child, down.reason)
         if plan.starts:
@@ -252,6 +262,10 @@ class Supervisor(Actor):
             raise Refused(ChildError(f"{self.name}: child {request.id!r} is {child.state.value}"))
         self._forget((request.id,))
 
+    @handles(GetChildSpec)
+    def _get_child_spec(self, request: GetChildSpec) -> ChildSpec:
+        return self._find(request.id).spec
+
     @handles(WhichChildren)
     def _which_children(self, _: WhichChildren) -> tuple[ChildInfo, ...]:
         return tuple(
@@ -277,6 +291,33 @@ class Supervisor(Actor):
 
     # -- carrying out
 
+    def _is_too_soon(self, child: _Child) -> bool:
+        """Whether a child that ended had not recovered from its last failure. If it had, begins a new count."""
+        reset_after = self._spec.backoff.reset_after_seconds
+        if not reset_after or self.life.stop_requested:
+            return False
+        now = trio.current_time()
+        if child.retry is not None and now - child.started_at < reset_after:
+            return True
+        child.retry = self._spec.backoff.begin(now)
+        return False
+
+    async def _hold_back(self, child: _Child, plan: Plan, reason: ExitReason) -> None:
+        """Restart later a child that ended again too soon. Its group is stopped now: it should not go on without it."""
+        for started in plan.starts:
+            self._children[started].call_off_retry()
+        if self._schedule_retry(child, reason, ReportContext.CHILD_TERMINATED):
+            await self._take_down(plan)
+
+    async def _take_down(self, plan: Plan) -> None:
+        """Stop and forget as planned; all that the plan starts are expected back."""
+        for started in plan.starts:
+            one = self._children[started]
+            if one.life is None:
+                one.state = ActorState.RESTARTING
+        await self._stop_children([self._children[stopped] for stopped in plan.stops], come_back=plan.starts)
+        self._forget(plan.forgets)
+
     async def _restart(self, child: _Child, plan: Plan, reason: ExitReason) -> None:
         """Carry out a plan that has starts, unless that would be too often; a failure is tried again later."""
         if self.life.stop_requested:
@@ -286,12 +327,8 @@ class Supervisor(Actor):
             return
         # All of them are expected back from here on; a try that one of them waits for is part of this one now.
         for started in plan.starts:
-            one = self._children[started]
-            one.call_off_retry()
-            if one.life is None:
-                one.state = ActorState.RESTARTING
-        await self._stop_children([self._children[stopped] for stopped in plan.stops], come_back=plan.starts)
-        self._forget(plan.forgets)
+            self._children[started].call_off_retry()
+        await self._take_down(plan)
         await self._start_group([self._children[started] for started in plan.starts])
 
     async def _start_group(self, children: Iterable[_Child]) -> None:
@@ -310,19 +347,24 @@ class Supervisor(Actor):
     def _start_failed_again(self, child: _Child, reason: ExitReason) -> None:
         if self.life.stop_requested:
             return
+        child.last_exit = reason
+        self._schedule_retry(child, reason, ReportContext.START_ERROR)
+
+    def _schedule_retry(self, child: _Child, reason: ExitReason, context: ReportContext) -> bool:
+        """Count a failure and set the timer for the next try; or give up, and return False."""
         now = trio.current_time()
         if child.retry is None:
             child.retry = self._spec.backoff.begin(now)
         error = reason.error if isinstance(reason, Crashed) else RuntimeError(str(reason))
         delay = child.retry.failed(now, error)
-        self._report(ReportContext.START_ERROR, child, reason, delay)
-        child.last_exit = reason
+        self._report(context, child, reason, delay)
         if delay is None:
             self._give_up(ReportContext.RETRIES_EXHAUSTED, child, reason, "restart retries exhausted")
-            return
+            return False
         child.state = ActorState.RESTARTING
         child.timer_number = self.life.system.next_serial()
         child.timer = self.send_after(delay, _TryAgain(child.spec.id, child.timer_number))
+        return True
 
     async def _start_new(self, spec: ChildSpec, args: tuple[object, ...]) -> Ref[Any]:
         if spec.id in self._children:
@@ -373,7 +415,9 @@ class Supervisor(Actor):
             why = "the supervisor is stopping" if self.life.stop_requested else f"not started in {limit} s"
             raise StartFailed(child.name, Killed(why))
         child.state = ActorState.RUNNING
-        child.retry = None
+        child.started_at = trio.current_time()
+        if not self._spec.backoff.reset_after_seconds:
+            child.retry = None
         # By life and not by name: it may have ended already, and its name been taken.
         child.monitor = self.life.watch(child.life)
 
@@ -403,10 +447,10 @@ class Supervisor(Actor):
             if not isinstance(reason, expected):
                 self._report(ReportContext.SHUTDOWN_ERROR, child, reason)
             self._note_end(child, reason)
-        child.retry = None
         if will_return:
             child.state = ActorState.RESTARTING
         else:
+            child.retry = None
             self._settle_stopped(child)
 
     # -- small parts

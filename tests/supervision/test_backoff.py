@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import tenacity
@@ -118,3 +119,9 @@ async def test_clients_get_the_last_error(autojump_clock: MockClock) -> None:
         await backoff.retrying(ConnectionError)(never)
     with pytest.raises(KeyError):
         await backoff.retrying(ConnectionError)(other)
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), True, "1", None])
+def test_reset_after_is_checked(value: Any) -> None:
+    with pytest.raises(ValueError, match="reset_after_seconds must be a number of seconds from 0, got"):
+        Backoff(reset_after_seconds=value)

@@ -47,6 +47,7 @@ from vgpu.supervision import (
     ChildError,
     ChildSpec,
     CrashReport,
+    GetChildSpec,
     ReportContext,
     Restart,
     ShutdownMode,
@@ -353,6 +354,87 @@ async def test_retries_may_run_out(autojump_clock: MockClock) -> None:
     assert reports(system)[-1] == (ReportContext.RETRIES_EXHAUSTED, "a")
 
 
+async def test_a_child_that_ends_too_soon_after_a_restart_waits_longer_each_time(
+    autojump_clock: MockClock,
+) -> None:
+    diary = Diary()
+    wait = WaitJittered(Random(7), initial_seconds=1, maximum_seconds=60, jitter=0)
+    backoff = Backoff(wait, reset_after_seconds=10)
+    async with open_system(
+        SupervisorSpec("top", [diary.worker("a")], intensity=99, backoff=backoff), reporter=quiet
+    ) as system:
+        ref = system.ref("top/a")
+
+        async def seconds_down() -> float:
+            await ref.send(Crash())
+            await ref.wait_exit()
+            began = trio.current_time()
+            await ref.ask(Count(), timeout_seconds=60)
+            return trio.current_time() - began
+
+        # The first restart is at once, as in OTP; what follows in less than ten seconds is the same trouble.
+        assert [await seconds_down() for _ in range(4)] == [0, 1, 2, 4]
+        # Nor is a start that fails on the way a new beginning.
+        diary.failures["a"] = 1
+        assert await seconds_down() == 8 + 16
+        await trio.sleep(9.75)
+        assert await seconds_down() == 32
+        await trio.sleep(10)
+        assert [await seconds_down() for _ in range(2)] == [0, 1]
+        retries = [r.retry_in_seconds for r in system.recent_reports() if isinstance(r, CrashReport)]
+        assert retries == [None, 1, 2, 4, 8, 16, 32, None, 1]
+
+
+async def test_a_child_that_never_recovers_is_given_up(autojump_clock: MockClock) -> None:
+    diary = Diary()
+    backoff = attrs.evolve(fixed(1, tries=3), reset_after_seconds=10)
+    with pytest.raises(SystemFailed, match="retries exhausted"):  # noqa: PT012
+        async with open_system(
+            SupervisorSpec("top", [diary.worker("a")], intensity=99, backoff=backoff), reporter=quiet
+        ) as system:
+            while True:
+                await system.ref("top/a").send(Crash())
+                await trio.sleep(2)
+    assert diary.of("start") == ["a"] * 4
+
+
+async def test_a_group_is_down_while_its_first_waits(autojump_clock: MockClock) -> None:
+    diary = Diary()
+    spec = SupervisorSpec(
+        "top",
+        [diary.worker("a"), diary.worker("b"), diary.worker("c"), diary.worker("d", restart=X)],
+        Strategy.REST_FOR_ONE,
+        intensity=99,
+        backoff=attrs.evolve(fixed(5), reset_after_seconds=100),
+    )
+    async with open_system(spec, reporter=quiet) as system:
+        top = system.ref("top")
+        await system.ref("top/b").send(Crash())
+        await trio.sleep(1)
+        diary.take()
+        await system.ref("top/b").send(Crash())
+        await trio.sleep(1)
+        assert diary.take() == [("stop Crashed", "b"), ("stop Shutdown", "c")]
+        states = {info.id: info.state for info in await top.ask(WhichChildren())}
+        assert states == {"a": "running", "b": "restarting", "c": "restarting"}
+        await trio.sleep(5)
+        assert diary.take() == [("start", "b"), ("start", "c")]
+        # Whoever terminates the one that waits has the others back at once.
+        await system.ref("top/b").send(Crash())
+        await trio.sleep(1)
+        await top.ask(TerminateChild("b"))
+        assert diary.take() == [("stop Crashed", "b"), ("stop Shutdown", "c"), ("start", "c")]
+        # And a shutdown is heard while one waits.
+        await top.ask(RestartChild("b"))
+        for _ in range(2):
+            await system.ref("top/b").send(Crash())
+            await trio.sleep(1)
+        assert not system.ref("top/b").is_alive
+        began = trio.current_time()
+    assert trio.current_time() == began
+    assert diary.take()[-1] == ("stop Shutdown", "a")
+
+
 async def test_not_deaf_to_shutdown_between_tries(autojump_clock: MockClock) -> None:
     diary = Diary()
     spec = SupervisorSpec("top", [diary.worker(i) for i in "ab"], intensity=99, backoff=fixed(1000))
@@ -647,6 +729,15 @@ async def test_terminating_a_significant_child_by_hand_is_no_auto_shutdown() -> 
 
 
 # -- children by hand
+
+
+async def test_a_childs_spec_can_be_had() -> None:
+    diary = Diary()
+    spec = SupervisorSpec("top", [diary.worker("a", restart=T)])
+    async with open_system(spec, reporter=quiet) as system:
+        assert await system.ref("top").ask(GetChildSpec("a")) == spec.children[0]
+        with pytest.raises(ChildError, match="no child 'b'"):
+            await system.ref("top").ask(GetChildSpec("b"))
 
 
 async def test_terminate_restart_delete() -> None:
