@@ -76,7 +76,7 @@ class Connection(Actor):
                     # Nothing is expected on this socket any more; bytes that come are dropped, the end matters.
                     while await guest.stream.receive_some(4096):
                         pass
-                executor.send_nowait(GuestLeft())
+                executor.notify(GuestLeft())
             except (OSError, trio.BrokenResourceError) as error:
                 _log.info("guest pid %d of %s went away while attaching: %s", guest.pid, self.vm, error)
 

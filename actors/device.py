@@ -248,7 +248,7 @@ class Device(Actor):
             executor = self._sessions.pop(event.slot, None)
             if executor is not None and executor.is_alive:
                 with contextlib.suppress(MailboxFull):
-                    executor.send_nowait(GuestLeft())
+                    executor.notify(GuestLeft())
         elif isinstance(event, Granted):
             _log.info("session %d of %s in slot %d", event.session, self.vm, event.slot)
 
