@@ -194,16 +194,13 @@ EXPORT int cuStreamQuery(void *stream) { (void)stream; return device(); }
 EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { (void)stream; (void)event; (void)flags; return 0; }
 EXPORT int cuStreamIsCapturing(void *stream, unsigned *status) { (void)stream; *status = 0; return 0; }
 EXPORT int cuThreadExchangeStreamCaptureMode(unsigned *mode) { *mode = 0; return 0; }
-EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t value, unsigned flags)
+static int write_word(uint64_t address, uint64_t value)
 {
-    (void)stream; (void)flags;
     if (!atomic_load(&writes_supported))
         return 801;
     int status = device();
     if (status == ILLEGAL_ADDRESS)
         return status;
-    if (address % 8 != 0 || !is_registered(address, 8))
-        return 1; /* as the real one: it writes into memory that it knows, and nowhere else */
     if (status == 0) {
         atomic_store((_Atomic uint64_t *)address, value);
         return 0;
@@ -217,6 +214,12 @@ EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t valu
     }
     pthread_mutex_unlock(&lock);
     return status;
+}
+EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t value, unsigned flags)
+{
+    (void)stream; (void)flags;
+    /* As the real one: it writes into memory that it knows, and nowhere else. */
+    return address % 8 == 0 && is_registered(address, 8) ? write_word(address, value) : 1;
 }
 
 struct event { uint64_t done_at; };
