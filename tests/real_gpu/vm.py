@@ -43,6 +43,7 @@ from vgpu.transport.vfio_user.pci import Variant
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 BAR1_BYTES = 4 << 30
 LAUNCHES = 1_000_000
+NVIDIA_SMI = [Path(folder) / "nvidia-smi" for folder in ("/usr/local/nvidia/bin", "/usr/bin", "/opt/bin")]
 
 
 class Machine(GuestMachine):
@@ -109,7 +110,14 @@ def _native(words: Sequence[str | Path], seconds: float = 200) -> dict[str, Any]
 def shown(session: Session) -> dict[str, Any]:
     """lspci's view, nvidia-smi, the checker."""
     session.guest("for f in vendor device class; do cat /sys/bus/pci/devices/0000:00:05.0/$f; done")
-    listed = session.guest("nvidia-smi -L; nvidia-smi")
+    # A host may have a command of that name that looks for its libraries in places of its own.
+    ours = ROOT / "build" / "native" / "nvidia-smi"
+    listed = session.guest(f"{ours} -L && {ours}")
+    theirs = next((p for p in NVIDIA_SMI if p.is_file() and p.read_bytes()[:4] == b"\x7fELF"), None)
+    if theirs is not None:
+        own = session.guest([theirs])
+        if own.status != 0:
+            raise SideError(f"NVIDIA's own nvidia-smi: {own.stdout[-300:]}")
     check = session.guest(["/bin/sh", INSTALLER, "check"])
     native = sides.run_program(
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], sides.native_environment(), 30
@@ -117,7 +125,7 @@ def shown(session: Session) -> dict[str, Any]:
     name = native.output.splitlines()[0] if native.status == 0 else "NVIDIA"
     if listed.status != 0 or name not in listed.stdout:
         raise SideError(f"nvidia-smi in the guest does not show {name}: {listed.stdout[-300:]}")
-    return {"name": name, "check_status": check.status}
+    return {"name": name, "check_status": check.status, "nvidias_own": theirs is not None}
 
 
 def first_result(session: Session) -> dict[str, Any]:
@@ -202,9 +210,8 @@ def ollama_itself(session: Session) -> dict[str, Any]:
 
 def torch_decode(session: Session) -> dict[str, Any]:
     """A small decode by PyTorch: the same tokens, the same logits."""
-    words = ["--tokens", "16", "--time", "1"]
-    native = _native([sys.executable, PROGRAMS / "torch_decode.py", *words])
-    return _same(native, session.python("torch_decode", *words))
+    native = _native([sys.executable, PROGRAMS / "torch_small_decode.py"])
+    return _same(native, session.python("torch_small_decode"))
 
 
 def _same(native: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
