@@ -162,7 +162,7 @@ admin() { "$ADMIN" --run-dir "$RUN_DIR" --json "$@" 2>&1; }
 # The value of a field out of that, the first of its name, without quotes.
 json_field() { sed -n "s/^ *\"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" | sed -n 1p; }
 
-start_mediator="start it (run-mediator, or systemctl start vgpu-mediator) and read what it says"
+start_mediator='start run-mediator and read what it says'
 
 # ---- the host -------------------------------------------------------------------------------------------------------
 
