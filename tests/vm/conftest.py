@@ -62,8 +62,8 @@ def beta(host: Host) -> Iterator[GuestMachine]:
 @pytest.fixture(autouse=True)
 def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a failed test has left running must not disturb the next one on the same machine."""
+    shared = {"bare_machine", "express_machine", "alpha", "beta"} & set(request.fixturenames)
+    machines: list[Machine] = [request.getfixturevalue(name) for name in sorted(shared)]
     yield
-    for name in {"bare_machine", "express_machine", "alpha", "beta"} & set(request.fixturenames):
-        machine = request.getfixturevalue(name)
-        if machine.is_running():
-            machine.tidy()
+    for machine in machines:
+        machine.tidy()

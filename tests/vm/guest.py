@@ -45,12 +45,16 @@ class GuestMachine(Machine):
     def start_agent(self) -> None:
         """Start the agent that releases slots of the dead, so that it survives unplugging, as its unit would have it."""
         self.guest_agent = self.spawn([LIBRARIES / "vgpu-guest-agent", "--stay", *self._group_words()])
+        self.kept = [self.guest_agent]
 
     def tidy(self) -> None:
-        """Kill every command that still runs, but for the guest agent."""
-        for process in self.agent.running():
-            if process is not self.guest_agent:
-                process.kill()
+        """As after its start: running, plugged, installed."""
+        was_running, was_plugged = self.is_running(), not self.unplugged
+        super().tidy()
+        if not was_running:
+            self.install()
+        elif not was_plugged:
+            self.wait_device(present=True)
 
     def _group_words(self) -> list[str]:
         group = self.gpu_group()

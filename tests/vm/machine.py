@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -147,6 +146,8 @@ class Machine:
         self._qemu: subprocess.Popen[bytes] | None = None
         self._agent: Agent | None = None
         self._qmp: Qmp | None = None
+        self.unplugged: set[str] = set()  # devices taken out, by name
+        self.kept: list[Process] = []  # commands that outlive a test
         self.wall_seconds = 0.0  # from the start of QEMU to the agent's first word
 
     # -- life
@@ -170,23 +171,23 @@ class Machine:
             self._qemu = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
             )
-        self._began = began
+        self._began, self.unplugged = began, set()
         deadline = began + 30
-        self._qmp = Qmp(self._wait_socket("qmp.sock", deadline))
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link.connect(str(self._wait_socket("agent.sock", deadline)))
-        self._agent = Agent(link)
+        self._qmp = Qmp(self._connect("qmp.sock", deadline))
+        self._agent = Agent(self._connect("agent.sock", deadline))
 
-    def _wait_socket(self, name: str, deadline: float) -> Path:
-        path = self.folder / name
-        while not path.is_socket():
-            assert self._qemu is not None
-            if self._qemu.poll() is not None:
-                raise MachineError(f"QEMU ended with {self._qemu.returncode}: {self.logs()}")
-            if time.monotonic() > deadline:
-                raise MachineError(f"QEMU has not made {name}: {self.logs()}")
+    def _connect(self, name: str, deadline: float) -> socket.socket:
+        """A connection to a socket of QEMU's, which appears a moment before anybody listens there."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        while True:
+            try:
+                link.connect(str(self.folder / name))
+                return link
+            except (FileNotFoundError, ConnectionRefusedError):
+                if not self.is_running() or time.monotonic() > deadline:
+                    link.close()
+                    raise MachineError(f"QEMU has not come to listen at {name}: {self.logs()}") from None
             time.sleep(0.01)
-        return path
 
     def wait_ready(self, boots: int = 1, seconds: float = BOOT_SECONDS) -> None:
         """Wait until the guest takes commands, after its ``boots``-th start.
@@ -206,17 +207,17 @@ class Machine:
         self.wall_seconds = time.monotonic() - self._began
 
     def kill(self) -> None:
-        """SIGKILL to QEMU: the machine vanishes as in a power cut."""
+        """SIGKILL to QEMU: the machine vanishes as in a power cut. It may be started again."""
         if self._qemu is not None:
             self._qemu.kill()
             self._qemu.wait()
+        for link in (self._qmp, self._agent):
+            if link is not None:
+                link.close()
 
     def close(self) -> None:
         """End it, and remove its files."""
         self.kill()
-        for link in (self._qmp, self._agent):
-            if link is not None:
-                link.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def power_off(self, seconds: float = 30) -> None:
@@ -269,10 +270,17 @@ class Machine:
         return result
 
     def tidy(self) -> None:
-        """Kill every command that still runs."""
-        if self._agent is not None:
-            for process in self._agent.running():
+        """As after its start, whatever a test has done: running, every device plugged, no command."""
+        if not self.is_running():
+            self.kill()
+            self.start()
+            self.wait_ready()
+        for process in self.agent.running():
+            if process not in self.kept:
                 process.kill()
+        for gpu in self.gpus:
+            if gpu.name in self.unplugged:
+                self.plug(gpu)
 
     def send_file(self, source: Path, name: str | None = None) -> Path:
         """Copy a file into the share; its path in the guest. Files made after the guest started must go this way."""
@@ -292,6 +300,7 @@ class Machine:
         assert self._qmp is not None
         self._qmp.command("device_del", id=name)
         self._qmp.wait_event("DEVICE_DELETED", seconds, device=name)
+        self.unplugged.add(name)
 
     def plug(self, gpu: Gpu | Path) -> None:
         """Put a device in; the guest finds it a moment later."""
@@ -299,6 +308,7 @@ class Machine:
         position = next((n for n, other in enumerate(self.gpus) if other.name == gpu.name), 0)
         assert self._qmp is not None
         self._qmp.command("device_add", **self._device(gpu, position))
+        self.unplugged.discard(gpu.name)
 
     def _device(self, gpu: Gpu, position: int) -> dict[str, Any]:
         place = {"addr": f"{5 + position:#x}"} if self.chipset == "pc" else {"bus": f"port{position}"}
@@ -347,11 +357,3 @@ class Machine:
             with contextlib.suppress(OSError):
                 found.append(f"{path.name}: {path.read_text(errors='replace')[-2000:]}")
         return "\n".join(found)
-
-    def stop(self) -> None:
-        """SIGSTOP to QEMU: everything in the machine stands still."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Undo :meth:`stop`."""
-        os.kill(self.pid, signal.SIGCONT)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 
@@ -15,12 +14,11 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """One connection. Not for several threads at once."""
+    """One connection, which it takes over. Not for several threads at once."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, link: socket.socket) -> None:
+        self._socket = link
         self._socket.settimeout(30)
-        self._socket.connect(str(path))
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
         self._message()  # the greeting

@@ -191,9 +191,7 @@ def test_a_vm_that_vanishes_leaves_nothing(alpha: GuestMachine, driver_program: 
     wait_until(lambda: not is_alive(worker), GONE_SECONDS, "the worker is gone")
     alpha.host.wait_idle("alpha")
     assert process.wait(5).status == -signal.SIGKILL
-    alpha.start()
-    alpha.wait_ready()
-    alpha.install()
+    alpha.tidy()
     finish(begin(alpha, driver_program("steady"), kernels))
 
 
