@@ -267,11 +267,11 @@ class PageHost:
             break
         welcome = Welcome(self.status, driver_version=NUMBERS["driver_version"]).encode()
         if self.status is Status.WELCOME and hello.flags == DEVICE_PAGE_FLAG:
-            self.connections.append(connection)
             # A page that can only be read, as the real mediator hands it out.
             reader = os.open(f"/proc/self/fd/{self.file}", os.O_RDONLY | os.O_CLOEXEC)
             socket.send_fds(connection, [welcome], [reader])
             os.close(reader)
+            self.connections.append(connection)
         else:
             connection.sendall(welcome)
             connection.close()

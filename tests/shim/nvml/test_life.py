@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,9 @@ def number(nvml: ctypes.CDLL, device: ctypes.c_void_p, name: str) -> int:
     return value.value
 
 
-def wait_until(condition: object, seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -55,8 +57,6 @@ def test_a_host_that_has_gone_is_waited_for_a_moment(
     library: ctypes.CDLL, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VGPU_RUN_DIR", str(run_dir))
-    import socket
-
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as left_over:
         left_over.bind(str(run_dir / "mediator.sock"))
     began = time.monotonic()
@@ -151,13 +151,13 @@ def test_nothing_stays_open(library: ctypes.CDLL, host: PageHost) -> None:
         assert library.nvmlDeviceGetName(handle, room, 96) == 0
         assert library.nvmlShutdown() == 0
     assert mappings() == before
-    wait_until(lambda: host.open_connections() == 0)
+    wait_until(lambda: len(host.connections) == 20 and host.open_connections() == 0)
     host.hang_up()
     steady = descriptors()
     for _ in range(20):
         assert library.nvmlInit_v2() == 0
         assert library.nvmlShutdown() == 0
-    wait_until(lambda: host.open_connections() == 0)
+    wait_until(lambda: len(host.connections) == 20 and host.open_connections() == 0)
     host.hang_up()
     assert descriptors() == steady
 
@@ -197,7 +197,7 @@ def test_threads_begin_and_end_while_others_ask(library: ctypes.CDLL, host: Page
 
 def test_telemetry_is_never_torn(nvml: ctypes.CDLL, device: ctypes.c_void_p, host: PageHost) -> None:
     """All fields of one answer are of one round of the writer."""
-    seen = set()
+    seen: set[int] = set()
 
     class Value(ctypes.Structure):
         _fields_ = (

@@ -156,7 +156,7 @@ def test_handles(pynvml: ModuleType, gpu: Any) -> None:
         lambda: pynvml.nvmlDeviceGetHandleByUUID(UUID_TEXT.upper().replace("GPU", "gpu").encode()),
         lambda: pynvml.nvmlDeviceGetHandleBySerial(b"1652723012345"),
         *[
-            lambda text=text: pynvml.nvmlDeviceGetHandleByPciBusId(text)  # type: ignore[misc]
+            lambda text=text: pynvml.nvmlDeviceGetHandleByPciBusId(text)
             for text in (
                 b"00000000:41:00.0",
                 b"0000:41:00.0",
