@@ -424,11 +424,11 @@ class Worker:
             if log.stat().st_size == 0:
                 log.unlink()
         if why == "guest-gone":
+            if self._segment_offset:
+                self._end_session(is_lost=True)  # before the mediator can: it does not know why
             if self._link is not None:
                 self._link.settimeout(0)
             self._say({"event": "guest-gone"})
-            if self._segment_offset:
-                self._end_session(is_lost=True)
         elif self._assignment is not None:
             self._end_session()
         os._exit(0)
