@@ -45,6 +45,12 @@ bool shim_pinned_in_use(void); /* pinned.c: the program has memory of the arena 
 
 /* ---- a VM's device going away (pci_watch.c) ---- */
 
+void shim_look_at_page_now(void); /* pci_map.c */
+/* Brings shim.told up to date. Called now and then where threads wait, before an error is concluded, and by the heartbeat. */
+static inline void shim_look_at_page(void)
+{
+    if (SHIM_UNLIKELY(shim.uncached)) shim_look_at_page_now();
+}
 bool shim_device_is_lost(void);      /* one load; false for ever where there is no PCI device */
 void shim_look_for_device(void);     /* for a thread that has waited long: asks, if nothing else in this process does */
 

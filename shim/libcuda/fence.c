@@ -10,6 +10,9 @@
 
 #define FENCE_LIMIT 65536u /* more than any layout has; bounds the private table */
 
+/* What a word reads where a VM's device has been unplugged: no value that a fence ever gets. */
+#define NOBODY UINT64_MAX
+
 static struct {
     struct shim_lock lock;
     uint32_t count;      /* words there are */
@@ -62,7 +65,8 @@ CUresult shim_fence_new(struct shim_fence *fence)
 bool shim_fence_done(const struct shim_fence *fence)
 {
     /* SAFETY: acquire pairs with the store by the GPU or the worker: what the fenced work wrote is visible after it. */
-    if (__atomic_load_n(&shim.fences[fence->index], __ATOMIC_ACQUIRE) < fence->value) return false;
+    uint64_t now = __atomic_load_n(&shim.fences[fence->index], __ATOMIC_ACQUIRE);
+    if (now < fence->value || SHIM_UNLIKELY(now == NOBODY)) return false;
     if (SHIM_UNLIKELY(shim.combining)) __builtin_ia32_mfence(); /* nothing of pinned memory has been fetched ahead of it (pci_map.c) */
     return true;
 }

@@ -80,6 +80,7 @@ bool pci_sweep(struct pci_sweep *sweep, int own, unsigned *hopeful);
 CUresult pci_map_slot(uint32_t slot, uint64_t worker_address);
 void pci_unmap_slot(void);
 void pci_forget_slot(void); /* in a forked child, which has inherited no mapping */
+void pci_tell_lost(void); /* calls answer that the device is lost, whatever the page says; in a signal handler too */
 /* From now on this process's accesses to the slot reach nobody. */
 void pci_abandon_slot(void);
 
@@ -89,7 +90,7 @@ void pci_abandon_slot(void);
 enum pci_region { PCI_REGION_REGISTERS, PCI_REGION_WINDOW, PCI_REGION_SLOT, PCI_REGIONS };
 void pci_watch_region(enum pci_region region, void *start, uint64_t size); /* size 0: no longer */
 bool pci_watch_begin(void); /* before the claim: from here on a device that goes away does not end the process */
-void pci_watch_start(uint32_t slot); /* the heartbeat's thread */
+void pci_watch_start(uint32_t slot, uint32_t token); /* the heartbeat's thread */
 void pci_watch_end(void);   /* also in a forked child */
 /* Asks, sparingly, whether the device is still there: memory first, a register only when that has stood still. */
 bool pci_look(void);

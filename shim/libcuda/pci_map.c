@@ -17,7 +17,9 @@
  * words that one side polls and few stores go to, are UC: polling then sees stores in the order they were made, and nothing
  * there needs a fence. `tail` is published between two SFENCEs (ring.c), a wait that has seen its fence word ends with an
  * MFENCE (fence.c), bytes are fetched from the arena by MOVNTDQA (shared_copy.c), nothing of a slot is changed by locked
- * instructions in the course of a call, counters are kept in ordinary memory, and device attributes come from a copy.
+ * instructions in the course of a call, counters are kept in ordinary memory, and device attributes come from a copy. The
+ * session's state, which every call asks for, comes from a copy too where a look at the page would cost more than the call; an
+ * error that nobody waits for is then seen within a heartbeat.
  *
  * The kernel gives each physical page one type: where two processes ask for different ones, the second gets the first's,
  * silently. So whoever maps BAR1 must agree: device page and directory UC, slots as here. For the same reason a mapping is
@@ -37,6 +39,7 @@
 
 static struct vgpu_device_page device_page; /* a copy, with this machine's PCI address in it */
 static struct shim_counters counters;
+static struct vgpu_session_page told; /* only what shim_look_at_page_now copies */
 static uint8_t *segment;
 static uint64_t segment_size;
 
@@ -92,11 +95,25 @@ static uint64_t reading_takes_ns(const volatile uint64_t *words)
 
 static bool measure_uncached(void)
 {
+#ifdef SHIM_ASSUME_UNCACHED /* tests, on machines where it is not */
+    return true;
+#endif
     static volatile uint64_t ordinary[MEASURED_WORDS];
     if (shim.arena_size < sizeof ordinary) return false;
     uint64_t here = reading_takes_ns(ordinary) + 1;
     return reading_takes_ns((void *)shim.arena) / here >= UNCACHED_RATIO;
 }
+
+void shim_look_at_page_now(void)
+{
+    const struct vgpu_session_page *page = shim.page;
+    __atomic_store_n(&told.device_lost, __atomic_load_n(&page->device_lost, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    uint32_t state = __atomic_load_n(&page->state, __ATOMIC_ACQUIRE);
+    __atomic_store_n(&told.sticky_error, __atomic_load_n(&page->sticky_error, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&told.state, state, __ATOMIC_RELEASE);
+}
+
+void pci_tell_lost(void) { __atomic_store_n(&told.device_lost, 1, __ATOMIC_RELEASE); }
 
 static void set_attribute(unsigned number, unsigned value)
 {
@@ -143,7 +160,9 @@ CUresult pci_map_slot(uint32_t slot, uint64_t worker_address)
     copy_device_page();
     memset(&counters, 0, sizeof counters);
     shim.counters = &counters;
-    shim.uncached = measure_uncached();
+    shim.uncached = shim.combining && measure_uncached();
+    shim_look_at_page_now();
+    if (shim.uncached) shim.told = &told;
     shim.page->guest_pid = (uint32_t)getpid();
     return CUDA_SUCCESS;
 }

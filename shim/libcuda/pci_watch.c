@@ -7,10 +7,16 @@
  * the device's process raises `host_heartbeat` in memory. Only where that stands still is a register read, which says all
  * ones when nobody answers. Then every call of this process answers CUDA_ERROR_DEVICE_UNAVAILABLE.
  *
- * Where the device is unplugged the kernel takes its mappings away, and whoever touches them gets SIGBUS: also a program that
- * merely fills a pinned buffer. The handler puts ordinary memory there and goes on. It is chained: a SIGBUS at any other
- * address is given to whoever had the signal before, and does what it would have done. A program that installs its own
- * handler later and does not chain, or blocks SIGBUS, ends when the device is unplugged, as it would without us.
+ * Where the device is unplugged, kernels differ. Since about 5.12 Linux leaves the mappings as they are; nobody answers at their
+ * addresses any more, reads say zeros or ones, and some day another device may lie there. Before, the kernel took the mappings
+ * away, and whoever touched them got SIGBUS: also a program that merely filled a pinned buffer. In both cases ordinary memory is put
+ * in their place: by the thread, which looks at the directory's magic number and at who owns the slot, or by a handler of
+ * SIGBUS. A slot that is somebody else's by now (a host may take it from a process that was stopped for minutes) is left
+ * the same way.
+ *
+ * The handler is chained: a SIGBUS at any other address is given to whoever had the signal before, and does what it would have
+ * done. A program that installs its own handler later and does not chain, or blocks SIGBUS, may end when the device is
+ * unplugged, as it would without us.
  *
  * Must never: read a register while memory says that all is well; run the program's code on the thread; block SIGBUS in a
  * thread of this library (a fault while it is blocked ends the process).
@@ -31,6 +37,7 @@ static _Atomic bool lost;
 static _Atomic bool beating; /* the thread runs */
 static _Atomic uint32_t generation; /* of the thread: one that finds another number ends */
 static int own_slot = -1;
+static uint32_t own_token;
 static struct {
     _Atomic uint32_t busy; /* a thread looks */
     uint64_t heartbeat, moved_ns, asked_ns;
@@ -99,6 +106,7 @@ static void on_bus_error(int number, siginfo_t *information, void *context)
     if (information->si_code > 0 && is_ours(information->si_addr)) {
         /* First of all, so that whoever finds an empty page knows why. */
         atomic_store(&lost, true);
+        pci_tell_lost();
         if (replace_regions()) {
             errno = saved;
             return;
@@ -127,6 +135,7 @@ void pci_watch_end(void)
 {
     atomic_fetch_add(&generation, 1);
     atomic_store(&beating, false);
+    own_slot = -1;
     atomic_store(&seen.busy, 0); /* a forked child: whoever looked is not here */
     for (unsigned i = 0; i < PCI_REGIONS; i++) pci_watch_region(i, NULL, 0);
 }
@@ -138,8 +147,11 @@ bool pci_look(void)
     if (shim_device_is_lost()) return false;
     if (atomic_exchange_explicit(&seen.busy, 1, memory_order_acquire) != 0) return true; /* another thread looks */
     uint64_t now = shim_now_ns(), heartbeat = __atomic_load_n(&pci.directory->host_heartbeat, __ATOMIC_RELAXED);
-    bool gone = false;
-    if (seen.moved_ns == 0 || heartbeat != seen.heartbeat) {
+    bool gone = pci.directory->magic != VGPU_DIRECTORY_MAGIC;
+    bool taken = own_slot >= 0 && __atomic_load_n(&pci_entry((uint32_t)own_slot)->token, __ATOMIC_RELAXED) != own_token;
+    if (gone || taken) {
+        /* No register is asked: another device may have its own there. */
+    } else if (seen.moved_ns == 0 || heartbeat != seen.heartbeat) {
         seen.heartbeat = heartbeat;
         seen.moved_ns = now;
     } else if (now - seen.moved_ns >= STILL_NS && now - seen.asked_ns >= ASK_AGAIN_NS) {
@@ -147,10 +159,12 @@ bool pci_look(void)
         gone = pci_load32(PCI_MAGIC) == PCI_GONE;
     }
     atomic_store_explicit(&seen.busy, 0, memory_order_release);
-    if (gone) {
+    if (gone || taken) {
         atomic_store(&lost, true);
+        pci_tell_lost();
+        (void)replace_regions();
         if (shim.page != NULL) __atomic_store_n(&shim.page->device_lost, 1, __ATOMIC_RELEASE);
-        shim_log("nobody is behind the virtual GPU any more");
+        shim_log(taken && !gone ? "the slot is somebody else's now" : "nobody is behind the virtual GPU any more");
     }
     return !shim_device_is_lost();
 }
@@ -169,7 +183,9 @@ static void *beat(void *argument)
     unsigned hopeful;
     memset(&sweep, 0, sizeof sweep);
     for (uint32_t turn = 0; !shim_is_torn_down() && atomic_load(&generation) == mine; turn++) {
-        if (pci_look()) {
+        bool present = pci_look();
+        shim_look_at_page();
+        if (present) {
             __atomic_store_n(&shim.page->heartbeat, turn + 1, __ATOMIC_RELAXED);
             shim_counters_publish();
             if (turn % SWEEP_BEATS == 0) (void)pci_sweep(&sweep, own_slot, &hopeful);
@@ -179,11 +195,12 @@ static void *beat(void *argument)
     return NULL;
 }
 
-void pci_watch_start(uint32_t slot)
+void pci_watch_start(uint32_t slot, uint32_t token)
 {
     pthread_t thread;
     pthread_attr_t attributes;
     sigset_t before;
+    own_token = token;
     own_slot = (int)slot;
     void *mine = (void *)(uintptr_t)atomic_load(&generation);
     long least = sysconf(_SC_THREAD_STACK_MIN); /* thread-local storage of the whole program included */

@@ -10,12 +10,16 @@
  * staging of copies) is ordinary memory: its copies are staged, and kernels cannot reach it. So it has no device address, asking
  * for one is refused, and a program that asks for mapped memory (CU_MEMHOSTALLOC_DEVICEMAP) by name is told that there is none left.
  *
+ * VGPU_PINNED=ordinary in the environment makes all pinned memory ordinary in a VM, but for what is asked to be mapped: for
+ * programs that read much of theirs on hosts where that is slow (pci_map.c; with VGPU_LOG the library says so).
+ *
  * Memory the application registers itself cannot become shared after the fact. It is remembered, so that
  * every query answers as CUDA does and copies treat it right (staged, hence synchronous), but it has no
  * device address: asking for one is refused and counted.
  */
 #include "memory.h"
 
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "_generated_prototypes.h"
@@ -32,9 +36,10 @@ bool shim_pinned_in_use(void) { return atomic_load(&in_arena) != 0; }
 static uint64_t whole(uint64_t size) { return (size + 4095) & ~4095ull; }
 
 /* Pinned memory from the arena; in a VM only up to half of it. */
-static void *take(uint64_t size, uint64_t *offset)
+static void *take(uint64_t size, unsigned flags, uint64_t *offset)
 {
-    if (size > shim.arena_size) return NULL;
+    const char *wanted = shim_in_vm() && (flags & DEVICEMAP) == 0 ? secure_getenv("VGPU_PINNED") : NULL;
+    if (size > shim.arena_size || (wanted != NULL && strcmp(wanted, "ordinary") == 0)) return NULL;
     uint64_t before = atomic_fetch_add(&in_arena, whole(size));
     bool allowed = !shim_in_vm() || before + whole(size) <= shim.arena_size / 2;
     void *memory = allowed ? shim_arena_allocate(size, 4096, offset) : NULL;
@@ -81,7 +86,7 @@ static CUresult allocate(void **pointer, size_t size, unsigned flags)
     }
     if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     uint64_t offset;
-    void *memory = take(size, &offset);
+    void *memory = take(size, flags, &offset);
     if (memory == NULL) {
         status = shim_enter();
         if (status != CUDA_SUCCESS) return status;

@@ -338,7 +338,8 @@ CUresult shim_reply(unsigned call, const uint64_t argument[8], const void *paylo
 CUresult shim_take_deferred(CUresult status)
 {
     if (status != CUDA_SUCCESS || __atomic_load_n(&shim.page->deferred_error, __ATOMIC_RELAXED) == 0) return status;
-    return (CUresult)__atomic_exchange_n(&shim.page->deferred_error, 0, __ATOMIC_ACQ_REL);
+    uint32_t error = __atomic_exchange_n(&shim.page->deferred_error, 0, __ATOMIC_ACQ_REL);
+    return error == UINT32_MAX ? CUDA_ERROR_DEVICE_UNAVAILABLE : (CUresult)error; /* ones: a device that was unplugged */
 }
 
 CUresult shim_refuse(unsigned call_id)

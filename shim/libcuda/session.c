@@ -57,6 +57,7 @@ bool shim_adopt_segment(uint8_t *base, uint64_t size, uint64_t worker_address)
     shim.base = base;
     shim.device = device;
     shim.page = page;
+    shim.told = page;
     shim.counters = (void *)&page->local_calls;
     shim.ring = base + page->ring_offset;
     shim.ring_mask = ring - 1;

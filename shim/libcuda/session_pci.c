@@ -198,7 +198,7 @@ int shim_pci_probe_version(void)
 
 void shim_pci_started(void)
 {
-    if (held >= 0) pci_watch_start((uint32_t)held);
+    if (held >= 0) pci_watch_start((uint32_t)held, token);
 }
 
 /* The goodbye is in the ring. Where the program still has pinned memory its threads and exit handlers may use it to the very

@@ -28,6 +28,7 @@ struct shim_session {
     uint8_t *base; /* the segment as mapped here */
     const struct vgpu_device_page *device;
     struct vgpu_session_page *page;
+    const struct vgpu_session_page *told; /* for `state` and the errors: page, or a copy where that is slow to read */
     uint8_t *ring;
     uint64_t ring_mask;
     struct vgpu_slot *slots;

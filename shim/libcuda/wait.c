@@ -38,6 +38,7 @@
 #define LONGEST_SPACE_SLEEP_NS 500000ull /* nobody announces that the ring has room */
 #define LONGEST_BUSY_SLEEP_NS 100000000ull
 #define HANGUP_GRACE_NS 200000000ull /* how long whoever killed the worker has to write down why */
+#define NOBODY UINT32_MAX            /* what a word reads where a device has been unplugged */
 #define LOOK_EVERY_ROUNDS 64u        /* looks at the clock and the session's state */
 
 enum { PHASE_SPIN = 0, PHASE_YIELD, PHASE_SLEEP };
@@ -66,14 +67,15 @@ void shim_wait_asleep(bool wanted) { atomic_store_explicit(&asleep, wanted, memo
 
 CUresult shim_session_error(void)
 {
-    const struct vgpu_session_page *page = shim.page;
+    const struct vgpu_session_page *page = shim.told;
     uint32_t sticky = __atomic_load_n(&page->sticky_error, __ATOMIC_RELAXED);
-    if (sticky != 0) return (CUresult)sticky;
+    if (sticky != 0) return sticky == NOBODY ? CUDA_ERROR_DEVICE_UNAVAILABLE : (CUresult)sticky;
     if (__atomic_load_n(&page->device_lost, __ATOMIC_RELAXED) != 0) return CUDA_ERROR_DEVICE_UNAVAILABLE;
     /* SAFETY: acquire pairs with the host's release store of `state`, which comes after sticky_error. */
     uint32_t state = __atomic_load_n(&page->state, __ATOMIC_ACQUIRE);
     if (SHIM_LIKELY(state == VGPU_SESSION_READY)) return CUDA_SUCCESS;
-    if (shim_device_is_lost()) return CUDA_ERROR_DEVICE_UNAVAILABLE;
+    /* No host writes another state: where the device has been unplugged, nothing answers, and reads say 0 or ones. */
+    if (shim_device_is_lost() || state == VGPU_SESSION_EMPTY || state > VGPU_SESSION_DEAD) return CUDA_ERROR_DEVICE_UNAVAILABLE;
     sticky = __atomic_load_n(&page->sticky_error, __ATOMIC_RELAXED);
     if (sticky != 0) return (CUresult)sticky;
     return state == VGPU_SESSION_CLOSED ? CUDA_ERROR_DEINITIALIZED : CUDA_ERROR_UNKNOWN;
@@ -169,6 +171,7 @@ CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, boo
         __builtin_ia32_pause();
         if (SHIM_LIKELY(++waiter->rounds % LOOK_EVERY_ROUNDS != 0)) return CUDA_SUCCESS;
         uint64_t now = shim_now_ns();
+        shim_look_at_page();
         if (waiter->began_ns == 0) waiter->began_ns = now;
         uint64_t limit = atomic_load_explicit(&asleep, memory_order_relaxed) ? SPIN_NS_FEW_PROCESSORS : spin_ns;
         if (now - waiter->began_ns >= limit) {
@@ -184,6 +187,7 @@ CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, boo
         sleep_a_step(waiter, what, unchanged, argument);
     }
     if (is_over() || (what == SHIM_WAIT_FENCE && __atomic_load_n(&shim.page->sticky_error, __ATOMIC_RELAXED) != 0)) {
+        shim_look_at_page();
         /* The answer may have come just before the end. */
         CUresult error = unchanged(argument) ? shim_session_error() : CUDA_SUCCESS;
         if (atomic_load_explicit(&shim_phase, memory_order_relaxed) == SHIM_TORN_DOWN && error != CUDA_SUCCESS) return CUDA_ERROR_DEINITIALIZED;

@@ -237,12 +237,21 @@ class FakeDevice:
         time.sleep(3 * STEP_SECONDS)
         self.registers[:] = b"\xff" * len(self.registers)
 
-    def unplug(self) -> None:
-        """As a device that is taken away: whoever touches a mapping gets SIGBUS."""
+    def _end(self) -> None:
         self._stop.set()
         self._thread.join(20)
         while self.tenants:
             self.tenants.popitem()[1].end()
+
+    def blank(self, byte: bytes) -> None:
+        """As a device that is taken away where mappings stay: nobody answers at their addresses."""
+        self._end()
+        self.memory[:] = byte * len(self.memory)
+        self.registers[:] = byte * len(self.registers)
+
+    def unplug(self) -> None:
+        """As a device that is taken away where mappings go with it: whoever touches one gets SIGBUS."""
+        self._end()
         for name in ("resource0", "resource1"):
             os.truncate(self.place / name, 0)
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SHIM = ROOT / "shim" / "libcuda"
 FLAGS = ["-std=gnu11", "-g", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{SHIM}"]
 SYSFS = ['-DSHIM_SYSFS="sysfs"']
+UNCACHED = "-DSHIM_ASSUME_UNCACHED"  # as where a host heeds the memory types of its guests
 SECONDS = 60.0
 
 
@@ -39,14 +40,18 @@ def _build(name: str, arguments: list[str]) -> Path:
 def build_program(name: str, *options: str) -> Path:
     """``c/NAME.c`` with the library's sources."""
     sources = [str(Path(__file__).parent / "c" / f"{name}.c"), *(str(s) for s in sorted(SHIM.glob("*.c")))]
-    return _build("-".join((name, *(o.strip("-=").replace("=", "-") for o in options))), [*options, *sources])
+    return _build(
+        "-".join((name, *(option.strip("-").replace("=", "-") for option in options))), [*options, *sources]
+    )
 
 
-def build_library() -> Path:
+def build_library(*options: str) -> Path:
     """The folder of a libcuda.so.1 that looks for sysfs in the working directory."""
     sources = [str(s) for s in sorted(SHIM.glob("*.c"))]
     link = [f"-Wl,-soname,libcuda.so.1,--version-script={SHIM / 'libcuda.map'},-z,defs"]
-    return _build("libcuda.so.1", ["-fPIC", "-shared", "-fvisibility=hidden", *sources, *link]).parent
+    return _build(
+        "libcuda.so.1", [*options, "-fPIC", "-shared", "-fvisibility=hidden", *sources, *link]
+    ).parent
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

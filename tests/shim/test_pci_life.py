@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.shim.fake_device import FakeDevice, PythonHost
+from tests.shim.fake_device import FIRST_SLOT, FakeDevice, PythonHost
 from tests.shim.fake_host import NAME, SESSION, FakeHost, Session, short_folder
-from tests.shim.pci_guest import Guest, build_program, until
+from tests.shim.pci_guest import UNCACHED, Guest, build_program, until
 from vgpu.transport._generated_calls import CallId
 
 HEARTBEAT, LOCAL_CALLS = SESSION + 192, SESSION + 4608
 UNAVAILABLE, UNKNOWN = 46, 999
 
 
-@pytest.fixture(scope="module")
-def program() -> Path:
-    return build_program("pci_guest")
+@pytest.fixture(scope="module", params=["cached", "uncached"])
+def program(request: pytest.FixtureRequest) -> Path:
+    return build_program("pci_guest", *([UNCACHED] if request.param == "uncached" else []))
 
 
 @pytest.fixture
@@ -57,8 +57,10 @@ def only(host: PythonHost) -> Session:
 # ---- living ----
 
 
-def test_records_go_round_a_small_ring(guest: Guest, host: PythonHost) -> None:
-    assert guest.ask("segment").split()[0] == "1"  # identical
+def test_records_go_round_a_small_ring(program: Path, guest: Guest, host: PythonHost) -> None:
+    identical, combining, uncached = guest.ask("segment").split()[:3]
+    assert (identical, combining) == ("1", "1")
+    assert uncached == str(int("ASSUME" in program.name))
     assert guest.ask("launch 1500") == "launched 0"
     records = [(c, p) for c, p in only(host).records if c.call == CallId.cuMemPoolTrimTo]
     assert [c.arguments[0] for c, _ in records] == list(range(1500))
@@ -201,6 +203,48 @@ def test_a_device_that_is_unplugged_is_an_error_and_no_signal(
         assert guest.ask("sync") == f"sync {UNAVAILABLE}"
         assert guest.ask("local") == f"0 1 132 {NAME}"
         assert guest.finish() == ""
+
+
+@pytest.mark.parametrize("doing", ["waiting", "idle", "filling"])
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
+def test_a_device_that_is_unplugged_and_whose_mappings_stay(
+    program: Path, device: FakeDevice, host: PythonHost, doing: str, byte: bytes
+) -> None:
+    with Guest(program, device.folder) as guest:
+        assert guest.ask("init") == "init 0"
+        assert guest.ask("pin 100000") == "pinned 0 1"
+        if doing == "waiting":
+            host.host.paused.set()
+            assert guest.ask("wait-beside") == "waiting"
+            time.sleep(0.1)
+        device.blank(byte)
+        if doing == "waiting":
+            assert guest.hear(5) == f"waited {UNAVAILABLE}"
+        if doing == "filling":
+            assert guest.ask("fill") == f"filled {UNAVAILABLE}"
+        assert guest.ask("sync") == f"sync {UNAVAILABLE}"
+        assert guest.ask("local") == f"0 1 132 {NAME}"
+        time.sleep(0.7)
+        # It has let go: what another device may have there by now is left alone.
+        device.memory[:] = bytes(len(device.memory))
+        assert guest.ask("fill") == f"filled {UNAVAILABLE}"
+        time.sleep(0.7)
+        assert device.memory[:] == bytes(len(device.memory))
+        assert guest.finish() == ""
+
+
+def test_a_slot_that_was_given_to_another_is_left_alone(guest: Guest, device: FakeDevice) -> None:
+    """A host may do that to a process that has shown no life for long."""
+    assert guest.ask("pin 100000") == "pinned 0 1"
+    device.stand_still()
+    time.sleep(0.01)
+    device.set_entry(0, token=12345)
+    time.sleep(0.7)
+    left = device.memory[FIRST_SLOT : FIRST_SLOT + device.slot_size]
+    assert guest.ask("fill") == f"filled {UNAVAILABLE}"
+    time.sleep(0.6)
+    assert device.memory[FIRST_SLOT : FIRST_SLOT + device.slot_size] == left
+    assert guest.finish() == ""
 
 
 def test_another_fault_is_the_programs_own(program: Path, device: FakeDevice) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.shim.fake_device import FIRST_SLOT, KIB, MIB, FakeDevice
 from tests.shim.fake_host import short_folder
-from tests.shim.pci_guest import build_library, environment, until
+from tests.shim.pci_guest import UNCACHED, build_library, environment, until
 from tests.shim.worker_device import WorkerHost
 
 HERE = Path(__file__).parent
@@ -39,8 +39,15 @@ def folder() -> Iterator[Path]:
 def run(folder: Path, fake_memory: Path) -> Run:
     """Compile a program of ``c/``, run it as a guest of a device, and see it end well; what its worker's grant page held."""
 
-    def compile_and_run(program: str, *words: object, slot_size: int, slots: int = 2) -> dict[str, int]:
-        library = build_library()
+    def compile_and_run(
+        program: str,
+        *words: object,
+        slot_size: int,
+        slots: int = 2,
+        options: tuple[str, ...] = (),
+        **more: str,
+    ) -> dict[str, int]:
+        library = build_library(*options)
         binary = folder / program
         command = ["gcc", "-std=gnu11", "-O1", "-g", str(HERE / "c" / f"{program}.c"), "-o", str(binary)]
         subprocess.run([*command, f"-L{library}", "-l:libcuda.so.1", "-pthread"], check=True)
@@ -50,7 +57,7 @@ def run(folder: Path, fake_memory: Path) -> Run:
                 done = subprocess.run(
                     [str(binary), *map(str, words)],
                     cwd=folder,
-                    env=environment(folder, LD_LIBRARY_PATH=str(library)),
+                    env=environment(folder, LD_LIBRARY_PATH=str(library), **more),
                     capture_output=True,
                     text=True,
                     timeout=200,
@@ -77,6 +84,15 @@ def test_random_copies_agree_with_a_model(run: Run, slot_size: int, threads: int
     left = run("memory_data", 5, 60, threads, slot_size=slot_size)
     assert left["protocol_errors"] == left["replay_errors"] == 0
     assert left["memory_used_bytes"] == 0
+
+
+def test_random_copies_agree_with_a_model_where_the_arena_is_not_cached(run: Run) -> None:
+    assert run("memory_data", 6, 60, 4, slot_size=USUAL, options=(UNCACHED,))["replay_errors"] == 0
+
+
+def test_random_copies_agree_with_a_model_when_nothing_is_pinned(run: Run) -> None:
+    left = run("memory_data", 7, 60, 2, slot_size=USUAL, VGPU_PINNED="ordinary")
+    assert left["replay_errors"] == 0
 
 
 def test_codes_are_the_real_drivers(run: Run) -> None:
