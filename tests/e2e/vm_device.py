@@ -60,11 +60,12 @@ class DeviceMediator(Mediator):
     def stop(self) -> None:
         """End mediator, workers and devices."""
         super().stop()
-        for pid in self._device_processes():
+        for pid in self.device_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
-    def _device_processes(self) -> list[int]:
+    def device_processes(self) -> list[int]:
+        """Device processes of this mediator and of its predecessors that live."""
         marker = str(self.run_dir).encode()
         found = []
         for entry in Path("/proc").iterdir():
