@@ -50,7 +50,7 @@ class Process:
         self.status: int | None = None
         self.failure = ""
         self._data = {1: "", 2: ""}
-        self._taken = 0  # characters of the standard output that ``line`` has given out
+        self._taken = {1: 0, 2: 0}  # characters that ``line`` or ``take_...`` has given out
 
     def __repr__(self) -> str:
         return f"<{self.command!r}: pid {self.pid}, status {self.status}>"
@@ -88,12 +88,12 @@ class Process:
         """
 
         def ready() -> bool:
-            return "\n" in self._data[1][self._taken :] or self.status is not None
+            return "\n" in self._data[1][self._taken[1] :] or self.status is not None
 
         self._agent.wait(ready, seconds, lambda: f"a line of {self}\n{self.errors()}")
-        line, newline, _ = self._data[1][self._taken :].partition("\n")
+        line, newline, _ = self._data[1][self._taken[1] :].partition("\n")
         assert newline, f"{self} ended without a further line: {self.failure}{self.errors()}"
-        self._taken += len(line) + 1
+        self._taken[1] += len(line) + 1
         return line.encode("latin-1").decode(errors="replace")
 
     def until(self, word: str, seconds: float = LINE_SECONDS) -> str:
@@ -102,9 +102,30 @@ class Process:
             pass
         return line
 
+    def take_output(self) -> bytes:
+        """What it has written to its standard output since it was last asked; does not wait."""
+        return self._take(1)
+
+    def take_errors(self) -> bytes:
+        """The same of its standard error."""
+        return self._take(2)
+
+    def _take(self, stream: int) -> bytes:
+        text = self._data[stream][self._taken[stream] :]
+        self._taken[stream] += len(text)
+        return text.encode("latin-1")
+
+    def wait_news(self, seconds: float) -> None:
+        """Wait until something is heard of any command, that long at most."""
+        self._agent.wait_change(seconds)
+
     def say(self, text: str = "go") -> None:
         """Send it a line."""
-        self._agent.send({"do": "input", "id": self._number, "data": f"{text}\n"})
+        self.write(f"{text}\n".encode())
+
+    def write(self, data: bytes) -> None:
+        """Send it input."""
+        self._agent.send({"do": "input", "id": self._number, "data": data.decode("latin-1")})
 
     def close_input(self) -> None:
         """Its standard input ends here."""
@@ -201,6 +222,11 @@ class Agent:
                 left = deadline - time.monotonic()
                 assert left > 0, f"not so within {seconds:g} s: {what()}"
                 self._changed.wait(min(left, 1.0))
+
+    def wait_change(self, seconds: float) -> None:
+        """Sleep until the guest says anything, that long at most."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one object. A guest that has gone gets nothing."""
