@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -49,6 +50,7 @@ from .messages import (
     SessionSample,
     SessionUse,
     TakeWorker,
+    TraceWorker,
     Unwatch,
     Watch,
     WorkerHandle,
@@ -80,16 +82,18 @@ class Executor(Actor):
     origin: SessionRequest | Adoption
     _link: WorkerLink | None = None
     _info: SessionInfo | None = None
-    _weight: int = 50
+    _place: tuple[str, str, int] = ("default", "medium", 50)  # pool, priority, weight
     _grant: GrantPage | None = None
     _page: SessionPage | None = None
     _pidfd: int = -1
     _reported_ns: int = 0
+    _reported_held_ns: int = 0
+    _reported_token: int = 0
     _cause: str = ""
     _fault: int = 0
-    _holding: bool = False
     _final: SessionSample | None = None
     _is_asked: bool = False
+    _awaiting_trace: list[Callable[[list[int]], None]] = attrs.Factory(list)
 
     # -- a session's life
 
@@ -145,7 +149,7 @@ class Executor(Actor):
                 request.vm.watchdog_seconds,
                 request.slot.slot if request.slot else None,
             )
-            await self._announce(info, request.vm.weight)
+            await self._announce(info, (request.vm.pool, request.vm.priority, request.vm.weight), is_new=True)
             await ledger.send(RecordStart(info))
             return Attachment(
                 session,
@@ -173,6 +177,8 @@ class Executor(Actor):
             "guest_pid": request.guest_pid,
             "program": request.program,
             "watchdog": request.vm.watchdog_seconds,
+            "pool": request.vm.pool,
+            "priority": request.vm.priority,
             "weight": request.vm.weight,
         }
         descriptors = [lifeline]
@@ -205,7 +211,16 @@ class Executor(Actor):
             float(hello.get("watchdog", 30.0)),
             int(hello["slot"]) if "slot" in hello else None,
         )
-        await self._announce(info, int(hello.get("weight", 50)))
+        assert self._grant is not None
+        # What it reported to an earlier mediator, and what nobody was there to hear, is not charged again.
+        self._reported_ns, self._reported_held_ns = self._grant.get("gpu_ns"), self._grant.get("held_ns")
+        self._reported_token = self._grant.get("ended_token")
+        place = (
+            str(hello.get("pool", "default")),
+            str(hello.get("priority", "medium")),
+            int(hello.get("weight", 50)),
+        )
+        await self._announce(info, place)
         _log.info("adopted session %d of %s (worker %d)", info.session, info.vm, info.worker_pid)
 
     def _open_process(self, handle: WorkerHandle) -> None:
@@ -222,19 +237,37 @@ class Executor(Actor):
             self._page.close()
         self._page = SessionPage(link.segment_fd, segment_offset)
 
-    async def _announce(self, info: SessionInfo, weight: int) -> None:
+    def _opened(self, info: SessionInfo, *, is_new: bool = False) -> SessionOpened:
+        """What the scheduler is to know of this session, as the grant page is now."""
         assert self._grant is not None
+        token = self._grant.get("token")
+        holding = bool(self._grant.get("granted")) and token not in (0, self._grant.get("ended_token"))
+        pool, priority, weight = self._place
+        return SessionOpened(
+            info.session,
+            weight,
+            self.ref,
+            holding,
+            vm=info.vm,
+            pool=pool,
+            priority=priority,
+            token=token if holding else 0,
+            is_new=is_new,
+        )
+
+    async def _announce(
+        self, info: SessionInfo, place: tuple[str, str, int], *, is_new: bool = False
+    ) -> None:
         self._info = info
-        self._weight = weight
-        self._holding = bool(self._grant.get("granted"))
-        opened = SessionOpened(info.session, weight, self.ref, self._holding)
+        self._place = place
+        opened = self._opened(info, is_new=is_new)
         watch = Watch(info.session, self.ref)
         self.monitor(self.find(f"{self.gpu}/scheduler"))
         await self.find(f"{self.gpu}/scheduler").send(opened)
         for name in (f"{self.gpu}/watchdog", "mediator/telemetry"):
             self.monitor(self.find(name))
             await self.find(name).send(watch)
-        if not self._holding:
+        if not opened.holding:
             # A new session may want the GPU at once: have a lease ready, open-ended if nobody else is there.
             await self.find(f"{self.gpu}/scheduler").send(Demand(info.session))
         self.nursery.start_soon(self._read_events)
@@ -250,8 +283,9 @@ class Executor(Actor):
         await peer.wait_alive()
         self.monitor(peer)
         if name.endswith("/scheduler"):
-            await peer.send(SessionOpened(info.session, self._weight, self.ref, self._holding))
-            if not self._holding:
+            opened = self._opened(info)
+            await peer.send(opened)
+            if not opened.holding:
                 await peer.send(Demand(info.session))
         else:
             await peer.send(Watch(info.session, self.ref))
@@ -261,19 +295,16 @@ class Executor(Actor):
     async def _read_events(self) -> None:
         assert self._link is not None
         assert self._info is not None
-        scheduler = self.find(f"{self.gpu}/scheduler")
         while True:
-            event, _ = await self._link.receive()
+            event, descriptors = await self._link.receive()
             kind = event.get("event") if event is not None else None
-            if kind in ("demand", "idle") and self._is_stale(event):
+            if kind == "trace" and self._awaiting_trace:
+                self._awaiting_trace.pop(0)(descriptors)
                 continue
-            if kind == "demand":
-                if self._holding:
-                    await self._lease_over(wants_more=True)
-                else:
-                    await scheduler.send(Demand(self._info.session))
-            elif kind == "idle":
-                await self._lease_over(wants_more=False)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if kind in ("demand", "idle"):
+                await self._lease_report(wants_more=kind == "demand")
             elif kind == "fault":
                 assert event is not None
                 await self._record_fault(
@@ -284,27 +315,38 @@ class Executor(Actor):
                 self.stop()
                 return
 
-    def _is_stale(self, report: dict[str, object] | None) -> bool:
-        """Did the report cross a newer grant or revocation? That one gets a report of its own."""
-        assert self._grant is not None
-        now = self._grant.get("epoch")
-        return report is not None and report.get("epoch", now) != now
-
-    async def _lease_over(self, *, wants_more: bool) -> None:
+    async def _lease_report(self, *, wants_more: bool) -> None:
+        """A lease is over, or there is work and no lease. The page says which, whatever crossed with what on the way."""
         assert self._info is not None
         assert self._grant is not None
-        self._holding = False
-        used = self._grant.get("gpu_ns")
-        report = LeaseEnded(self._info.session, max(used - self._reported_ns, 0), wants_more)
-        self._reported_ns = used
-        await self.find(f"{self.gpu}/scheduler").send(report)
+        scheduler = self.find(f"{self.gpu}/scheduler")
+        token = self._grant.get("ended_token")  # stored after the two that follow
+        if token == self._reported_token:
+            if wants_more:
+                await scheduler.send(Demand(self._info.session))
+            return
+        used, held = self._grant.get("gpu_ns"), self._grant.get("held_ns")
+        await scheduler.send(
+            LeaseEnded(
+                self._info.session,
+                max(used - self._reported_ns, 0),
+                wants_more,
+                token,
+                max(held - self._reported_held_ns, 0),
+            )
+        )
+        self._reported_ns, self._reported_held_ns, self._reported_token = used, held, token
 
     @handles(GrantLease)
     async def grant(self, message: GrantLease) -> None:
         if self._grant is None or self._link is None:
             return
-        self._holding = True
-        self._grant.grant(deadline_ns=message.deadline_ns)
+        self._grant.grant(
+            deadline_ns=message.deadline_ns,
+            token=message.token,
+            slice_ns=message.slice_ns,
+            in_flight_us=message.in_flight_ns // 1000,
+        )
         await self._kick()
 
     @handles(RevokeLease)
@@ -320,6 +362,24 @@ class Executor(Actor):
             await self._link.send({"do": "kick"})
 
     # -- looking, and ending
+
+    @handles(TraceWorker)
+    async def trace_worker(self, message: TraceWorker) -> None:
+        if self._link is None or self._info is None:
+            raise Refused(NotAttachable(f"{self.name} has no session yet"))
+        reply = self.take_reply()
+
+        def answer(descriptors: list[int]) -> None:
+            if len(descriptors) == 1 and reply is not None and reply.answer(descriptors[0]):
+                return
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if not descriptors and reply is not None:
+                reply.refuse(NotAttachable(f"the worker of {self.name} cannot be traced"))
+
+        self._awaiting_trace.append(answer)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._link.send({"do": "trace", "events": message.events})
 
     @handles(Sample)
     def sample(self, message: Sample) -> SessionSample:

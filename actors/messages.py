@@ -234,6 +234,29 @@ class SessionOpened:
     weight: int
     executor: Ref[object]
     holding: bool = False
+    vm: str = ""  # "": a VM of its own
+    pool: str = "default"
+    priority: str = "medium"
+    token: int = 0  # of the lease it has, where it is holding
+    is_new: bool = False  # its VM is as the ledger says now; else what the scheduler knows of the VM is newer
+
+
+@attrs.frozen
+class SetVm:
+    """To every scheduler: a VM's place, from now on, also for the sessions it has. Bad values are logged and dropped."""
+
+    vm: str
+    pool: str
+    priority: str  # high, medium, low
+    weight: int  # 1 to 1000
+
+
+@attrs.frozen
+class SetPool:
+    """To every scheduler: a pool's weight among the pools (1 to 1000), from now on."""
+
+    pool: str
+    weight: int
 
 
 @attrs.frozen
@@ -257,13 +280,21 @@ class LeaseEnded:
     session: SessionId
     used_ns: int
     wants_more: bool
+    token: int = 0
+    held_ns: int | None = None  # the device was the session's alone for so long since the last report
 
 
 @attrs.frozen
 class GrantLease:
-    """To an executor: let the worker go on until deadline_ns (CLOCK_MONOTONIC; 0 open-ended)."""
+    """To an executor: let the worker go on until deadline_ns (CLOCK_MONOTONIC), or slice_ns long; 0 and 0 open-ended.
+
+    It begins when the GPU's turn word names the token; a token that it has already: what was said of it has changed.
+    """
 
     deadline_ns: int
+    token: int = 0
+    slice_ns: int = 0
+    in_flight_ns: int = 0  # work to have queued on the device at most; 0: any
 
 
 @attrs.frozen
@@ -320,6 +351,16 @@ class Sample(Request[SessionSample]):
 @attrs.frozen
 class MeasureUse(Request[SessionUse]):
     """The few counters of a session that its VM's device page shows; cheap enough for twice a second."""
+
+
+@attrs.frozen
+class TraceWorker(Request[int]):
+    """To an executor: have the worker write down what the session does, so many events at most; 0 ends it.
+
+    The answer is a descriptor of where it writes (``vgpu.gpu.trace``), the asker's to close.
+    """
+
+    events: int
 
 
 @attrs.frozen

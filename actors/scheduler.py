@@ -1,95 +1,203 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler actor of one GPU: carries the fair-queuing core's decisions to the executors.
+"""The scheduler actor of one GPU: carries the scheduling core's decisions to the executors.
 
-All deciding is ``vgpu.gpu.schedule``; this actor brings it the clock and messages, and sends what it
-decides. If it dies, sessions keep the lease they have and announce themselves to its successor.
+All deciding is ``vgpu.gpu.schedule``; this actor brings it the clock, the GPU's turn word and messages, and sends what it
+decides. If it dies, sessions keep the lease they have and announce themselves to its successor, which reads from
+the turn word who has the device, and from the ledger where the VMs belong.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 import trio
 
-from vgpu.gpu.schedule import DEFAULT_QUANTUM_NS, Decision, FairQueue, Grant, SessionId
+from vgpu.gpu.hierarchy import WAIT_BOUNDS_NS, VmState, check_priority
+from vgpu.gpu.schedule import (
+    DEFAULT_AGING_NS,
+    DEFAULT_GRACE_NS,
+    DEFAULT_QUANTUM_NS,
+    Grant,
+    Schedule,
+    SessionId,
+)
+from vgpu.gpu.turn import SharedTurn
 
-from . import Actor, Ref, handles
+from . import Actor, ActorError, ExitReason, Ref, handles
 from .messages import (
     Demand,
     GrantLease,
     LeaseEnded,
-    RevokeLease,
+    ListVms,
     ScheduleState,
     SessionClosed,
     SessionOpened,
+    SetPool,
+    SetVm,
 )
+
+_log = logging.getLogger("vgpu.scheduler")
+
+LEDGER_SECONDS = 10.0
 
 
 @attrs.frozen
 class Expire:
-    """A holder's time to report is over."""
+    """Something is due: a holder's time to hand over is past, or somebody has waited for long."""
 
 
 @attrs.define(eq=False)
 class Scheduler(Actor):
-    """Leases for one GPU."""
+    """Leases for one GPU. Without ``turn_path`` the turn word is this actor's own, and leases change hands by reports."""
 
     quantum_ns: int = DEFAULT_QUANTUM_NS
-    _queue: FairQueue = attrs.field(init=False)
+    turn_path: Path | None = None
+    ledger: str = ""
+    grace_ns: int = DEFAULT_GRACE_NS
+    aging_ns: int = DEFAULT_AGING_NS
+    _schedule: Schedule = attrs.field(init=False)
+    _turn: SharedTurn | None = None
     _executors: dict[SessionId, Ref[object]] = attrs.Factory(dict)
     _timer: trio.CancelScope | None = None
+    _due_ns: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        self._queue = FairQueue(self.quantum_ns)
+        self._turn = SharedTurn(self.turn_path) if self.turn_path is not None else None
+        # A predecessor's tokens are all below: they are given out less often than once a microsecond.
+        token = time.monotonic_ns() // 1000
+        self._schedule = Schedule(self.quantum_ns, self.grace_ns, self.aging_ns, self._turn, token)
+
+    async def started(self) -> None:
+        if self.ledger:
+            self.nursery.start_soon(self._read_ledger)
+
+    async def _read_ledger(self) -> None:
+        """Where VMs belong, as it is registered; sessions that announce themselves may say what was."""
+        try:
+            vms = await self.find(self.ledger).ask(ListVms(), timeout_seconds=LEDGER_SECONDS)
+        except ActorError as error:
+            _log.warning("VMs of the ledger are not known: %s", error)
+            return
+        for vm in vms:
+            self.ref.send_nowait(SetVm(vm.name, vm.pool, vm.priority, vm.weight))
+
+    async def stopped(self, reason: ExitReason) -> None:
+        if self._turn is not None:
+            self._turn.close()
+
+    # -- what is configured
+
+    @handles(SetVm)
+    def set_vm(self, message: SetVm) -> None:
+        self._place(message.vm, message.pool, message.priority, message.weight)
+
+    def _place(self, vm: str, pool: str, priority: str, weight: int) -> None:
+        now = time.monotonic_ns()
+        self._configure(lambda: self._schedule.set_vm(vm, pool, check_priority(priority), weight, now))
+
+    @handles(SetPool)
+    def set_pool(self, message: SetPool) -> None:
+        now = time.monotonic_ns()
+        self._configure(lambda: self._schedule.set_pool(message.pool, message.weight, now))
+
+    def _configure(self, change: Callable[[], list[Grant]]) -> None:
+        try:
+            grants = change()
+        except ValueError as error:
+            _log.warning("not changed: %s", error)
+            return
+        self._carry_out(grants)
+
+    # -- sessions
 
     @handles(SessionOpened)
     def opened(self, message: SessionOpened) -> None:
-        if message.session not in self._executors:
-            self._queue.add(message.session, message.weight)
+        now = time.monotonic_ns()
         self._executors[message.session] = message.executor
-        self._queue.adopt(message.session, holding=message.holding)
+        if message.session not in self._schedule.sessions:
+            vm = message.vm or f"session {message.session}"
+            if message.is_new or vm not in self._schedule.hierarchy.vms:
+                self._place(vm, message.pool, message.priority, message.weight)
+            self._schedule.open(message.session, vm)
+        if message.holding:
+            self._carry_out(self._schedule.adopt(message.session, message.token, now))
+        else:
+            self._carry_out(self._schedule.decide(now))
 
     @handles(SessionClosed)
-    async def closed(self, message: SessionClosed) -> None:
+    def closed(self, message: SessionClosed) -> None:
         self._executors.pop(message.session, None)
-        await self._carry_out(self._queue.remove(message.session, time.monotonic_ns()))
+        self._carry_out(self._schedule.close(message.session, time.monotonic_ns()))
 
     @handles(Demand)
-    async def demand(self, message: Demand) -> None:
-        await self._carry_out(self._queue.demand(message.session, time.monotonic_ns()))
+    def demand(self, message: Demand) -> None:
+        self._carry_out(self._schedule.demand(message.session, time.monotonic_ns()))
 
     @handles(LeaseEnded)
-    async def ended(self, message: LeaseEnded) -> None:
-        now = time.monotonic_ns()
-        decisions = self._queue.ended(message.session, message.used_ns, now, wants_more=message.wants_more)
-        await self._carry_out(decisions)
+    def ended(self, message: LeaseEnded) -> None:
+        grants = self._schedule.ended(
+            message.session,
+            message.used_ns,
+            time.monotonic_ns(),
+            wants_more=message.wants_more,
+            token=message.token,
+            held_ns=message.held_ns,
+        )
+        self._carry_out(grants)
 
     @handles(Expire)
-    async def expire(self, message: Expire) -> None:
-        await self._carry_out(self._queue.decide(time.monotonic_ns()))
+    def expire(self, message: Expire) -> None:
+        self._timer = self._due_ns = None
+        self._carry_out(self._schedule.decide(time.monotonic_ns()))
+
+    def _carry_out(self, grants: list[Grant]) -> None:
+        for grant in grants:
+            executor = self._executors.get(grant.session)
+            if executor is not None:
+                executor.send_nowait(
+                    GrantLease(grant.deadline_ns, grant.token, grant.slice_ns, grant.in_flight_ns)
+                )
+        due = self._schedule.next_event_ns()
+        # A timer that is early costs one look; moving it at every event would cost more.
+        if due is None or (self._timer is not None and self._due_ns is not None and self._due_ns <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_ns = due
+        self._timer = self.send_after(max(due - time.monotonic_ns(), 0) / 1e9, Expire())
+
+    # -- looking
 
     @handles(ScheduleState)
     def state(self, message: ScheduleState) -> dict[str, object]:
+        now = time.monotonic_ns()
+        schedule = self._schedule
+        states = schedule.vm_states(now)
         return {
-            "holder": self._queue.holder,
-            "waiting": list(self._queue.waiting()),
-            "used_ns": {int(s): self._queue.used_ns(s) for s in self._executors},
+            "holder": schedule.holder,
+            "next": schedule.follower,
+            "waiting": list(schedule.waiting()),
+            "used_ns": {int(s): schedule.used_ns(s) for s in self._executors if s in schedule.sessions},
+            "quantum_ns": schedule.quantum_ns,
+            "wait_bounds_ns": list(WAIT_BOUNDS_NS),
+            "pools": _by_pool(states),
         }
 
-    async def _carry_out(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            executor = self._executors.get(decision.session)
-            if executor is None:
-                continue
-            if isinstance(decision, Grant):
-                executor.send_nowait(GrantLease(decision.deadline_ns))
-            else:
-                executor.send_nowait(RevokeLease())
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due = self._queue.next_event_ns()
-        if due is not None:
-            wait = max(due - time.monotonic_ns(), 0) / 1e9
-            self._timer = self.send_after(wait, Expire())
+
+def _by_pool(states: list[VmState]) -> dict[str, object]:
+    pools: dict[str, dict[str, object]] = {}
+    for state in states:
+        pool = pools.setdefault(
+            state.pool, {"weight": state.pool_weight, "ahead_ns": state.pool_ahead_ns, "vms": {}}
+        )
+        vms = pool["vms"]
+        assert isinstance(vms, dict)
+        fields = attrs.asdict(state)
+        vms[state.vm] = {
+            k: v for k, v in fields.items() if k not in ("vm", "pool", "pool_weight", "pool_ahead_ns")
+        }
+    return {name: pools[name] for name in sorted(pools)}

@@ -41,6 +41,7 @@ class WorkerOptions:
     registered_bytes: int | None = None
     spin_us: int | None = None
     address: int | None = None
+    turn: Path | None = None  # the GPU's turn word, where it is not the run directory's by device number
 
     def command(self, worker: str) -> list[str]:
         """The command line of a worker of that name."""
@@ -61,6 +62,7 @@ class WorkerOptions:
             ("--registered-bytes", self.registered_bytes),
             ("--spin-us", self.spin_us),
             ("--address", self.address),
+            ("--turn", self.turn),
         ):
             if value is not None:
                 words += [option, str(value)]

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may use the GPU next: a pure fair-queuing core over sessions.
+"""Who may use the GPU, until when, and who is next: leases over a hierarchy of pools, VMs and sessions.
 
-Start-time fair queuing (P. Goyal, H. M. Vin, H. Cheng, "Start-time Fair Queuing", SIGCOMM 1996),
-charged in *measured GPU nanoseconds* after the fact: a session's start tag is the later of the virtual
-time and its last finish tag, the smallest start tag is served next, and service advances the finish tag
-by used / weight. So a session that was idle comes back neither punished nor with credit saved up.
+Order and shares are ``fair.py`` (hierarchical start-time fair queuing, charged in measured GPU nanoseconds); the numbers
+and names of pools and VMs are ``hierarchy.py``; how the device changes hands without this code is ``turn.py``. This module
+is what lies between: it turns "who is next" into leases.
 
-Leases: a session alone holds an open-ended one (no deadline, nothing to renew). As soon as another
-wants the GPU the open lease is revoked and quanta begin. A holder that does not report the end of its
-lease in time (a long kernel cannot be interrupted) is *overrun*: others go on beside it, the hardware
-slices between them, and what it used is charged when it reports.
+- A session alone has an open-ended lease: no deadline, nothing to renew, no message while it lasts.
+- When others wait, the holder's lease gets a deadline, some whole number of quanta from where it competes, and its
+  follower is named in the turn word beforehand. As many quanta in a row as fair queuing would give one by one are one lease.
+- What is charged is what was measured, when it is reported; until then an estimate stands for it. A kernel that runs
+  past the deadline is paid for like any other, so unequal kernel lengths come out even.
+- A holder that keeps the device for ``grace_ns`` past its deadline (a long kernel cannot be interrupted) is passed over:
+  others go on beside it, the hardware slices between them, and it pays when it reports.
+- A waiter of a higher class that fair queuing would choose now ends the holder's lease at once (preemption); every other
+  waiter lets it finish its quantum.
 
-No clock, no trio, no shared memory here: ``now`` is an argument (nanoseconds, any monotonic origin) and
-decisions are values for the caller to carry out.
+No clock, no trio, no shared memory here: ``now`` is an argument (nanoseconds, any monotonic origin), the turn word is a
+``Turn``, and decisions are values for the caller to carry out.
 """
 
 from __future__ import annotations
@@ -21,205 +25,438 @@ from typing import NewType
 
 import attrs
 
+from .fair import Leaf
+from .hierarchy import Hierarchy, Priority, Session, VmState
+from .turn import TOKEN_LIMIT, Hands, LocalTurn, Turn
+
 SessionId = NewType("SessionId", int)
 
 DEFAULT_QUANTUM_NS = 2_000_000
-# A lease may end this much after its deadline before its holder counts as overrun: one long kernel.
+# A lease may end this much after its deadline before its holder is passed over: one long kernel.
 DEFAULT_GRACE_NS = 20_000_000
+DEFAULT_AGING_NS = 100_000_000
+# Work that a session may have queued on the device while others exist, in parts of a quantum.
+IN_FLIGHT_PARTS = 4
+# The longest lease in quanta. Beyond it a holder is asked again; no weights of 1..1000 get near it.
+LONGEST_LEASE = 1 << 16
+# Rounds of deciding anew because a worker changed the word meanwhile.
+ROUNDS = 16
 
 
 @attrs.frozen
 class Grant:
-    """Give this session the GPU. deadline_ns 0: open-ended."""
+    """A session's lease as it is now: it may run while the turn word names its token as holder.
+
+    It ends at ``deadline_ns``, or ``slice_ns`` after it began; 0 and 0: open-ended. ``in_flight_ns``: at most about so much
+    work is to be queued on the device; 0: any. A grant of a token that the session has replaces what was said of it.
+    """
 
     session: SessionId
-    deadline_ns: int
-
-
-@attrs.frozen
-class Revoke:
-    """Ask this session to stop at its next call and report."""
-
-    session: SessionId
-
-
-Decision = Grant | Revoke
-
-
-@attrs.define(eq=False)
-class _Entity:
-    weight: int
-    start_tag: float = 0.0
-    finish_tag: float = 0.0
-    # Records wait in its ring.
-    # Invariant: wanting implies not holding.
-    wanting: bool = False
-    # Position among equals: who asked first is served first.
-    ticket: int = 0
-    granted_ns: int = 0
-    used_ns: int = 0
+    token: int
+    deadline_ns: int = 0
+    slice_ns: int = 0
+    in_flight_ns: int = 0
 
 
 @attrs.define(eq=False)
 class _Lease:
     session: SessionId
-    # When its holder owes a report; None: open-ended.
+    state: Session
+    token: int
+    began_ns: int = 0
+    # From here on its use counts and its slices are measured: its beginning, or when the first competitor came.
+    settled_ns: int = 0
     deadline_ns: int | None = None
-    # It began open-ended: what was used before the deadline (the revocation) was nobody's loss.
+    in_flight_ns: int = 0
+    # Charged already, as an estimate.
+    estimate_ns: int = 0
+    # It was open-ended when the first competitor came: what it used before was nobody's loss.
     was_open: bool = False
 
-    def billable_ns(self, used_ns: int, now: int) -> int:
-        """Of what was used, what counts against the holder."""
-        if not self.was_open:
-            return used_ns
-        return 0 if self.deadline_ns is None else min(used_ns, max(now - self.deadline_ns, 0))
+    @property
+    def leaf(self) -> Leaf:
+        return self.state.leaf
 
-    def as_grant(self) -> Grant:
-        return Grant(self.session, self.deadline_ns or 0)
+    def grant(self) -> Grant:
+        return Grant(self.session, self.token, self.deadline_ns or 0, 0, self.in_flight_ns)
 
 
-class FairQueue:
+class Schedule:
     """The scheduler's state for one GPU."""
 
-    def __init__(self, quantum_ns: int = DEFAULT_QUANTUM_NS, grace_ns: int = DEFAULT_GRACE_NS) -> None:
-        if quantum_ns <= 0 or grace_ns <= 0:
-            raise ValueError(f"quantum {quantum_ns} ns and grace {grace_ns} ns must be positive")
-        self._quantum_ns = quantum_ns
-        self._grace_ns = grace_ns
-        self._entities: dict[SessionId, _Entity] = {}
+    def __init__(
+        self,
+        quantum_ns: int = DEFAULT_QUANTUM_NS,
+        grace_ns: int = DEFAULT_GRACE_NS,
+        aging_ns: int = DEFAULT_AGING_NS,
+        turn: Turn | None = None,
+        first_token: int = 1,
+    ) -> None:
+        if quantum_ns <= 0 or grace_ns <= 0 or aging_ns <= 0:
+            raise ValueError(
+                f"quantum {quantum_ns}, grace {grace_ns} and aging {aging_ns} ns must be positive"
+            )
+        self.quantum_ns = quantum_ns
+        self.grace_ns = grace_ns
+        self.hierarchy = Hierarchy(quantum_ns, aging_ns)
+        self._tree = self.hierarchy.tree
+        self._turn = turn if turn is not None else LocalTurn()
+        self._token = first_token % TOKEN_LIMIT
+        self._sessions: dict[SessionId, Session] = {}
+        # Invariant: the holder is in service in the tree, and nobody else.
         self._lease: _Lease | None = None
-        # Sessions whose lease ran over; they hold nothing, but have not reported yet.
-        self._overrun: dict[SessionId, _Lease] = {}
-        self._virtual_time = 0.0
-        self._tickets = 0
+        # Named in the word as next. Its leaf still waits in the tree.
+        self._next: _Lease | None = None
+        # Leases that are over and not reported yet, or passed over.
+        self._owed: dict[SessionId, _Lease] = {}
+        # A holder that nobody here gave the lease, and since when it is known.
+        self._stranger: tuple[int, int] | None = None
+        self._grants: dict[SessionId, Grant] = {}
+
+    # -- looking
 
     @property
     def holder(self) -> SessionId | None:
-        """Who holds the lease, if anybody."""
+        """Who holds the lease, as far as is known."""
         return self._lease.session if self._lease else None
 
-    def used_ns(self, session: SessionId) -> int:
-        """GPU nanoseconds charged to the session so far."""
-        return self._entities[session].used_ns
+    @property
+    def follower(self) -> SessionId | None:
+        """Who is named as the next one."""
+        return self._next.session if self._next else None
+
+    @property
+    def sessions(self) -> dict[SessionId, Session]:
+        """The sessions that are open. Not to be changed."""
+        return self._sessions
 
     def waiting(self) -> list[SessionId]:
-        """Sessions that want the GPU and do not hold it, next to be served first."""
-        order = [(e.start_tag, e.ticket, s) for s, e in self._entities.items() if e.wanting]
-        return [session for _, _, session in sorted(order)]
+        """Sessions that want the GPU and do not hold it, longest wait first."""
+        waiting = [(s.leaf.waiting_since, number) for number, s in self._sessions.items() if s.leaf.wants]
+        return [number for _, number in sorted(waiting)]
 
-    def add(self, session: SessionId, weight: int = 50) -> None:
-        """A session came. Weight 1 to 1000.
-
-        Raises:
-            ValueError: the session is known, or the weight out of range.
-        """
-        if session in self._entities:
-            raise ValueError(f"session {session} is known already")
-        if not 1 <= weight <= 1000:
-            raise ValueError(f"weight {weight} is not in 1..1000")
-        self._entities[session] = _Entity(weight, finish_tag=self._virtual_time)
-
-    def remove(self, session: SessionId, now: int) -> list[Decision]:
-        """A session went, in whatever state. Unknown sessions are ignored."""
-        self._entities.pop(session, None)
-        self._overrun.pop(session, None)
-        if self._lease and self._lease.session == session:
-            self._lease = None
-        return self.decide(now)
-
-    def adopt(self, session: SessionId, *, holding: bool) -> None:
-        """After a restart of the scheduler: a session says what it has. At most one lease is kept."""
-        if holding and self._lease is None:
-            self._lease = _Lease(session)
-
-    def set_weight(self, session: SessionId, weight: int) -> None:
-        """From the next charge on."""
-        if not 1 <= weight <= 1000:
-            raise ValueError(f"weight {weight} is not in 1..1000")
-        self._entities[session].weight = weight
-
-    def demand(self, session: SessionId, now: int) -> list[Decision]:
-        """A session without a lease has records to replay."""
-        entity = self._entities.get(session)
-        if entity is None:
-            return []
-        if self._lease and self._lease.session == session:
-            # It looked before the grant arrived, or lost it in a restart: say it again.
-            return [self._lease.as_grant()]
-        if not entity.wanting:
-            entity.wanting = True
-            entity.start_tag = max(self._virtual_time, entity.finish_tag)
-            self._tickets += 1
-            entity.ticket = self._tickets
-        return self.decide(now)
-
-    def ended(self, session: SessionId, used_ns: int, now: int, *, wants_more: bool) -> list[Decision]:
-        """A session's lease is over (deadline, revocation, or nothing left to do): charge it.
-
-        Args:
-            used_ns: GPU nanoseconds since its last report.
-            wants_more: records still wait in its ring.
-        """
-        entity = self._entities.get(session)
-        if entity is None:
-            return self.decide(now)
-        lease = self._overrun.pop(session, None)
-        if self._lease and self._lease.session == session:
-            lease = self._lease
-        self.charge(session, used_ns, lease.billable_ns(used_ns, now) if lease else used_ns)
-        if self._lease and self._lease.session == session:
-            self._lease = None
-        if wants_more:
-            entity.wanting = False
-            return self.demand(session, now)
-        return self.decide(now)
-
-    def charge(self, session: SessionId, used_ns: int, billable_ns: int | None = None) -> None:
-        """Account GPU time without ending the lease; ``billable_ns`` of it (all, unless given) delays its next turn."""
-        entity = self._entities.get(session)
-        if entity is None or used_ns <= 0:
-            return
-        entity.used_ns += used_ns
-        billable = used_ns if billable_ns is None else billable_ns
-        entity.finish_tag = max(entity.finish_tag, entity.start_tag) + billable / entity.weight
+    def used_ns(self, session: SessionId) -> int:
+        """GPU nanoseconds the session has reported."""
+        return self._sessions[session].used_ns
 
     def next_event_ns(self) -> int | None:
         """When ``decide`` should be called again if nothing else happens, or None."""
-        if self._lease and self._lease.deadline_ns is not None and self.waiting():
-            return self._lease.deadline_ns + self._grace_ns
-        return None
+        if not self._tree.root.is_waiting:
+            return None
+        times = [self._tree.next_aging_ns()]
+        if self._lease is not None and self._lease.deadline_ns is not None:
+            times.append(self._lease.deadline_ns + self.grace_ns)
+        if self._stranger is not None:
+            times.append(self._stranger[1] + self.grace_ns)
+        return min((t for t in times if t is not None), default=None)
 
-    def decide(self, now: int) -> list[Decision]:
-        """What to do now. Calling it again without news gives nothing new."""
-        waiting = self.waiting()
-        lease = self._lease
-        if lease is not None:
-            if not waiting:
-                return []
-            if lease.deadline_ns is None:
-                # From here the holder owes a report, like one whose quantum ends now.
-                lease.deadline_ns = now
-                holder = self._entities.get(lease.session)
-                if holder is not None:
-                    # Alone it ran up no debt: its bill so far does not count against newcomers.
-                    holder.finish_tag = max(
-                        self._virtual_time, min(holder.finish_tag, self._least_tag(waiting))
-                    )
-                return [Revoke(lease.session)]
-            if now < lease.deadline_ns + self._grace_ns:
-                return []
-            self._overrun[lease.session] = lease
-            self._lease = None
-        if not waiting:
+    # -- what is configured
+
+    def set_pool(self, pool: str, weight: int, now: int) -> list[Grant]:
+        """A pool's weight, 1 to 1000, from now on. Raises ValueError."""
+        self.hierarchy.set_pool(pool, weight)
+        return self.decide(now)
+
+    def set_vm(self, vm: str, pool: str, priority: Priority, weight: int, now: int) -> list[Grant]:
+        """A VM's place, from now on; its sessions keep what they have. Raises ValueError."""
+        self.hierarchy.set_vm(vm, pool, priority, weight)
+        return self.decide(now)
+
+    # -- sessions
+
+    def open(self, session: SessionId, vm: str) -> None:
+        """A session of a VM came. An unknown VM gets the default pool, priority and weight.
+
+        Raises:
+            ValueError: the session is known.
+        """
+        if session in self._sessions:
+            raise ValueError(f"session {session} is known already")
+        self._sessions[session] = self.hierarchy.open_session(vm, str(session))
+
+    def adopt(self, session: SessionId, token: int, now: int) -> list[Grant]:
+        """A session says that it has a lease with this token, from an earlier scheduler or this one."""
+        state = self._sessions.get(session)
+        if state is None or self._find(session) is not None:
             return []
-        chosen = waiting[0]
-        entity = self._entities[chosen]
-        entity.wanting = False
-        entity.granted_ns = now
-        self._virtual_time = max(self._virtual_time, entity.start_tag)
-        alone = len(waiting) == 1 and not self._overrun
-        self._lease = _Lease(chosen, None if alone else now + self._quantum_ns, was_open=alone)
-        return [self._lease.as_grant()]
+        if self._lease is None and token and self._turn.load().holder == token:
+            self._stranger = None
+            self._enter(_Lease(session, state, token), now)
+        else:
+            # What it has will never begin, or is over already.
+            self._want(state, now)
+        return self.decide(now)
 
-    def _least_tag(self, waiting: list[SessionId]) -> float:
-        return min(self._entities[s].start_tag for s in waiting)
+    def close(self, session: SessionId, now: int) -> list[Grant]:
+        """A session went, in whatever state. Unknown sessions are ignored."""
+        self._observe(now)
+        lease = self._find(session)
+        if lease is not None:
+            self._take_back(lease, now)
+        self._owed.pop(session, None)
+        state = self._sessions.pop(session, None)
+        if state is not None:
+            self._tree.forget(state.leaf)
+            self.hierarchy.close_session(state)
+        return self.decide(now)
+
+    def demand(self, session: SessionId, now: int) -> list[Grant]:
+        """A session without a lease has records to replay."""
+        state = self._sessions.get(session)
+        if state is None:
+            return []
+        self._observe(now)
+        lease = self._find(session)
+        if lease is not None and session not in self._owed:
+            # It looked before the grant arrived: say it again.
+            self._say(lease)
+        elif lease is None:
+            self._want(state, now)
+        return self.decide(now)
+
+    def ended(
+        self,
+        session: SessionId,
+        used_ns: int,
+        now: int,
+        *,
+        wants_more: bool,
+        token: int = 0,
+        held_ns: int | None = None,
+    ) -> list[Grant]:
+        """A session's lease is over and its work is done: settle the bill.
+
+        Args:
+            used_ns: GPU nanoseconds since its last report, for the statistics.
+            held_ns: nanoseconds that the device was its alone, which is what it pays: its work, and the gaps in which
+                nobody else might work. Without it ``used_ns`` is charged.
+            token: of the lease that ended; 0: whichever it has.
+            wants_more: records still wait in its ring.
+        """
+        state = self._sessions.get(session)
+        if state is None:
+            return self.decide(now)
+        self._observe(now)
+        lease = self._find(session)
+        bill = used_ns if held_ns is None else held_ns
+        if lease is not None and token in (0, lease.token):
+            self._take_back(lease, now)
+            self._owed.pop(session, None)
+            if lease.was_open:
+                bill = min(bill, max(now - lease.settled_ns, 0))
+            bill -= lease.estimate_ns
+        elif lease is not None:
+            bill = 0  # an older report of a session that has a newer lease
+        self._tree.charge(state.leaf, bill)
+        self.hierarchy.account(state, used_ns, now)
+        if self._find(session) is None:
+            if wants_more:
+                self._want(state, now)
+            else:
+                self._tree.unwant(state.leaf)
+            self._tree.forget(state.leaf)
+        return self.decide(now)
+
+    # -- deciding
+
+    def decide(self, now: int) -> list[Grant]:
+        """What to tell whom now. Calling it again without news gives nothing new."""
+        self._tree.age(now)
+        for _ in range(ROUNDS):
+            self._observe(now)
+            if self._place(now):
+                break
+        grants = list(self._grants.values())
+        self._grants.clear()
+        return grants
+
+    def _place(self, now: int) -> bool:
+        """Make holder and follower what they should be. False: the word changed meanwhile."""
+        if self._lease is None and not self._begin_first(now):
+            return False
+        lease = self._lease
+        if lease is None:
+            return True
+        lease_bound = self.quantum_ns // IN_FLIGHT_PARTS if len(self._sessions) > 1 else 0
+        if not self._tree.root.is_waiting:
+            changed = lease.deadline_ns is not None or lease.in_flight_ns != lease_bound
+            lease.deadline_ns, lease.in_flight_ns = None, lease_bound
+            if changed:
+                self._say(lease)
+            return True
+        if lease.deadline_ns is not None and now >= lease.deadline_ns + self.grace_ns:
+            hands = self._turn.load()
+            if hands.holder == lease.token and self._turn.swap(hands, Hands(hands.next, 0)):
+                self._leave(now, passed_over=True)
+            return False  # the next round sees who has it now
+        deadline, follower = self._plan(lease, now)
+        if deadline != lease.deadline_ns or lease.in_flight_ns != lease_bound:
+            lease.deadline_ns, lease.in_flight_ns = deadline, lease_bound
+            self._say(lease)
+        return self._name(lease, follower)
+
+    def _begin_first(self, now: int) -> bool:
+        """Nobody has the device: give it to who is next. False: somebody has it after all."""
+        hands = self._turn.load()
+        if hands.holder and self._tree.root.is_waiting:
+            if self._stranger is None or self._stranger[0] != hands.holder:
+                self._stranger = (hands.holder, now)
+            if now < self._stranger[1] + self.grace_ns:
+                return True  # its session will announce itself
+        leaf = self._tree.choose()
+        if leaf is None:
+            return True
+        lease = self._new_lease(leaf)
+        if not self._turn.swap(hands, Hands(lease.token, 0)):
+            return False
+        self._stranger = None
+        self._enter(lease, now)
+        self._say(lease)
+        return True
+
+    def _plan(self, lease: _Lease, now: int) -> tuple[int, Leaf | None]:
+        """When the holder's lease should end, and who follows."""
+        quantum, leaf = self.quantum_ns, lease.leaf
+        elapsed = max(now - lease.settled_ns, 0)
+        rival = self._tree.choose(elapsed + 1)
+        if lease.deadline_ns is not None and lease.deadline_ns <= now:
+            # It is ending; only who follows may change still.
+            return lease.deadline_ns, rival if rival is not leaf else self._tree.choose(
+                LONGEST_LEASE * quantum
+            )
+        if rival is not leaf and rival is not None:
+            has_had_one = now - lease.began_ns >= quantum
+            if rival.rank > leaf.rank or (has_had_one and elapsed == 0):
+                return now, rival
+        least = max(-(-elapsed // quantum), 1)
+        # The first number of quanta after which somebody else would be chosen: doubling, then halving.
+        high = least
+        while self._tree.choose(high * quantum) is leaf and high < LONGEST_LEASE:
+            high *= 2
+        low = max(high // 2, least)
+        while low < high:
+            middle = (low + high) // 2
+            if self._tree.choose(middle * quantum) is leaf:
+                low = middle + 1
+            else:
+                high = middle
+        follower = self._tree.choose(high * quantum)
+        return lease.settled_ns + high * quantum, follower
+
+    def _name(self, lease: _Lease, follower: Leaf | None) -> bool:
+        """Name the follower in the word. False: the holder has passed it on meanwhile."""
+        named = self._next
+        if follower is lease.leaf:
+            follower = None  # nobody else in sight; the holder is asked again at the end
+        if (named.leaf if named else None) is follower:
+            return True
+        chosen = self._new_lease(follower) if follower is not None else None
+        before = self._turn.load()
+        desired = Hands(lease.token, chosen.token if chosen else 0)
+        if before.holder != lease.token or not self._turn.swap(before, desired):
+            return False
+        self._next = chosen
+        if named is not None:
+            self._grants.pop(named.session, None)
+        if chosen is not None:
+            self._grants[chosen.session] = Grant(
+                chosen.session, chosen.token, 0, self.quantum_ns, self.quantum_ns // IN_FLIGHT_PARTS
+            )
+        return True
+
+    # -- inside
+
+    def _want(self, state: Session, now: int) -> None:
+        lease = self._lease
+        if lease is not None and lease.deadline_ns is None:
+            # Alone it ran up no debt: virtual time went along with it.
+            self._tree.charge(lease.leaf, max(now - lease.settled_ns, 0))
+            self._tree.renew(lease.leaf)
+            lease.settled_ns = now
+            lease.was_open = True
+        self._tree.want(state.leaf, now)
+
+    def _new_lease(self, leaf: Leaf) -> _Lease:
+        session = SessionId(int(leaf.name))
+        self._token = self._token % (TOKEN_LIMIT - 1) + 1
+        return _Lease(session, self._sessions[session], self._token)
+
+    def _say(self, lease: _Lease) -> None:
+        if lease is self._next:
+            self._grants[lease.session] = Grant(
+                lease.session, lease.token, 0, self.quantum_ns, self.quantum_ns // IN_FLIGHT_PARTS
+            )
+        else:
+            self._grants[lease.session] = lease.grant()
+
+    def _find(self, session: SessionId) -> _Lease | None:
+        for lease in (self._lease, self._next):
+            if lease is not None and lease.session == session:
+                return lease
+        return self._owed.get(session)
+
+    def _observe(self, now: int) -> None:
+        """Take note of what the workers have done with the word."""
+        hands = self._turn.load()
+        if self._lease is not None and hands.holder == self._lease.token:
+            return
+        if self._lease is not None:
+            self._leave(now)
+        if self._next is not None:
+            follower, self._next = self._next, None
+            is_over = hands.holder != follower.token
+            self._enter(follower, now)
+            if is_over:  # begun and ended before anybody looked
+                self._leave(now)
+            else:
+                # Its grant said so, counted from when it really began.
+                follower.deadline_ns = now + self.quantum_ns
+                follower.in_flight_ns = self.quantum_ns // IN_FLIGHT_PARTS
+
+    def _enter(self, lease: _Lease, now: int) -> None:
+        """The lease begins."""
+        assert self._lease is None
+        if lease.leaf.wants:
+            self.hierarchy.waited(lease.state, max(now - lease.leaf.waiting_since, 0))
+        self._tree.serve(lease.leaf)
+        lease.began_ns = lease.settled_ns = now
+        self._lease = lease
+
+    def _leave(self, now: int, *, passed_over: bool = False) -> None:
+        """The holder has passed the device on, or was passed over; it owes a report."""
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        lease.estimate_ns = max(now - lease.settled_ns, 0)
+        self._tree.charge(lease.leaf, lease.estimate_ns)
+        if not passed_over:
+            self._tree.linger(lease.leaf)
+        self._tree.release(lease.leaf)
+        self._owed[lease.session] = lease
+
+    def _take_back(self, lease: _Lease, now: int) -> None:
+        """A lease that its session has done with, or will never use: out of the word and out of service."""
+        for _ in range(ROUNDS):
+            hands = self._turn.load()
+            if hands.holder == lease.token:
+                desired = Hands(hands.next, 0)
+            elif hands.next == lease.token:
+                desired = Hands(hands.holder, 0)
+            else:
+                break
+            if self._turn.swap(hands, desired):
+                break
+        if lease is self._next:
+            # It never began.
+            self._next = None
+            self._grants.pop(lease.session, None)
+            self._tree.unwant(lease.leaf)
+            return
+        self._observe(now)
+
+    # -- for people
+
+    def vm_states(self, now: int) -> list[VmState]:
+        """What an administrator sees, by VM."""
+        running = self._lease
+        live = (running.state, max(now - running.settled_ns, 0)) if running else None
+        return self.hierarchy.vm_states(now, live)

@@ -74,6 +74,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--registered-bytes", type=int, default=64 << 20, help="of it, registered while warm")
     parser.add_argument("--spin-us", type=int, help="spin so long before asking for a doorbell")
+    parser.add_argument(
+        "--turn", type=Path, help="the GPU's turn word (default: gpuN.turn in the run directory)"
+    )
     parser.add_argument("--address", type=lambda text: int(text, 0), default=SEGMENT_ADDRESS)
     options = parser.parse_args(arguments)
     if not options.id or "/" in options.id or options.id.startswith("."):
@@ -142,6 +145,7 @@ class Worker:
     _protocol: Any = None
     _assignment: dict[str, Any] | None = None
     _lifeline: int = -1
+    _trace_fd: int = -1  # made when somebody traces for the first time
     _segment_offset: int = 0  # where the segment begins in its file: a slot's place in a BAR1
     _last_contact: float = attrs.Factory(time.monotonic)
     _parent: int = attrs.Factory(os.getppid)
@@ -160,6 +164,7 @@ class Worker:
         from . import driver
         from ._replay import ffi, lib
         from .errors import result_name
+        from .turn import turn_path
 
         lib.vgpu_thread_stacks(THREAD_STACK_BYTES)
         replay = lib.vgpu_replay_new()
@@ -204,6 +209,7 @@ class Worker:
         errno = lib.vgpu_replay_map(replay, segment_fd, grant_fd, layout)
         if errno:
             raise WorkerFailed(f"mapping {size} bytes at {options.address:#x}: {os.strerror(errno)}")
+        _share_turn(lib, replay, options.turn or turn_path(options.run_dir, options.device))
         step = ffi.new("const char **")
         status = lib.vgpu_replay_warm(replay, options.device, flags, version.encode(), step)
         if status:
@@ -305,6 +311,8 @@ class Worker:
     def _drop_link(self) -> None:
         if self._link is None:
             return
+        if self._trace_fd >= 0:
+            self._lib.vgpu_replay_trace(self._replay, 0)  # whoever wanted to see it has gone
         self._forget(self._link.fileno())
         self._link.close()
         self._protocol.close()
@@ -344,6 +352,8 @@ class Worker:
             self._lib.vgpu_replay_kick(self._replay)
         elif what == "stop":
             self.leave("told to stop")
+        elif what == "trace":
+            self._trace(message.get("events"))
         elif what == "assign" and self._assignment is None:
             if _is_assignment(message) and len(descriptors) == (2 if "segment_offset" in message else 1):
                 lifeline = descriptors.pop(0)
@@ -354,6 +364,23 @@ class Worker:
             _log(f"an assignment that is none: {message!r}")
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def _trace(self, events: object) -> None:
+        """Write down what the session does from now on, so many events at most; 0: no more. A memory answers."""
+        if type(events) is not int or not 0 <= events < 1 << 32:
+            _log(f"no number of events to trace: {events!r}")
+            return
+        if self._trace_fd < 0:
+            self._trace_fd = _sealed_memory("vgpu-trace", self._lib.VGPU_TRACE_FILE_SIZE)
+            errno = self._lib.vgpu_replay_trace_map(self._replay, self._trace_fd)
+            if errno:
+                _log(f"not traced: {os.strerror(errno)}")
+                os.close(self._trace_fd)
+                self._trace_fd = -1
+                self._say({"event": "trace", "events": 0})
+                return
+        self._lib.vgpu_replay_trace(self._replay, events)
+        self._say({"event": "trace", "events": events}, [self._trace_fd])
 
     # -- the session
 
@@ -451,6 +478,20 @@ class Worker:
         if not page.get("sticky_error"):
             page.set("sticky_error", Result.DEVICE_UNAVAILABLE)
         page.set("state", SESSION_DEAD)
+
+
+def _share_turn(lib: Any, replay: Any, path: Path) -> None:
+    """Map the word that says whose turn it is. Raises WorkerFailed."""
+    from .turn import open_turn_file
+
+    try:
+        descriptor = open_turn_file(path)
+    except OSError as error:
+        raise WorkerFailed(f"{path}: {error.strerror}") from error
+    errno = lib.vgpu_replay_share_turn(replay, descriptor)
+    os.close(descriptor)
+    if errno:
+        raise WorkerFailed(f"mapping {path}: {os.strerror(errno)}")
 
 
 def _is_assignment(message: dict[str, Any]) -> bool:

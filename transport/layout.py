@@ -39,6 +39,9 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "preempt": (92, "I"),
     "memory_limit_bytes": (96, "Q"),
     "retry_hint_ns": (104, "Q"),
+    "token": (112, "I"),
+    "in_flight_us": (116, "I"),
+    "slice_ns": (120, "Q"),
     "seen_epoch": (128, "Q"),
     "demand": (136, "I"),
     "current_call": (140, "I"),
@@ -61,6 +64,11 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "memory_peak_bytes": (272, "Q"),
     "last_error": (280, "I"),
     "worker_pid": (284, "I"),
+    "held_ns": (288, "Q"),
+    "ended_token": (296, "I"),
+    "replay_ns": (304, "Q"),
+    "lease_wait_ns": (312, "Q"),
+    "gpu_wait_ns": (320, "Q"),
 }
 
 # The device page: numbers, then byte strings as (offset, bytes).
@@ -235,8 +243,16 @@ class GrantPage(Page):
     def __init__(self, fd: int) -> None:
         super().__init__(fd, GRANT_PAGE_SIZE, GRANT_FIELDS)
 
-    def grant(self, *, deadline_ns: int, credits: int = -1) -> int:
-        """Write a lease and publish it. deadline_ns is CLOCK_MONOTONIC, 0 open-ended. Returns its epoch."""
+    def grant(
+        self, *, deadline_ns: int, credits: int = -1, token: int = 0, slice_ns: int = 0, in_flight_us: int = 0
+    ) -> int:
+        """Write a lease and publish it. deadline_ns is CLOCK_MONOTONIC, 0 open-ended. Returns its epoch.
+
+        With a token it begins when the turn word names that; then ``slice_ns`` may stand in for a deadline.
+        """
+        self.set("token", token)
+        self.set("slice_ns", slice_ns)
+        self.set("in_flight_us", in_flight_us)
         self.set("deadline_ns", deadline_ns)
         self.set("credits", credits)
         self.set("preempt", 0)

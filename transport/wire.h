@@ -260,6 +260,10 @@ struct vgpu_grant_page {
     uint64_t held_ns;       /* time the device was this session's alone, under leases with a token */
     uint32_t ended_token;   /* the last lease that is over, its work done; stored after held_ns and gpu_ns */
     uint32_t reserved;
+    /* Where the session's time goes, as its worker sees it; what is missing is the guest's own. gpu_ns overlaps them. */
+    uint64_t replay_ns;     /* records were being replayed: the worker's code and the driver's */
+    uint64_t lease_wait_ns; /* records waited and no lease was held */
+    uint64_t gpu_wait_ns;   /* no record waited and the device was still at work */
 };
 #define VGPU_GRANT_PAGE_SIZE 4096u
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");
@@ -272,6 +276,34 @@ _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant pa
 #define VGPU_TURN_FILE_SIZE 4096u
 static inline uint32_t vgpu_turn_holder(uint64_t word) { return (uint32_t)word; }
 static inline uint32_t vgpu_turn_next(uint64_t word) { return (uint32_t)(word >> 32); }
+
+/*
+ * The trace of one session, a memfd between worker and mediator that no guest sees: a head page, then a ring of `capacity`
+ * events. One writer, the replay thread, while head < limit; event n is at n % capacity. Times are CLOCK_MONOTONIC.
+ */
+enum vgpu_trace_kind {
+    VGPU_TRACE_CALL = 1,   /* one record replayed; call, detail: stream handle or 0 */
+    VGPU_TRACE_FENCE = 2,  /* device work from its submission until seen to be done; call: fence index, detail: value */
+    VGPU_TRACE_BUSY = 3,   /* the device had work of this session */
+    VGPU_TRACE_LEASE = 4,  /* a lease with a token that was held; detail: the token */
+    VGPU_TRACE_STARVED = 5 /* records waited for a lease */
+};
+struct vgpu_trace_event {
+    uint64_t begin_ns, end_ns, detail;
+    uint32_t kind, call;
+};
+struct vgpu_trace_head {
+    uint64_t magic;
+    uint32_t event_size, capacity;
+    uint64_t limit __attribute__((aligned(64))); /* written by the worker's control thread */
+    uint64_t head __attribute__((aligned(64)));  /* events written since the worker began; release store, after the event */
+    uint64_t missed;                             /* events that came after the limit */
+};
+#define VGPU_TRACE_MAGIC 0x4543415254555047ull /* "GPUTRACE" */
+#define VGPU_TRACE_HEAD_SIZE 4096u
+#define VGPU_TRACE_CAPACITY (1u << 17)
+#define VGPU_TRACE_FILE_SIZE (VGPU_TRACE_HEAD_SIZE + VGPU_TRACE_CAPACITY * (uint64_t)sizeof(struct vgpu_trace_event))
+_Static_assert(sizeof(struct vgpu_trace_event) == 32, "trace event");
 
 /* ---- handles ------------------------------------------------------------------------------------ */
 

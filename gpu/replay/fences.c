@@ -125,6 +125,8 @@ static void pending_sweep(struct vgpu_replay *replay, bool (*done)(struct vgpu_r
             continue;
         }
         replay->grant->fences_done++;
+        if (__builtin_expect(replay_tracing(replay) != NULL, 0))
+            replay_trace(replay, VGPU_TRACE_FENCE, entry.index, entry.issued_ns, replay_now_ns(), entry.value);
         if (entry.owned)
             replay_give_event(replay, entry.event, entry.slot);
     }
@@ -212,11 +214,14 @@ bool replay_poll_driver(struct vgpu_replay *replay, uint64_t now)
         legacy = legacy || context->retired_dirty;
     }
     if (private->busy_since_ns != 0) {
+        bool is_over = private->dirty_count == 0 && !legacy && replay->pending->count == 0;
+        if (__builtin_expect(replay_tracing(replay) != NULL, 0))
+            replay_trace_busy(replay, private->busy_since_ns, now, is_over);
         if (now > private->busy_since_ns) {
             replay->grant->gpu_ns += now - private->busy_since_ns;
             private->busy_since_ns = now;
         }
-        if (private->dirty_count == 0 && !legacy && replay->pending->count == 0)
+        if (is_over)
             private->busy_since_ns = 0;
     }
     publish_oldest(replay);

@@ -80,14 +80,29 @@ struct replay_private {
     uint64_t deadline_ns;
     int64_t credits;
     bool leased, open_ended, demanded, reported;
+    /* Leases with a token: lease.c. */
+    _Atomic uint64_t *turn; /* the GPU's turn word; NULL: this worker shares none */
+    uint32_t token;
+    uint64_t slice_ns, in_flight_ns;
+    uint64_t began_ns, lost_ns;
+    uint64_t billed_ns; /* held_ns is counted up to here */
+    bool awaits_turn;   /* granted, and not begun */
+    bool owes;          /* begun or declined, over, and not published */
+    bool carries;       /* work of an earlier lease is unfinished, and goes on being billed */
     void *marker; /* throttle.c: event behind the last stride of launches */
-    unsigned marker_context, launches_since_marker;
+    unsigned marker_context, launches_since_marker, stride;
+    uint64_t stride_began_ns, next_stride_ns; /* the stride before the marker, and the one behind it */
+    uint64_t marker_done_ns; /* when a marker was last waited for to its end */
     /* GPU time. */
     uint64_t busy_since_ns; /* 0: nothing unfinished; else gpu_ns is counted up to here */
     unsigned failures_logged;
     uint64_t handles_chunks; /* handle table pages in use, bounded */
 
+    struct vgpu_trace_head *trace_map; /* the control thread's; stays mapped, for a trace may end in the middle of an event */
+    uint64_t trace_busy_ns;            /* the busy time that is not in the trace yet began then; 0: none */
+
     /* Written by any thread. */
+    _Atomic(struct vgpu_trace_head *) trace; /* NULL: nobody traces */
     _Atomic uint32_t stop;         /* leave run() */
     _Atomic uint32_t ended;        /* the session is over: host functions give up */
     _Atomic uint64_t events;       /* enum replay_event, and above bit 8 the epoch that a lease report is about */
@@ -136,6 +151,27 @@ void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot);
 
 /* throttle.c */
 void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call); /* after a launch under a bounded lease */
+void replay_throttle_anew(struct vgpu_replay *replay); /* a lease begins: the device is empty of our work, about */
+
+/* trace.c */
+static inline struct vgpu_trace_head *replay_tracing(struct vgpu_replay *replay)
+{
+    /* SAFETY: acquire pairs with the store that switches the trace on: its head page is written. */
+    return atomic_load_explicit(&replay->private->trace, memory_order_acquire);
+}
+void replay_trace(struct vgpu_replay *replay, enum vgpu_trace_kind kind, uint32_t call, uint64_t begin_ns, uint64_t end_ns, uint64_t detail);
+void replay_trace_call(struct vgpu_replay *replay, const struct vgpu_call *call, uint64_t begin_ns);
+void replay_trace_busy(struct vgpu_replay *replay, uint64_t since_ns, uint64_t now, bool is_over);
+
+/* lease.c */
+void replay_lease_read(struct vgpu_replay *replay, uint64_t epoch);
+bool replay_lease_begins(struct vgpu_replay *replay); /* is it this session's turn now? */
+void replay_lease_lose(struct vgpu_replay *replay, uint64_t now);
+/* Does the turn word name this session's lease? Then nobody will wake it. If not, a kick will come with the next grant. */
+bool replay_lease_is_named(struct vgpu_replay *replay);
+bool replay_lease_is_near(struct vgpu_replay *replay); /* the turn comes next, or is to be passed on soon: do not sleep */
+/* When the lease has ended and what it covered is done, say so, once. */
+void replay_lease_report(struct vgpu_replay *replay, uint64_t now, bool unfinished, bool records_wait);
 
 /* context.c */
 CUresult replay_primary_open(struct vgpu_replay *replay);

@@ -14,6 +14,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,7 +29,9 @@
 #define LONG_NS 20000000ull
 #define FAILURES_LOGGED 16u          /* lines of log that one session may cause */
 #define SLEEP_NS 500000000ull        /* longest sleep; the lifeline and kicks end it sooner */
-#define LEASE_IDLE_NS 300000ull      /* a lease that runs out is given back after so long without a record */
+#define LEASE_IDLE_NS 100000ull      /* a lease that runs out is given back after so long with nothing to do */
+#define TIMER_SLACK_NS 2000ul         /* of the replay thread's short sleeps; the kernel's default is 50000 */
+#define POLL_DRAIN_NS 3000ull        /* when the turn is to be passed on as soon as the device is empty */
 
 /* One session's loop, on the stack of run(). */
 struct loop {
@@ -37,6 +40,8 @@ struct loop {
     const uint8_t *ring;
     uint64_t head, tail;
     uint64_t polled_ns, idle_since_ns, unfinished_since_ns;
+    uint64_t quiet_since_ns; /* the device has been empty since, as far as this session knows */
+    uint64_t replaying_since_ns; /* replay_ns is counted up to here; 0: nothing is being replayed */
     bool unfinished;
 };
 
@@ -125,40 +130,6 @@ CUresult replay_wireGoodbye(REPLAY_PARAMETERS)
 
 /* ---- the lease ---- */
 
-static void lose_lease(struct loop *loop)
-{
-    loop->private->leased = false;
-    loop->private->reported = false;
-    loop->private->demanded = false;
-}
-
-static void read_lease(struct loop *loop, uint64_t epoch)
-{
-    struct replay_private *private = loop->private;
-    struct vgpu_grant_page *grant = loop->replay->grant;
-    bool granted = grant->granted != 0 && grant->preempt == 0;
-    private->deadline_ns = grant->deadline_ns;
-    private->credits = grant->credits;
-    /* A page half written is followed by one more epoch; what was read under the wrong one is read again then. */
-    private->epoch = epoch;
-    /* Reports not yet passed on speak of an earlier lease. */
-    atomic_fetch_and(&private->events, ~LEASE_REPORTS);
-    private->open_ended = granted && private->deadline_ns == 0 && private->credits < 0;
-    if (granted) {
-        private->leased = true;
-        private->demanded = false;
-        grant->demand = 0;
-        if (loop->replay->page->busy != 0) {
-            atomic_store(replay_word(&loop->replay->page->busy), 0);
-            replay_wake(loop->replay);
-        }
-    } else {
-        /* Each revocation is reported, also one whose grant came and went while this thread slept. */
-        lose_lease(loop);
-    }
-    atomic_store_explicit(replay_quad(&grant->seen_epoch), epoch, memory_order_release);
-}
-
 /* May one more record be consumed? */
 static inline bool lease_allows(struct loop *loop)
 {
@@ -166,13 +137,14 @@ static inline bool lease_allows(struct loop *loop)
     /* SAFETY: acquire pairs with the mediator's store of `epoch`, its last. */
     uint64_t epoch = atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire);
     if (UNLIKELY(epoch != private->epoch))
-        read_lease(loop, epoch);
+        replay_lease_read(loop->replay, epoch);
     if (LIKELY(private->open_ended))
         return private->leased;
-    if (!private->leased)
+    if (!private->leased && !replay_lease_begins(loop->replay))
         return false;
-    if (private->credits == 0 || (private->deadline_ns != 0 && replay_now_ns() >= private->deadline_ns)) {
-        lose_lease(loop);
+    uint64_t now = private->deadline_ns != 0 ? replay_now_ns() : 0;
+    if (private->credits == 0 || now > private->deadline_ns) {
+        replay_lease_lose(loop->replay, now);
         return false;
     }
     if (private->credits > 0)
@@ -186,6 +158,8 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
 {
     struct vgpu_replay *replay = loop->replay;
     if (!replay_outstanding(replay)) {
+        if (loop->unfinished)
+            loop->quiet_since_ns = now;
         loop->unfinished = false;
         loop->unfinished_since_ns = 0;
         return;
@@ -199,6 +173,7 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
     loop->polled_ns = now;
     if (loop->private->error == 0 && replay_poll_driver(replay, now)) {
         loop->unfinished = false;
+        loop->quiet_since_ns = now;
         loop->unfinished_since_ns = 0;
     }
     if (loop->private->error != 0)
@@ -250,6 +225,14 @@ static void answer(struct vgpu_replay *replay, const struct vgpu_call *call, con
     replay_wake(replay);
 }
 
+/* replay_ns up to now, and whether it goes on from there. */
+static void count_replay(struct loop *loop, uint64_t now, bool goes_on)
+{
+    if (loop->replaying_since_ns != 0)
+        loop->replay->grant->replay_ns += now - loop->replaying_since_ns;
+    loop->replaying_since_ns = goes_on ? now : 0;
+}
+
 static void replay_record(struct loop *loop, const struct vgpu_call *call, const void *payload)
 {
     struct vgpu_replay *replay = loop->replay;
@@ -257,6 +240,7 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     uint8_t reply[VGPU_SLOT_PAYLOAD_LIMIT] __attribute__((aligned(16)));
     struct vgpu_result result = {0};
     CUresult status;
+    uint64_t began = UNLIKELY(replay_tracing(replay) != NULL) ? replay_now_ns() : 0;
     if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
     } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
@@ -271,8 +255,10 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         status = CUDA_ERROR_INVALID_VALUE;
         grant->protocol_errors++;
     }
+    if (UNLIKELY(began != 0))
+        replay_trace_call(replay, call, began);
     bool launched = account(grant, call);
-    if (UNLIKELY(launched && !loop->private->open_ended) && status == CUDA_SUCCESS)
+    if (UNLIKELY(launched && (!loop->private->open_ended || loop->private->in_flight_ns != 0)) && status == CUDA_SUCCESS)
         replay_throttle(replay, call);
     if (UNLIKELY(status != CUDA_SUCCESS)) {
         grant->replay_errors++;
@@ -372,27 +358,41 @@ static int sleep_until(struct loop *loop, uint64_t timeout_ns)
     return (source[0].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0 ? VGPU_RUN_GUEST_GONE : 0;
 }
 
-/* When the lease has ended and what it covered is done, say so, once: "idle" when no record waits, else "demand", which
- * is both the report and the next wish. A session that never held a lease has nothing to finish and asks at once. */
-static void report_lease(struct loop *loop, bool records_wait)
-{
-    struct replay_private *private = loop->private;
-    if (private->leased || (loop->unfinished && !private->reported && private->error == 0))
-        return;
-    if (records_wait && !private->demanded) {
-        private->demanded = true;
-        private->reported = true;
-        atomic_store(replay_word(&loop->replay->grant->demand), 1);
-        replay_notify(loop->replay, REPLAY_EVENT_DEMAND);
-    } else if (!private->reported) {
-        private->reported = true;
-        replay_notify(loop->replay, REPLAY_EVENT_IDLE);
-    }
-}
-
 static uint64_t poll_interval(const struct loop *loop, uint64_t now)
 {
     return loop->unfinished_since_ns != 0 && now - loop->unfinished_since_ns > LONG_NS ? POLL_LONG_NS : POLL_IDLE_NS;
+}
+
+/* No record waits: what becomes of the lease, and when to look again at the latest. */
+static uint64_t tend_lease(struct loop *loop, uint64_t now)
+{
+    struct replay_private *private = loop->private;
+    uint64_t timeout = SLEEP_NS;
+    if (epoch_changed(loop))
+        replay_lease_read(loop->replay, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
+    if (!private->leased)
+        (void)replay_lease_begins(loop->replay);
+    if (private->leased && !private->open_ended) {
+        uint64_t quiet = loop->quiet_since_ns > loop->idle_since_ns ? loop->quiet_since_ns : loop->idle_since_ns;
+        bool is_over = private->deadline_ns != 0 && now >= private->deadline_ns;
+        /* A lease that others wait for is not kept for nothing. */
+        if (is_over || (!loop->unfinished && now >= quiet + LEASE_IDLE_NS))
+            replay_lease_lose(loop->replay, now);
+        else
+            timeout = LEASE_IDLE_NS;
+    }
+    replay_lease_report(loop->replay, now, loop->unfinished, false);
+    return timeout;
+}
+
+static bool is_draining(const struct loop *loop) { return loop->private->owes && loop->private->token != 0; }
+
+/* gpu_wait_ns: it is time of waiting if the device was at work when last looked at. */
+static void count_gpu_wait(struct loop *loop, uint64_t *since, uint64_t now)
+{
+    if (loop->unfinished)
+        loop->replay->grant->gpu_wait_ns += now - *since;
+    *since = now;
 }
 
 /* No record waits. Spins, then sleeps; returns when something may have changed. */
@@ -401,7 +401,8 @@ static int wait_for_records(struct loop *loop)
     struct replay_private *private = loop->private;
     struct vgpu_session_page *page = loop->replay->page;
     int leave = 0;
-    uint64_t now = replay_now_ns();
+    uint64_t now = replay_now_ns(), since = now;
+    count_replay(loop, now, false);
     loop->idle_since_ns = now;
     loop->replay->grant->demand = 0;
     while (now - loop->idle_since_ns < private->spin_ns) {
@@ -413,24 +414,16 @@ static int wait_for_records(struct loop *loop)
         if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             return VGPU_RUN_STOPPED;
         now = replay_now_ns();
-        look(loop, now, POLL_IDLE_NS);
-        if (epoch_changed(loop))
-            read_lease(loop, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
-        report_lease(loop, false);
+        count_gpu_wait(loop, &since, now);
+        look(loop, now, is_draining(loop) ? POLL_DRAIN_NS : POLL_IDLE_NS);
+        tend_lease(loop, now);
     }
     for (;;) {
+        count_gpu_wait(loop, &since, now);
         look(loop, now, 0);
-        if (epoch_changed(loop))
-            read_lease(loop, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
-        uint64_t timeout = loop->unfinished ? poll_interval(loop, now) : SLEEP_NS;
-        if (private->leased && !private->open_ended && !loop->unfinished) {
-            /* A lease that others wait for is not kept for nothing. */
-            if (now - loop->idle_since_ns >= LEASE_IDLE_NS)
-                lose_lease(loop);
-            else
-                timeout = LEASE_IDLE_NS;
-        }
-        report_lease(loop, false);
+        uint64_t timeout = tend_lease(loop, now);
+        if (loop->unfinished)
+            timeout = poll_interval(loop, now);
         atomic_store(replay_word(&page->doorbell_wanted), 1);
         /* SAFETY: the sequentially consistent store above pairs with the guest's full barrier between its store of `tail`
          * and its look at doorbell_wanted. */
@@ -439,13 +432,14 @@ static int wait_for_records(struct loop *loop)
             return leave;
         }
         leave = sleep_until(loop, timeout);
+        now = replay_now_ns();
         if (leave == 0 && atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             leave = VGPU_RUN_STOPPED;
         if (fetch_tail(loop, &leave) || leave != 0) {
+            count_gpu_wait(loop, &since, now);
             atomic_store_explicit(replay_word(&page->doorbell_wanted), 0, memory_order_relaxed);
             return leave;
         }
-        now = replay_now_ns();
     }
 }
 
@@ -456,23 +450,31 @@ static int wait_for_lease(struct loop *loop)
     struct vgpu_session_page *page = loop->replay->page;
     page->busy_retry_ns = loop->replay->grant->retry_hint_ns;
     atomic_store(replay_word(&page->busy), 1);
-    uint64_t now = replay_now_ns(), began = now;
+    uint64_t now = replay_now_ns(), began = now, since = now;
     uint64_t spin_ns = private->spin_ns < 50000 ? private->spin_ns : 50000;
-    while (!epoch_changed(loop)) {
+    count_replay(loop, now, false);
+    while (!epoch_changed(loop) && !replay_lease_begins(loop->replay)) {
         if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             return VGPU_RUN_STOPPED;
-        look(loop, now, now - began < spin_ns ? POLL_IDLE_NS : 0);
-        report_lease(loop, true);
-        if (now - began < spin_ns) {
+        bool spins = now - began < spin_ns || replay_lease_is_near(loop->replay);
+        look(loop, now, is_draining(loop) ? POLL_DRAIN_NS : spins ? POLL_IDLE_NS : 0);
+        replay_lease_report(loop->replay, now, loop->unfinished, true);
+        if (spins) {
             for (unsigned i = 0; i < 32; i++)
                 __builtin_ia32_pause();
         } else {
-            int leave = sleep_until(loop, loop->unfinished ? poll_interval(loop, now) : SLEEP_NS);
+            bool is_awake = loop->unfinished || replay_lease_is_named(loop->replay);
+            int leave = sleep_until(loop, is_awake ? poll_interval(loop, now) : SLEEP_NS);
             if (leave != 0)
                 return leave;
         }
         now = replay_now_ns();
+        loop->replay->grant->lease_wait_ns += now - since;
+        since = now;
     }
+    count_replay(loop, now, true);
+    if (UNLIKELY(replay_tracing(loop->replay) != NULL))
+        replay_trace(loop->replay, VGPU_TRACE_STARVED, 0, began, now, 0);
     return 0;
 }
 
@@ -482,6 +484,7 @@ int vgpu_replay_run(struct vgpu_replay *replay)
     /* A session begins at 0. The page is not asked: its guest may have been there before us. */
     struct loop loop = {.replay = replay, .private = private, .ring = replay->segment + replay->ring_offset};
     private->reported = true; /* no lease yet, so none has ended */
+    prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0);
     /* Polling must not invalidate a capture that another stream of this session has open. */
     unsigned relaxed = 2;
     replay->driver.cuThreadExchangeStreamCaptureMode(&relaxed);
@@ -497,7 +500,9 @@ int vgpu_replay_run(struct vgpu_replay *replay)
             continue;
         }
         unsigned since_poll = 0;
-        replay->grant->current_since_ns = replay_now_ns();
+        uint64_t batch_ns = replay_now_ns();
+        replay->grant->current_since_ns = batch_ns;
+        count_replay(&loop, batch_ns, true);
         while (loop.head != loop.tail && leave == 0) {
             if (UNLIKELY(!lease_allows(&loop))) {
                 leave = wait_for_lease(&loop);
@@ -508,6 +513,7 @@ int vgpu_replay_run(struct vgpu_replay *replay)
                 since_poll = 0;
                 uint64_t now = replay_now_ns();
                 replay->grant->current_since_ns = now; /* not later than this many records ago */
+                count_replay(&loop, now, true);
                 look(&loop, now, POLL_BUSY_NS);
                 if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
                     leave = VGPU_RUN_STOPPED;

@@ -114,6 +114,10 @@ void vgpu_replay_free(struct vgpu_replay *replay)
     }
     if (replay->segment != NULL)
         munmap(replay->segment, replay->segment_size);
+    if (replay->private != NULL && replay->private->turn != NULL)
+        munmap((void *)replay->private->turn, VGPU_TURN_FILE_SIZE);
+    if (replay->private != NULL && replay->private->trace_map != NULL)
+        munmap(replay->private->trace_map, VGPU_TRACE_FILE_SIZE);
     if (replay->grant != NULL)
         munmap(replay->grant, VGPU_GRANT_PAGE_SIZE);
     free(replay->private);

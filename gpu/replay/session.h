@@ -69,6 +69,18 @@ uint64_t vgpu_replay_address(struct vgpu_replay *replay);
 uint64_t vgpu_replay_mapped(struct vgpu_replay *replay);
 uint32_t vgpu_replay_error(struct vgpu_replay *replay);
 
+/* Maps the turn word of the GPU (wire.h), for leases with a token; before run(). 0 or an errno; the descriptor stays the
+ * caller's. Without it such a lease begins at once. */
+int vgpu_replay_share_turn(struct vgpu_replay *replay, int turn_fd);
+/* For the mediator's side of the word: what it is, and replace it if it is as expected (1: done). */
+uint64_t vgpu_turn_load(uint64_t *word);
+int vgpu_turn_swap(uint64_t *word, uint64_t expected, uint64_t desired);
+
+/* The memory that traces go to (wire.h), once; VGPU_TRACE_FILE_SIZE bytes. 0 or an errno. The descriptor stays the caller's. */
+int vgpu_replay_trace_map(struct vgpu_replay *replay, int trace_fd);
+/* From the thread that mapped it, also while run() runs: trace that many more events; 0 ends it. */
+void vgpu_replay_trace(struct vgpu_replay *replay, uint64_t events);
+
 /* Fills the vtable from a libcuda by path. NULL, or what is wrong with it. Refuses our own guest library. */
 const char *vgpu_driver_open(struct vgpu_driver *driver, const char *path);
 /* Threads that are made from now on get stacks of this size, whatever RLIMIT_STACK was at exec. */

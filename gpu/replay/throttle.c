@@ -1,40 +1,90 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * throttle.c - bounds the work a session has on the GPU while others wait for it, so that a lease that ends soon ends soon
- * on the device too. After each STRIDE launches an event is recorded behind them; the next stride is not begun before
- * the event of the one before is done. Alone on the GPU nothing of this happens.
+ * throttle.c - bounds the work a session has on the GPU while others are there, so that a lease that ends soon ends soon on
+ * the device too. Launches are counted in strides; an event is recorded behind each stride, and the one after the next is
+ * not begun before it is done: two strides are queued at most. The length of a stride follows the kernels, so that it
+ * takes the device half of the bound, or is a single launch. A session that is the only one has no bound and no strides.
  *
- * The wait is bounded: kernels may wait for something that a later record brings, and then the later record must come.
+ * Each wait is bounded: kernels may wait for something that a later record brings, and then the later record must come.
  */
 #include "internal.h"
 
-#define STRIDE 32u
+#define FIRST_STRIDE 8u
+#define LONGEST_STRIDE 128u /* of the shortest kernels these take a quarter of a millisecond */
 #define LONGEST_WAIT_NS 5000000ull
+#define DEFAULT_BOUND_NS 500000ull /* for leases that name none */
+#define NAP_NS 10000
+
+/* The stride before the marker took the device `took` ns, or at most so long. */
+static void adapt(struct replay_private *private, uint64_t took)
+{
+    uint64_t wanted = (private->in_flight_ns != 0 ? private->in_flight_ns : DEFAULT_BOUND_NS) / 2;
+    unsigned stride = private->stride;
+    if (took > wanted)
+        stride = (unsigned)(stride * wanted / took);
+    else if (took < wanted / 2)
+        stride *= 2;
+    private->stride = stride < 1 ? 1 : stride > LONGEST_STRIDE ? LONGEST_STRIDE : stride;
+}
+
+/* Waits for the marker, if it can be waited for. */
+static void wait_for_marker(struct vgpu_replay *replay)
+{
+    struct replay_private *private = replay->private;
+    uint64_t began = replay_now_ns(), now = began;
+    bool waited = false, done = false;
+    while (private->error == 0 && atomic_load_explicit(&private->stop, memory_order_relaxed) == 0) {
+        done = replay->driver.cuEventQuery(private->marker) != CUDA_ERROR_NOT_READY;
+        now = replay_now_ns();
+        if (done || now - began >= LONGEST_WAIT_NS)
+            break;
+        waited = true;
+        replay_poll_words(replay); /* others of this session sleep until their fences come */
+        nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    }
+    /* Between two markers that were waited for the device did nothing but the stride between them. */
+    if (!done)
+        adapt(private, LONGEST_WAIT_NS * private->stride);
+    else if (!waited && now - private->stride_began_ns < DEFAULT_BOUND_NS / 2)
+        adapt(private, now - private->stride_began_ns);
+    else if (waited)
+        adapt(private, now - (private->marker_done_ns != 0 ? private->marker_done_ns : private->stride_began_ns));
+    private->marker_done_ns = waited && done ? now : 0;
+    replay_give_event(replay, private->marker, private->marker_context);
+    private->marker = NULL;
+}
+
+void replay_throttle_anew(struct vgpu_replay *replay)
+{
+    struct replay_private *private = replay->private;
+    if (private->marker != NULL)
+        replay_give_event(replay, private->marker, private->marker_context);
+    private->marker = NULL;
+    private->launches_since_marker = 0;
+    private->marker_done_ns = 0;
+    private->next_stride_ns = replay_now_ns();
+}
 
 void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call)
 {
     struct replay_private *private = replay->private;
+    if (private->stride == 0)
+        private->stride = FIRST_STRIDE;
     /* A graph stands for many kernels. */
     bool is_graph = call->call == VGPU_CALL_cuGraphLaunch;
-    private->launches_since_marker += is_graph ? STRIDE : 1;
-    if (private->launches_since_marker < STRIDE || private->error != 0)
+    private->launches_since_marker += is_graph ? private->stride : 1;
+    if (private->launches_since_marker < private->stride || private->error != 0)
         return;
     private->launches_since_marker = 0;
     uint64_t handle = call->argument[is_graph ? 1 : 5];
     void *stream = NULL;
     if ((handle != 0 && !replay_lookup(replay, VGPU_KIND_STREAM, handle, &stream)) || replay_is_capturing(replay, stream))
         return;
-    if (private->marker != NULL) {
-        uint64_t began = replay_now_ns();
-        while (private->error == 0 && replay->driver.cuEventQuery(private->marker) == CUDA_ERROR_NOT_READY &&
-               replay_now_ns() - began < LONGEST_WAIT_NS && atomic_load_explicit(&private->stop, memory_order_relaxed) == 0) {
-            replay_poll_words(replay); /* others of this session sleep until their fences come */
-            nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
-        }
-        replay_give_event(replay, private->marker, private->marker_context);
-        private->marker = NULL;
-    }
+    if (private->marker != NULL)
+        wait_for_marker(replay);
     void *event = replay_take_event(replay);
+    private->stride_began_ns = private->next_stride_ns;
+    private->next_stride_ns = replay_now_ns();
     if (event != NULL && replay->driver.cuEventRecord(event, stream) == 0) {
         private->marker = event;
         private->marker_context = private->current;

@@ -45,6 +45,7 @@ from vgpu.actors.telemetry import Telemetry
 from vgpu.actors.unix_listener import is_listened_on
 from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
+from vgpu.gpu.turn import turn_path
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
 from vgpu.supervision.watchdog import Watchdog
 
@@ -99,7 +100,9 @@ def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
     return SupervisorSpec(
         name,
         (
-            ChildSpec("scheduler", Scheduler, (plan.quantum_ns,)),
+            ChildSpec(
+                "scheduler", Scheduler, (plan.quantum_ns, turn_path(run_dir, plan.index), "mediator/ledger")
+            ),
             ChildSpec("watchdog", Watchdog),
             SupervisorSpec("executors", (executor,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
             ChildSpec("workers", pool),

@@ -18,7 +18,9 @@ from tests.e2e.mediator import SMALL, is_alive
 from vgpu.actors import ActorSystem, StartFailed
 from vgpu.actors.messages import ListSessions
 from vgpu.actors.placement import least_used
+from vgpu.actors.worker_pool import Spawn
 from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.gpu.turn import turn_path
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.run_main import guest_environment
 
@@ -57,8 +59,13 @@ def _small_devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def plan(folder: Path, *devices: int) -> MediatorPlan:
     """Several GPUs, all of them the software one."""
     run_dir = folder / "run"
-    spawn = partial(start_worker, WorkerOptions(run_dir, "software", 0))
-    return MediatorPlan(run_dir, folder / "state", tuple(GpuPlan(d, spawn) for d in devices))
+
+    def spawn(device: int) -> Spawn:
+        # One software device stands for all of them; each has a turn word of its own.
+        turn = turn_path(run_dir, device)
+        return partial(start_worker, WorkerOptions(run_dir, "software", 0, turn=turn))
+
+    return MediatorPlan(run_dir, folder / "state", tuple(GpuPlan(d, spawn(d)) for d in devices))
 
 
 async def gpus_in_use(system: ActorSystem) -> list[str]:
@@ -112,8 +119,10 @@ async def test_a_new_session_goes_to_the_gpu_with_the_fewest(folder: Path) -> No
 
 async def test_warm_workers_left_by_a_killed_mediator_go_to_their_gpu_or_end(folder: Path) -> None:
     run_dir = folder / "run"
-    options = WorkerOptions(run_dir, "software", 0)
-    left = {name: await start_worker(options, name) for name in ("software0-a", "software1-b", "nvidia0-c")}
+    left = {}
+    for name, device in (("software0-a", 0), ("software1-b", 1), ("nvidia0-c", 0)):
+        options = WorkerOptions(run_dir, "software", 0, turn=turn_path(run_dir, device))
+        left[name] = await start_worker(options, name)
     pids = {name: process.pid for name, (process, _) in left.items()}
     async with open_mediator(plan(folder, 1)) as system, trio.open_nursery() as nursery:
         with trio.fail_after(30):

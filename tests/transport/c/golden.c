@@ -36,11 +36,12 @@ int main(void)
         printf("\n");
     }
     GRANT(magic); GRANT(session_id); GRANT(epoch); GRANT(deadline_ns); GRANT(credits); GRANT(granted); GRANT(preempt);
-    GRANT(memory_limit_bytes); GRANT(retry_hint_ns); GRANT(seen_epoch); GRANT(demand); GRANT(current_call);
+    GRANT(memory_limit_bytes); GRANT(retry_hint_ns); GRANT(token); GRANT(in_flight_us); GRANT(slice_ns); GRANT(seen_epoch); GRANT(demand); GRANT(current_call);
     GRANT(records); GRANT(current_since_ns); GRANT(async_records); GRANT(reply_records); GRANT(fence_records);
     GRANT(doorbells); GRANT(replay_errors); GRANT(protocol_errors); GRANT(launches); GRANT(bytes_to_device);
     GRANT(bytes_from_device); GRANT(gpu_ns); GRANT(fences_issued); GRANT(fences_done); GRANT(oldest_fence_ns);
-    GRANT(memory_used_bytes); GRANT(memory_peak_bytes); GRANT(last_error); GRANT(worker_pid);
+    GRANT(memory_used_bytes); GRANT(memory_peak_bytes); GRANT(last_error); GRANT(worker_pid); GRANT(held_ns);
+    GRANT(ended_token); GRANT(replay_ns); GRANT(lease_wait_ns); GRANT(gpu_wait_ns);
     SESSION(magic); SESSION(session_id); SESSION(tail); SESSION(head); SESSION(state); SESSION(sticky_error);
     SESSION(deferred_error); SESSION(busy); SESSION(wake); SESSION(device_lost); SESSION(local_calls);
     SESSION(async_calls); SESSION(fence_calls); SESSION(reply_calls); SESSION(refused_calls); SESSION(refused);
