@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import trio
 
-from . import ActorError, ActorSnapshot, WhichChildren
+from . import ActorError, ActorSnapshot, ExitReason, WhichChildren
 from .messages import (
     DeviceState,
     Fault,
@@ -31,6 +31,7 @@ from .messages import (
     UnregisterVm,
     VmRecord,
 )
+from .trace_desk import TraceDesk
 from .unix_listener import UnixListener
 from .vm_settings import BadVm, check_name, vm_from
 
@@ -75,8 +76,27 @@ class Admin(UnixListener):
     gpus: tuple[str, ...]  # supervisors, one for each GPU
     tree: Callable[[], tuple[ActorSnapshot, ...]]
     describe: dict[str, object] = attrs.Factory(dict)
+    _tracing: TraceDesk | None = attrs.field(default=None, init=False)
+
+    async def started(self) -> None:
+        self._tracing = TraceDesk(
+            self.life.system, self.nursery, self.find, self.gpus, str(self.describe.get("version", ""))
+        )
+        await super().started()
+
+    async def stopped(self, reason: ExitReason) -> None:
+        if self._tracing is not None:
+            self._tracing.close()
+        await super().stopped(reason)
 
     async def serve(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._converse(stream)
+        finally:
+            if self._tracing is not None:
+                self._tracing.peer_left(stream)
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
         buffer = b""
         with contextlib.suppress(trio.BrokenResourceError):
             async with stream:
@@ -84,16 +104,16 @@ class Admin(UnixListener):
                     buffer += data
                     while b"\n" in buffer:
                         line, buffer = buffer.split(b"\n", 1)
-                        await stream.send_all(json.dumps(await self._answer(line)).encode() + b"\n")
+                        await stream.send_all(json.dumps(await self._answer(line, stream)).encode() + b"\n")
                     if len(buffer) > LINE_LIMIT:
                         return
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, peer: object) -> dict[str, Any]:
         number: Any = None
         try:
             request = json.loads(line)
             number = request.get("id")
-            method = self._methods().get(request["method"])
+            method = self._methods(peer).get(request["method"])
             parameters = request.get("params", {})
         except (ValueError, KeyError, AttributeError, TypeError):
             return self._error(number, INVALID_REQUEST, "expected a JSON-RPC object with a method")
@@ -112,7 +132,7 @@ class Admin(UnixListener):
     def _error(number: Any, code: int, message: str) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": message}}
 
-    def _methods(self) -> dict[str, Callable[[Parameters], Awaitable[Any]]]:
+    def _methods(self, peer: object) -> dict[str, Callable[[Parameters], Awaitable[Any]]]:
         return {
             "health": self._health,
             "sessions": self._sessions,
@@ -124,6 +144,7 @@ class Admin(UnixListener):
             "faults": self._faults,
             "tree": self._tree,
             "schedule": self._schedule,
+            **(self._tracing.methods(peer) if self._tracing is not None else {}),
         }
 
     async def _health(self, _: Parameters) -> Any:
