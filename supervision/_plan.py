@@ -26,6 +26,8 @@ class ChildView:
     restart: Restart = Restart.PERMANENT
     is_alive: bool = True
     significant: bool = False
+    is_expected: bool = False
+    """Not alive, but about to be restarted: it has not ended for good."""
 
 
 @attrs.frozen
@@ -109,5 +111,7 @@ def _ends_supervisor(auto_shutdown: AutoShutdown, children: Sequence[ChildView],
     if auto_shutdown is AutoShutdown.ANY_SIGNIFICANT:
         return True
     if auto_shutdown is AutoShutdown.ALL_SIGNIFICANT:
-        return not any(view.significant and view.is_alive for view in children if view.id != ended)
+        return not any(
+            view.significant and (view.is_alive or view.is_expected) for view in children if view.id != ended
+        )
     return False

@@ -102,7 +102,8 @@ class _Child:
 
     def view(self) -> ChildView:
         is_alive = self.life is not None and self.life.is_alive
-        return ChildView(self.spec.id, self.spec.restart, is_alive, self.spec.significant)
+        is_expected = self.state is ActorState.RESTARTING
+        return ChildView(self.spec.id, self.spec.restart, is_alive, self.spec.significant, is_expected)
 
 
 @attrs.frozen

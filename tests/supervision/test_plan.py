@@ -182,3 +182,15 @@ def test_trying_again_brings_everybody_back(strategy: Strategy, family: tuple[li
 
 def test_what_is_abnormal() -> None:
     assert [is_abnormal(reason) for reason in REASONS] == [False, False, True, True, True]
+
+
+def test_a_significant_child_that_is_about_to_be_restarted_has_not_ended() -> None:
+    def plan(*, is_expected: bool) -> Plan:
+        children = [
+            ChildView("a", Restart.TRANSIENT, is_alive=False, significant=True, is_expected=is_expected),
+            ChildView("b", Restart.TRANSIENT, is_alive=False, significant=True),
+        ]
+        return plan_exit(Strategy.ONE_FOR_ONE, AutoShutdown.ALL_SIGNIFICANT, children, "b", Normal())
+
+    assert plan(is_expected=False).shut_down
+    assert not plan(is_expected=True).shut_down
