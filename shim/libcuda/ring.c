@@ -57,7 +57,7 @@ void shim_ring_doorbell(void)
         /* No exchange: locked operations on a device's memory stop the whole machine where they are not cached. Whoever has
          * seen the flag rings, so a request of the worker that this store wipes out is answered all the same. */
         __atomic_store_n(wanted, 0, __ATOMIC_RELEASE);
-        *shim.doorbell = 1;
+        __atomic_store_n(shim.doorbell, 1, __ATOMIC_RELEASE);
         return;
     }
     if (__atomic_exchange_n(wanted, 0, __ATOMIC_ACQ_REL) == 0) return;

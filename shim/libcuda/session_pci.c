@@ -181,6 +181,8 @@ CUresult shim_pci_attach(void)
         shim_session_detach();
         return status;
     }
+    if (pci.combining_fd >= 0) close(pci.combining_fd);
+    pci.combining_fd = -1;
     shim_wait_configure(); /* knows now what it waits for */
     shim_log("session %llu in slot %d of %04x:%02x:%02x.%x at %p%s%s", (unsigned long long)shim.page->session_id, held, pci.domain, pci.bus,
              pci.device, pci.function, (void *)shim.base, shim.identical ? "" : " (not where the worker has it)",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.shim.fake_device import FIRST_SLOT, FakeDevice, PythonHost
 from tests.shim.fake_host import NAME, SESSION, FakeHost, Session, short_folder
-from tests.shim.pci_guest import UNCACHED, Guest, build_program, until
+from tests.shim.pci_guest import UNCACHED, Guest, build_program, environment, until
 from vgpu.transport._generated_calls import CallId
 
 HEARTBEAT, LOCAL_CALLS = SESSION + 192, SESSION + 4608
@@ -268,3 +269,25 @@ def test_an_unplugged_device_ends_a_claim(program: Path, device: FakeDevice) -> 
         assert guest.hear(10) == f"init {UNAVAILABLE}"
         assert guest.ask("init") == "init 100"  # it is not there any more
         assert guest.finish() == ""
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_threads_under_sanitizers(folder: Path, sanitizer: str) -> None:
+    """Ring, waits, heartbeat, goodbye and release, with a heartbeat or two meanwhile."""
+    host = PythonHost(first_address=0)  # a sanitizer keeps most addresses to itself
+    program = build_program("core_guest", f"-fsanitize={sanitizer}", "-O1")
+    with FakeDevice(folder, host) as device:
+        done = subprocess.run(
+            [program, "threads", "8", "150"],
+            cwd=folder,
+            env=environment(folder, ASAN_OPTIONS="detect_leaks=0"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        until(lambda: device.stores["RELEASE"] == 1)
+        assert device.problems == []
+        assert host.host.problems == []
+    assert only(host).calls["cuMemPoolTrimTo"] == 8 * (150 + 19)
