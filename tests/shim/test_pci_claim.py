@@ -389,6 +389,17 @@ def test_a_claim_waits_for_a_mediator_that_is_away(program: Path, device: FakeDe
     assert len(device.claims) == 1
 
 
+def test_a_mediator_that_stays_away_is_an_error_in_the_end(device: FakeDevice) -> None:
+    device.answering = False
+    device.set_present(False)
+    with Guest(build_program("pci_guest", "-DHOST_LIMIT_NS=1500000000ull"), device.folder) as guest:
+        began = time.monotonic()
+        assert guest.ask("init") == UNAVAILABLE
+        assert 1.4 < time.monotonic() - began < 4
+        assert guest.finish() == ""
+    until(lambda: device.states() == [FREE] * 4)
+
+
 def test_a_process_killed_while_it_waits_leaves_nothing(program: Path, folder: Path) -> None:
     with FakeDevice(folder, PythonHost(), slots=1, answering=False) as device:
         with Guest(program, folder) as first:
