@@ -84,6 +84,8 @@ def test_the_wheel_puts_nothing_beside_vgpu(wheel: Path) -> None:
     assert "vgpu/py.typed" in names
     assert "vgpu/shim/lib/libcuda.so.1" in names
     assert "vgpu/shim/lib/libcuda.so" in names
+    for name in ("libnvidia-ml.so.1", "libnvidia-ml.so", "nvidia-smi"):
+        assert f"vgpu/shim/lib/{name}" in names
     assert not [name for name in names if name.endswith((".c", ".h", ".map", ".cdef.txt"))]
     assert wheel.name.split("-")[2:4] == ["cp311", "abi3"]
 

@@ -56,7 +56,7 @@ EXPORT nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned length)
     if (page.nvml_version[0] != '\0')
         snprintf(text, sizeof text, "%s", page.nvml_version);
     else
-        snprintf(text, sizeof text, "%u.%s", page.driver_version / 1000, page.driver_version_text);
+        snprintf(text, sizeof text, "%u%s%s", page.driver_version / 1000, page.driver_version_text[0] != '\0' ? "." : "", page.driver_version_text);
     return nvml_give_text(text, version, length);
 }
 

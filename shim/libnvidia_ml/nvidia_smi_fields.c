@@ -298,6 +298,14 @@ static void read_capture(ARGUMENTS)
     WRITE("%u", numbers[field->argument]);
 }
 
+static void read_extended_memory(ARGUMENTS)
+{
+    struct nvml_capabilities capabilities = {.version = NVML_VERSION_OF(struct nvml_capabilities, 1)};
+    (void)field;
+    if (worked(value, SMI_CALL(nvmlDeviceGetCapabilities, (nvmlDevice_t, struct nvml_capabilities *), device, &capabilities)))
+        WRITE("%s", capabilities.mask & 1 ? "enabled" : "disabled");
+}
+
 /* Deprecated by driver 580, which writes so. */
 static void read_deprecated(ARGUMENTS)
 {
@@ -526,6 +534,7 @@ static const struct smi_field further[] = {
     {"-fbc.sessions", NULL, "", read_capture, NULL, 0, false},
     {"-fbc.rate", NULL, "", read_capture, NULL, 1, false},
     {"-fbc.latency", NULL, "", read_capture, NULL, 2, false},
+    {"-egm", NULL, "", read_extended_memory, NULL, 0, false},
     {"-none", NULL, "", read_nothing, NULL, 0, false},
 };
 

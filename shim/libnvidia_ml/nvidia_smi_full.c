@@ -327,10 +327,11 @@ static void print_device(nvmlDevice_t device, unsigned mask)
         if (value.status == NVML_SUCCESS) strncat(value.text, rows[i].suffix, sizeof value.text - strlen(value.text) - 1);
         print_row(rows[i].indent, 55, rows[i].label, value.text);
     }
-    if (mask & (REST | PIDS) || mask == EVERYTHING) print_processes(device);
+    if (mask & PIDS) print_processes(device);
     if (mask == EVERYTHING) {
         puts("    Capabilities");
-        print_row(8, 55, "EGM", "disabled");
+        smi_read("-egm", device, &value);
+        print_row(8, 55, "EGM", value.text);
     }
     putchar('\n');
 }

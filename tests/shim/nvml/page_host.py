@@ -21,7 +21,7 @@ from typing import Self
 
 import attrs
 
-from vgpu.transport.attach import HELLO_SIZE, Hello, Status, Welcome
+from vgpu.transport.attach import FLAG_DEVICE_PAGE, HELLO_SIZE, Hello, Status, Welcome
 from vgpu.transport.layout import (
     DEVICE_FIELDS,
     DEVICE_PAGE_SIZE,
@@ -35,7 +35,6 @@ from vgpu.transport.layout import (
     UNKNOWN_64,
 )
 
-DEVICE_PAGE_FLAG = 2
 ATTRIBUTE_VALID, ATTRIBUTE = 936, 1096  # offsets in the page, of 160 bytes and 160 words
 UUID = bytes.fromhex("b19598fbac3f010f1c1be5a23a7b38d4")
 UUID_TEXT = "GPU-b19598fb-ac3f-010f-1c1b-e5a23a7b38d4"
@@ -266,7 +265,7 @@ class PageHost:
                 continue
             break
         welcome = Welcome(self.status, driver_version=NUMBERS["driver_version"]).encode()
-        if self.status is Status.WELCOME and hello.flags == DEVICE_PAGE_FLAG:
+        if self.status is Status.WELCOME and hello.flags == FLAG_DEVICE_PAGE:
             # A page that can only be read, as the real mediator hands it out.
             reader = os.open(f"/proc/self/fd/{self.file}", os.O_RDONLY | os.O_CLOEXEC)
             socket.send_fds(connection, [welcome], [reader])
