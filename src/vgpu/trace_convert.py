@@ -56,7 +56,7 @@ class _Open:
 class _Converter:
     recording: Recording
     names: list[Event] = attrs.Factory(list)
-    out: list[tuple[int, int, Event]] = attrs.Factory(list)  # time, order, event
+    out: list[tuple[int, Event]] = attrs.Factory(list)  # with its time
     threads: dict[tuple[int, str], int] = attrs.Factory(dict)
     handling: dict[str, _Open] = attrs.Factory(dict)
     unread: dict[tuple[str, int], deque[tuple[int, int]]] = attrs.Factory(dict)  # flow and when it was sent
@@ -77,6 +77,7 @@ class _Converter:
             self._know(session)
             if session["holding"]:
                 self.leases[session["executor"]] = began
+        self._find_sessions()
         for actor in head.get("actors", []):
             self._thread(str(actor[0]))
         for event in self.recording.events:
@@ -87,9 +88,10 @@ class _Converter:
             self._end_lease(executor, ended, {"ends": "after the recording"})
         for session, events in self.recording.workers.items():
             self._worker(session, events)
-        self.out.sort(key=lambda row: row[:2])
+        # What happened at one time stays in the order in which it was written down.
+        self.out.sort(key=lambda row: row[0])
         return {
-            "traceEvents": self.names + [event for _, _, event in self.out],
+            "traceEvents": self.names + [event for _, event in self.out],
             "displayTimeUnit": "ns",
             "otherData": {
                 "clock": "CLOCK_MONOTONIC",
@@ -107,8 +109,8 @@ class _Converter:
 
     # -- writing
 
-    def _put(self, at_ns: int, order: int, event: Event) -> None:
-        self.out.append((at_ns, order, {**event, "ts": _us(at_ns)}))
+    def _put(self, at_ns: int, event: Event) -> None:
+        self.out.append((at_ns, {**event, "ts": _us(at_ns)}))
 
     def _name(self, what: str, pid: int, thread: int, name: str) -> None:
         self.names.append({"ph": "M", "name": what, "pid": pid, "tid": thread, "args": {"name": name}})
@@ -123,7 +125,6 @@ class _Converter:
     def _instant(self, event: ActorEvent, name: str, **details: Any) -> None:
         self._put(
             event.at_ns,
-            2,
             {
                 "ph": "i",
                 "s": "t",
@@ -140,7 +141,6 @@ class _Converter:
             self.depth[name] = depth
             self._put(
                 at_ns,
-                2,
                 {
                     "ph": "C",
                     "name": f"mailbox {name}",
@@ -176,9 +176,7 @@ class _Converter:
         queue = self.unread.setdefault((event.name, values["message"]), deque())
         queue.append((self.flows, event.at_ns))
         self._count(event.at_ns, event.name, int(values["depth"]))
-        if values["type"] == "SessionOpened":
-            self._know(detail)
-        elif values["type"] == "LeaseEnded":
+        if values["type"] == "LeaseEnded":
             self._end_lease(str(values["sender"]), event.at_ns, detail)
 
     def _arrow(self, event: ActorEvent, sender: str | None) -> None:
@@ -187,9 +185,9 @@ class _Converter:
         if sender is None or sender not in self.handling:
             name = OUTSIDE if sender is None else f"{sender} (its tasks)"
             send = {"ph": "X", "cat": "send", "name": f"send {event.values['type']}", "dur": _us(SEND_NS)}
-            self._put(event.at_ns, 1, {**send, "pid": self.pid, "tid": self._thread(name), "args": {}})
+            self._put(event.at_ns, {**send, "pid": self.pid, "tid": self._thread(name), "args": {}})
         flow = {"ph": "s", "cat": "message", "name": event.values["type"], "id": self.flows}
-        self._put(event.at_ns, 3, {**flow, "pid": self.pid, "tid": self._thread(name)})
+        self._put(event.at_ns, {**flow, "pid": self.pid, "tid": self._thread(name)})
 
     def _on_received(self, event: ActorEvent) -> None:
         values = event.values
@@ -199,12 +197,12 @@ class _Converter:
         place = {"pid": self.pid, "tid": self._thread(event.name)}
         arguments = {} if waited is None else {"waited_us": _us(waited)}
         begin = {"ph": "B", "cat": "handler", "name": values["type"], **place, "args": arguments}
-        self._put(event.at_ns, 1, begin)
+        self._put(event.at_ns, begin)
         queue = self.unread.get((event.name, values["message"]))
         if queue:
             flow, _ = queue.popleft()
             arrow = {"ph": "f", "bp": "e", "cat": "message", "name": values["type"], "id": flow}
-            self._put(event.at_ns, 3, {**arrow, **place})
+            self._put(event.at_ns, {**arrow, **place})
         if event.name in self.depth:
             self._count(event.at_ns, event.name, max(self.depth[event.name] - 1, 0))
         if values["type"] == "GrantLease":
@@ -214,10 +212,33 @@ class _Converter:
         self._end_slice(event.name, event.at_ns, {})
 
     def _end_slice(self, name: str, at_ns: int, details: Event) -> None:
-        if self.handling.pop(name, None) is not None:
-            self._put(at_ns, 0, {"ph": "E", "pid": self.pid, "tid": self._thread(name), "args": details})
+        handled = self.handling.pop(name, None)
+        if handled is not None:
+            self._put(
+                at_ns,
+                {
+                    "ph": "E",
+                    "name": handled.type,
+                    "pid": self.pid,
+                    "tid": self._thread(name),
+                    "args": details,
+                },
+            )
 
     # -- sessions
+
+    def _find_sessions(self) -> None:
+        """Those that opened during the recording: who they are is said in two messages."""
+        opened: list[dict[str, Any]] = []
+        described: dict[int, dict[str, Any]] = {}
+        for event in self.recording.events:
+            if event.kind == "sent" and event.values["detail"]:
+                if event.values["type"] == "SessionOpened":
+                    opened.append(event.values["detail"])
+                elif event.values["type"] == "RecordStart":
+                    described[int(event.values["detail"]["session"])] = event.values["detail"]
+        for session in opened:
+            self._know({**described.get(int(session["session"]), {}), **session})
 
     def _know(self, session: dict[str, Any]) -> None:
         executor = str(session["executor"])
@@ -231,12 +252,12 @@ class _Converter:
             self._name("thread_name", pid, thread, name)
 
     def _worker_pid(self, session: dict[str, Any]) -> int:
-        # A session that opened during the recording has no number of a process in it: one that no process can have.
+        # Where the recording ended before it was said which process it is: a number that no process has.
         return int(session.get("worker_pid") or (1 << 22) + int(session["session"]))
 
     def _slice(self, pid: int, thread: int, name: str, begin_ns: int, end_ns: int, details: Event) -> None:
         length = {"ph": "X", "cat": "worker", "name": name, "dur": _us(end_ns - begin_ns)}
-        self._put(begin_ns, 1, {**length, "pid": pid, "tid": thread, "args": details})
+        self._put(begin_ns, {**length, "pid": pid, "tid": thread, "args": details})
 
     def _end_lease(self, executor: str, at_ns: int, details: Event) -> None:
         begin = self.leases.pop(executor, None)
@@ -253,8 +274,11 @@ class _Converter:
             ]
             self._know(known[0])
         pid = self._worker_pid(known[0])
+        began, _ = self._edges()
         for event in _merged(events):
-            at = (event.begin_ns, event.end_ns)
+            if event.end_ns < began:
+                continue
+            at = (max(event.begin_ns, began), event.end_ns)
             if event.kind is TraceKind.CALL:
                 stream = {"stream": hex(event.detail)} if event.detail else {}
                 self._slice(pid, REPLAY_THREAD, call_name(event.call), *at, stream)
@@ -265,9 +289,9 @@ class _Converter:
             elif event.kind is TraceKind.LEASE:
                 self._slice(pid, HELD_THREAD, "lease", *at, {"token": event.detail})
             else:
-                self._fence(pid, event)
+                self._fence(pid, event, *at)
 
-    def _fence(self, pid: int, event: TraceEvent) -> None:
+    def _fence(self, pid: int, event: TraceEvent, begin_ns: int, end_ns: int) -> None:
         """Fences of several streams overlap: a slice each, on a row of its own where it must."""
         self.flows += 1
         fence = {
@@ -277,8 +301,8 @@ class _Converter:
             "pid": pid,
             "tid": FENCE_THREAD,
         }
-        self._put(event.begin_ns, 1, {"ph": "b", **fence, "args": {"value": event.detail}})
-        self._put(event.end_ns, 0, {"ph": "e", **fence, "args": {}})
+        self._put(begin_ns, {"ph": "b", **fence, "args": {"value": event.detail}})
+        self._put(end_ns, {"ph": "e", **fence, "args": {}})
 
 
 def _merged(events: list[TraceEvent]) -> Iterator[TraceEvent]:
