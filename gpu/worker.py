@@ -175,10 +175,12 @@ class Worker:
         flags = 0
         keep: object = None
         if options.gpu == "software":
+            from .software.attributes import DRIVER_VERSION_TEXT
             from .software.driver import install
 
             keep = install(ffi, struct)
             flags = lib.VGPU_DEVICE_SOFTWARE
+            version = DRIVER_VERSION_TEXT
         else:
             try:
                 library = driver.find_library(options.library)
