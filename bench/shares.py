@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do VMs get their shares of a real GPU, whatever the length of their kernels, and does nobody pay for it?
+
+    python bench/shares.py [--gpu nvidia|software] [--seconds N] [--quantum-us N...] [--out FILE]
+
+Runs a mediator and guests here, each guest in a VM of its own (bench/c/share_load.c). A guest's share is the kernels it
+finished times what one takes it alone, over the sum of all. "Throughput" is that sum over the time: 1.0 is what they
+do alone, back to back. Criteria are printed with the numbers: share error <= 2 points, Jain's index >= 0.999,
+throughput >= 0.985; a high-priority VM's P99 beside a greedy VM <= 1.3 times its own without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from vgpu.actors import ActorSystem
+from vgpu.actors.messages import ScheduleState, SetPool, SetVm
+from vgpu.gpu.fluid import jain_index
+from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
+from vgpu.run_main import guest_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEDULER = "mediator/gpus/gpu0/scheduler"
+SHARE_ERROR, JAIN, THROUGHPUT, SLOWDOWN = 0.02, 0.999, 0.985, 1.3
+GUEST_SECONDS = 120.0
+
+
+@attrs.frozen
+class Tenant:
+    """A VM and its kernels."""
+
+    vm: str
+    weight: int
+    kernel_us: float
+    pool: str = "default"
+    priority: str = "medium"
+
+
+SCENARIOS: dict[str, tuple[dict[str, int], tuple[Tenant, ...]]] = {
+    "75/25, 1 ms against 20 us": ({}, (Tenant("a", 75, 1000), Tenant("b", 25, 20))),
+    "75/25, 20 us against 1 ms": ({}, (Tenant("a", 75, 20), Tenant("b", 25, 1000))),
+    "90/10, 20 us against 1 ms": ({}, (Tenant("a", 90, 20), Tenant("b", 10, 1000))),
+    "two pools 50/50: 60/40 in one, one VM in the other": (
+        {"p": 50, "q": 50},
+        (Tenant("a", 60, 1000, "p"), Tenant("b", 40, 20, "p"), Tenant("c", 10, 100, "q")),
+    ),
+}
+
+
+@attrs.define(eq=False)
+class Guest:
+    """A running share_load: lines in, lines out."""
+
+    process: trio.Process
+    _text: str = ""
+
+    async def line(self) -> list[str]:
+        """Its next line, in words."""
+        assert self.process.stdout is not None
+        with trio.fail_after(GUEST_SECONDS):
+            while "\n" not in self._text:
+                data = await self.process.stdout.receive_some(1 << 16)
+                if not data:
+                    raise SystemExit(f"a guest ended: {self._text}")
+                self._text += data.decode()
+        line, _, self._text = self._text.partition("\n")
+        words = line.split()
+        if words[0] == "failed":
+            raise SystemExit(line)
+        return words
+
+    async def ask(self, text: str) -> list[str]:
+        """Send a command; its answer, without the first word."""
+        assert self.process.stdin is not None
+        await self.process.stdin.send_all(text.encode() + b"\n")
+        return (await self.line())[1:]
+
+
+@attrs.define(eq=False)
+class Bench:
+    """Guests of one mediator."""
+
+    system: ActorSystem
+    run_dir: Path
+    program: Path
+    nursery: trio.Nursery
+    seconds: float
+    guests: dict[str, Guest] = attrs.Factory(dict)
+    iterations_per_us: float = 0.0
+
+    async def guest(self, vm: str) -> Guest:
+        """The guest of a VM, started if need be."""
+        if vm not in self.guests:
+            environment = guest_environment(dict(os.environ), vm, self.run_dir)
+            run = partial(trio.run_process, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False)
+            process = await self.nursery.start(partial(run, env=environment), [str(self.program)])
+            self.guests[vm] = guest = Guest(process)
+            while (await guest.line())[0] != "ready":
+                pass
+        return self.guests[vm]
+
+    async def place(self, tenants: Sequence[Tenant], pools: dict[str, int]) -> None:
+        """Open the sessions, and put their VMs where they belong."""
+        for tenant in tenants:
+            await self.guest(tenant.vm)
+        scheduler = self.system.ref(SCHEDULER)
+        for pool, weight in pools.items():
+            await scheduler.send(SetPool(pool, weight))
+        for tenant in tenants:
+            await scheduler.send(SetVm(tenant.vm, tenant.pool, tenant.priority, tenant.weight))
+
+    async def calibrate(self) -> None:
+        """How many iterations a microsecond takes."""
+        guest = await self.guest("a")
+        await guest.ask("time 20 20000")
+        taken = [int((await guest.ask(f"time 20 {n}"))[0]) for n in (20_000, 40_000)]
+        self.iterations_per_us = 20 * 20_000 / ((taken[1] - taken[0]) / 1000)
+
+    def iterations(self, kernel_us: float) -> int:
+        """Of a kernel of that length."""
+        return max(int(kernel_us * self.iterations_per_us), 1)
+
+    async def greedy(self, tenant: Tenant, seconds: float) -> tuple[int, int]:
+        """Kernels finished, and nanoseconds up to the last of them."""
+        batch = max(int(2000 / tenant.kernel_us), 1)
+        guest = await self.guest(tenant.vm)
+        count, taken = await guest.ask(f"greedy {seconds} {self.iterations(tenant.kernel_us)} {batch}")
+        return int(count), int(taken)
+
+    async def together(self, tenants: Sequence[Tenant]) -> dict[str, tuple[int, int]]:
+        """All at once."""
+        results: dict[str, tuple[int, int]] = {}
+
+        async def one(tenant: Tenant) -> None:
+            results[tenant.vm] = await self.greedy(tenant, self.seconds)
+
+        async with trio.open_nursery() as nursery:
+            for tenant in tenants:
+                nursery.start_soon(one, tenant)
+        return results
+
+    async def shares(self, pools: dict[str, int], tenants: Sequence[Tenant]) -> dict[str, Any]:
+        """One scenario: alone, one after the other, then together."""
+        await self.place(tenants, pools)
+        alone = {}
+        for tenant in tenants:
+            count, taken = await self.greedy(tenant, min(self.seconds / 4, 1.0))
+            alone[tenant.vm] = taken / count
+        before = await self.used()
+        found = await self.together(tenants)
+        after = await self.used()
+        work = {vm: count * alone[vm] for vm, (count, _) in found.items()}
+        state = (await self.system.ref(SCHEDULER).ask(ScheduleState()))["pools"]
+        assert isinstance(state, dict)
+        places = {vm: fields for pool in state.values() for vm, fields in pool["vms"].items()}
+        weights = {t.vm: self.configured(t, tenants, pools) for t in tenants}
+        share = {vm: done / sum(work.values()) for vm, done in work.items()}
+        used = {vm: after[vm] - before.get(vm, 0) for vm in work}
+        return {
+            "configured": weights,
+            "share": share,
+            "share_by_gpu_ns": {vm: ns / sum(used.values()) for vm, ns in used.items()},
+            "share_error": max(abs(share[vm] - weights[vm]) for vm in share),
+            "jain": jain_index([share[vm] for vm in share], [weights[vm] for vm in share]),
+            "throughput": sum(work.values()) / (self.seconds * 1e9),
+            "alone_ns_a_kernel": alone,
+            "kernels": {vm: count for vm, (count, _) in found.items()},
+            "longest_wait_ms": {vm: places[vm]["longest_wait_ns"] / 1e6 for vm in share},
+        }
+
+    @staticmethod
+    def configured(tenant: Tenant, tenants: Sequence[Tenant], pools: dict[str, int]) -> float:
+        """What a VM's weights say (all of one priority)."""
+        present = {t.pool for t in tenants}
+        pool = pools[tenant.pool] / sum(pools[p] for p in present) if pools else 1.0
+        return pool * tenant.weight / sum(t.weight for t in tenants if t.pool == tenant.pool)
+
+    async def used(self) -> dict[str, int]:
+        """GPU nanoseconds reported, by VM."""
+        pools = (await self.system.ref(SCHEDULER).ask(ScheduleState()))["pools"]
+        assert isinstance(pools, dict)
+        return {vm: fields["used_ns"] for pool in pools.values() for vm, fields in pool["vms"].items()}
+
+    async def latency(
+        self, greedy_us: float, kernels: int, kernel_us: float, period_us: int
+    ) -> dict[str, Any]:
+        """A high-priority VM's requests, without and with a greedy neighbour."""
+        tenants = (Tenant("urgent", 50, kernel_us, priority="high"), Tenant("a", 50, greedy_us))
+        await self.place(tenants, {})
+        guest = await self.guest("urgent")
+        count = max(int(self.seconds * 1e6 / period_us), 1)
+        command = f"requests {count} {period_us} {kernels} {self.iterations(kernel_us)}"
+        alone = sorted(map(int, await guest.ask(command)))
+        beside: list[int] = []
+
+        async def ask() -> None:
+            await trio.sleep(0.2)
+            beside.extend(sorted(map(int, await guest.ask(command))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await self.greedy(tenants[1], self.seconds + 0.4)
+        return {
+            "requests": count,
+            "alone_ms": _percentiles(alone),
+            "beside_ms": _percentiles(beside),
+            "slowdown_p99": _at(beside, 99) / _at(alone, 99),
+        }
+
+
+def _at(ordered: Sequence[int], percent: float) -> int:
+    return ordered[max(-(-len(ordered) * percent // 100) - 1, 0).__int__()]
+
+
+def _percentiles(ordered: Sequence[int]) -> dict[str, float]:
+    return {f"p{p}": _at(ordered, p) / 1e6 for p in (50, 90, 99, 100)}
+
+
+def build(folder: Path) -> Path:
+    """Compile the load."""
+    out = folder / "share_load"
+    source = ROOT / "bench" / "c" / "share_load.c"
+    command = [os.environ.get("CC", "gcc"), "-std=gnu11", "-O2", "-Wall", "-o", str(out), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return out
+
+
+@contextlib.asynccontextmanager
+async def running(gpu: str, quantum_ns: int, seconds: float) -> AsyncIterator[Bench]:
+    """A mediator with that quantum, and nobody in it yet."""
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as name:
+        folder = Path(name)
+        program = build(folder)
+        spawn = partial(start_worker, WorkerOptions(folder / "run", gpu))
+        gpu_plan = GpuPlan(0, spawn, quantum_ns=quantum_ns, kind=gpu)
+        plan = MediatorPlan(folder / "run", folder / "state", (gpu_plan,))
+        async with open_mediator(plan) as system, trio.open_nursery() as nursery:
+            bench = Bench(system, folder / "run", program, nursery, seconds)
+            await bench.calibrate()
+            yield bench
+            for guest in bench.guests.values():
+                guest.process.kill()
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything, by quantum."""
+    results: dict[str, Any] = {
+        "machine": platform.node() and platform.machine(),
+        "gpu": options.gpu,
+        "quanta": {},
+    }
+    for quantum_us in options.quantum_us:
+        found: dict[str, Any] = {"shares": {}, "latency": {}}
+        results["quanta"][f"{quantum_us} us"] = found
+        async with running(options.gpu, quantum_us * 1000, options.seconds) as bench:
+            found["iterations_per_us"] = bench.iterations_per_us
+            for name, (pools, tenants) in SCENARIOS.items():
+                found["shares"][name] = one = await bench.shares(pools, tenants)
+                good = (
+                    one["share_error"] <= SHARE_ERROR
+                    and one["jain"] >= JAIN
+                    and one["throughput"] >= THROUGHPUT
+                )
+                shares = ", ".join(f"{vm} {share:.4f}" for vm, share in one["share"].items())
+                print(
+                    f"{quantum_us} us, {name}: {shares}; error {one['share_error']:.4f}, jain {one['jain']:.5f},"
+                    f" throughput {one['throughput']:.4f} {'ok' if good else 'MISSED'}",
+                    flush=True,
+                )
+            for greedy_us, kernels, kernel_us, period_us in options.latency:
+                name = f"{kernels} x {kernel_us:g} us every {period_us} us beside kernels of {greedy_us:g} us"
+                found["latency"][name] = one = await bench.latency(greedy_us, kernels, kernel_us, period_us)
+                print(
+                    f"{quantum_us} us, {name}: P50 {one['alone_ms']['p50']:.3f} -> {one['beside_ms']['p50']:.3f} ms,"
+                    f" P99 {one['alone_ms']['p99']:.3f} -> {one['beside_ms']['p99']:.3f} ms:"
+                    f" {one['slowdown_p99']:.2f} {'ok' if one['slowdown_p99'] <= SLOWDOWN else 'MISSED'}",
+                    flush=True,
+                )
+    return results
+
+
+def main() -> int:
+    """Run it; what is missed is printed and recorded, and does not change the exit status."""
+    parser = argparse.ArgumentParser(description="shares of a GPU, measured")
+    parser.add_argument("--gpu", choices=["nvidia", "software"], default="nvidia")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--quantum-us", type=int, nargs="+", default=[2000])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    # Greedy kernel, kernels a request, their length, period.
+    options.latency = ((200.0, 50, 200.0, 40_000), (1000.0, 50, 200.0, 40_000), (20.0, 10, 100.0, 10_000))
+    results = trio.run(measure, options)
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
