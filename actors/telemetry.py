@@ -74,6 +74,9 @@ CUMULATIVE = (
     "bytes_to_device",
     "bytes_from_device",
     "gpu_ns",
+    "replay_ns",
+    "lease_wait_ns",
+    "gpu_wait_ns",
     "fences_issued",
     "fences_done",
 )

@@ -119,7 +119,8 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
             sample(
                 7, records=100, launches=30, bytes_to_device=4096, bytes_from_device=512, gpu_ns=1_500_000_000,
                 fences_done=5, reply_records=6, doorbells=2, memory_used_bytes=1000, memory_peak_bytes=2000,
-                refused_calls=3, sticky_error=719,
+                refused_calls=3, sticky_error=719, replay_ns=2_000_000_000, lease_wait_ns=500_000_000,
+                gpu_wait_ns=250_000_000,
             ),
         )  # fmt: skip
         await begin(system, sample(8, launches=1, memory_used_bytes=24, refused_calls=1))
@@ -128,12 +129,14 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
         "records_total": 100, "launches_total": 30, "bytes_to_device_total": 4096, "bytes_from_device_total": 512,
         "gpu_seconds_total": 1.5, "fences_total": 5, "replies_total": 6, "doorbells_total": 2,
         "refused_calls_total": 3, "memory_used_bytes": 1000, "memory_peak_bytes": 2000, "sticky_error": 719,
+        "replay_seconds_total": 2, "lease_wait_seconds_total": 0.5, "gpu_wait_seconds_total": 0.25,
     }  # fmt: skip
     assert {name: shown[f"vgpu_session_{name}", SEVEN] for name in expected} == expected
     who = (("guest_pid", "47"), ("program", "train"), *SEVEN)
     assert shown["vgpu_session_info", who] == 1
     assert shown["vgpu_vm_sessions", VM1] == 2
     assert shown["vgpu_vm_launches_total", VM1] == 31
+    assert shown["vgpu_vm_lease_wait_seconds_total", VM1] == 0.5
     assert shown["vgpu_vm_memory_used_bytes", VM1] == 1024
     assert shown["vgpu_vm_refused_calls_total", (("call", "cuArrayCreate"), *VM1)] == 4
 
