@@ -144,6 +144,7 @@ class Admin(UnixListener):
             "faults": self._faults,
             "tree": self._tree,
             "schedule": self._schedule,
+            "runtime": self._runtime,
             **(self._tracing.methods(peer) if self._tracing is not None else {}),
         }
 
@@ -190,6 +191,14 @@ class Admin(UnixListener):
 
     async def _tree(self, _: Parameters) -> Any:
         return self.tree()
+
+    async def _runtime(self, _: Parameters) -> Any:
+        system = self.life.system
+        return {
+            "statistics": system.statistics(),
+            "dead_letters": system.recent_dead_letters(),
+            "stuck_handlers": [str(stuck) for stuck in system.recent_stuck_handlers()],
+        }
 
     async def _schedule(self, _: Parameters) -> Any:
         names = [f"{gpu}/scheduler" for gpu in self.gpus]

@@ -142,6 +142,10 @@ def _mediator(knowledge: Knowledge) -> Iterator[Metric]:
         ("crashed", statistics.crashed, "Actors that ended with an error."),
         ("restarts", statistics.restarts, "Actors started again by their supervisor."),
         ("dead_letters", statistics.dead_letters, "Messages that nobody read."),
+        ("moot_notices", statistics.moot_notices, "Notices that came to nothing, as their target had ended."),
+        ("drops", statistics.drops, "Messages that a full mailbox dropped for newer ones."),
+        ("late_replies", statistics.late_replies, "Answers that came after the asker had gone."),
+        ("stuck_handlers", statistics.stuck_handlers, "Handlers found stuck, while the detector is on."),
     ):
         yield CounterMetricFamily(f"vgpu_actors_{name}", text, value)
 
