@@ -269,6 +269,49 @@ struct vgpu_grant_page {
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");
 
 /*
+ * The account of a VM: its limits, what its sessions hold, and the buckets they draw from. One file for each VM, in the run
+ * directory's accounts/, mapped by the mediator and by the workers of all its sessions, by no guest. A session has an entry;
+ * what a VM holds is the sum over the entries, so what a dead worker held is given back by clearing its entry, whatever it
+ * was doing. gpu/replay/vm_limits.c, docs/limits.md.
+ */
+enum vgpu_resource {
+    VGPU_RESOURCE_MEMORY = 0,  /* bytes of device memory */
+    VGPU_RESOURCE_ARENA = 1,   /* bytes of the arena made known to the driver after the session began */
+    VGPU_RESOURCE_MODULES = 2, /* modules and libraries that are loaded */
+    VGPU_RESOURCE_HANDLES = 3, /* driver objects of all kinds; counted in small blocks */
+    VGPU_RESOURCE_COUNT
+};
+struct vgpu_account_entry {
+    uint64_t session_id; /* 0: free. Claimed and cleared by the mediator; the rest is its worker's */
+    uint64_t used[VGPU_RESOURCE_COUNT];
+    uint64_t asking[VGPU_RESOURCE_COUNT]; /* on top of used, while it finds out whether there is room */
+    uint64_t refused[VGPU_RESOURCE_COUNT]; /* how often there was none */
+    uint32_t queued;     /* calls given to the driver and not known to be executed, under a queue depth */
+    uint32_t worker_pid; /* the mediator's */
+    uint64_t held_back;  /* how often a call had to wait for a bucket or the queue, and how long all that took */
+    uint64_t held_back_ns;
+};
+_Static_assert(sizeof(struct vgpu_account_entry) == 128, "account entry is two lines");
+#define VGPU_ACCOUNT_MAGIC 0x544e434355504756ull /* "VGPUCCNT" */
+#define VGPU_ACCOUNT_ENTRIES 254
+struct vgpu_account {
+    uint64_t magic; /* stored last: the limits have been written */
+    /* Mediator-written. Limits of 0 are none. Read by the workers for every call: nothing that changes often lies here. */
+    uint64_t limit[VGPU_RESOURCE_COUNT];
+    uint32_t is_limited; /* one of the next three is set */
+    uint32_t entry_top;  /* entries at and above this have never been used */
+    uint64_t calls_per_second;
+    uint64_t bytes_per_second __attribute__((aligned(64)));
+    uint64_t queue_depth;
+    /* Buckets, as points of CLOCK_MONOTONIC: full when a second or more in the past, empty now, in debt in the future. */
+    uint64_t calls_ns __attribute__((aligned(64)));
+    uint64_t bytes_ns __attribute__((aligned(64)));
+    struct vgpu_account_entry entry[VGPU_ACCOUNT_ENTRIES] __attribute__((aligned(128)));
+};
+#define VGPU_ACCOUNT_FILE_SIZE 32768u
+_Static_assert(sizeof(struct vgpu_account) == VGPU_ACCOUNT_FILE_SIZE, "account");
+
+/*
  * The turn word, one per GPU, in the file gpuN.turn of the run directory, mapped by the mediator and all workers of that
  * GPU: the token of the lease that has the device in the low half, that of the next one in the high half, 0 nobody. A worker
  * whose lease is over and whose work is done swaps (own, next) for (next, 0); all other changes are the mediator's.

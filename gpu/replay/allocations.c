@@ -8,11 +8,14 @@
 #include <stdlib.h>
 
 /* A session that leaks pointers for ever must not take the host's memory with it: 40 bytes each. */
+#define RESERVED_NOW 5u /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
 #define ALLOCATIONS_MOST (4u << 20)
 
 struct replay_allocations {
     struct replay_allocation *entry;
     size_t count, capacity;
+    struct replay_pool *pool;
+    size_t pool_count, pool_capacity;
 };
 
 static struct replay_allocations *table(struct vgpu_replay *replay)
@@ -88,6 +91,104 @@ struct replay_allocation *replay_allocation_at(struct vgpu_replay *replay, uint6
     return address - found->address < found->size ? found : NULL;
 }
 
+struct replay_allocation *replay_allocation_before(struct vgpu_replay *replay, uint64_t address)
+{
+    struct replay_allocations *allocations = table(replay);
+    size_t at = allocations != NULL ? before(allocations, address) : 0;
+    return at != 0 ? &allocations->entry[at - 1] : NULL;
+}
+
+uint64_t replay_allocation_cost(struct vgpu_replay *replay, uint64_t address, uint64_t size)
+{
+    uint64_t unit = replay->memory_unit;
+    if (unit <= 1)
+        return size;
+    uint64_t first = address / unit, last = (address + size - 1) / unit, units = last - first + 1;
+    const struct replay_allocation *left = replay_allocation_before(replay, address), *right = replay_allocation_next(replay, address + 1);
+    bool shares_first = left != NULL && left->kind == REPLAY_ALLOCATION_DEVICE && (left->address + left->size - 1) / unit == first;
+    bool shares_last = right != NULL && right->kind == REPLAY_ALLOCATION_DEVICE && right->address / unit == last;
+    if (shares_first)
+        units--;
+    if (shares_last && units != 0 && !(shares_first && first == last))
+        units--;
+    return units * unit;
+}
+
+/* ---- pools ---- */
+
+static struct replay_pool *pool_of(struct vgpu_replay *replay, void *pool)
+{
+    struct replay_allocations *allocations = table(replay);
+    if (allocations == NULL)
+        return NULL;
+    for (size_t i = 0; i < allocations->pool_count; i++)
+        if (allocations->pool[i].pool == pool)
+            return &allocations->pool[i];
+    if (allocations->pool_count == allocations->pool_capacity) {
+        size_t capacity = allocations->pool_capacity ? allocations->pool_capacity * 2 : 8;
+        struct replay_pool *bigger = realloc(allocations->pool, capacity * sizeof *bigger);
+        if (bigger == NULL)
+            return NULL;
+        allocations->pool = bigger;
+        allocations->pool_capacity = capacity;
+    }
+    allocations->pool[allocations->pool_count] = (struct replay_pool){.pool = pool};
+    return &allocations->pool[allocations->pool_count++];
+}
+
+/* Charges what the pool holds now. False: more than there is room for, and nothing has changed. */
+static bool settle(struct vgpu_replay *replay, struct replay_pool *pool, uint64_t live)
+{
+    uint64_t holds = 0;
+    if (replay->driver.cuMemPoolGetAttribute(pool->pool, RESERVED_NOW, &holds) != 0 || holds < live)
+        holds = live;
+    if (holds > pool->charged && !replay_memory_charge(replay, holds - pool->charged)) {
+        if (live > pool->live)
+            return false;
+        holds = pool->charged; /* freeing is never refused */
+    }
+    if (holds < pool->charged)
+        replay_memory_release(replay, pool->charged - holds);
+    pool->charged = holds;
+    pool->live = live;
+    return true;
+}
+
+bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes)
+{
+    if (pool == NULL) { /* of one that was destroyed */
+        replay_memory_release(replay, (uint64_t)-bytes);
+        return true;
+    }
+    struct replay_pool *used = pool_of(replay, pool);
+    return used != NULL && settle(replay, used, used->live + (uint64_t)bytes);
+}
+
+void replay_pool_end(struct vgpu_replay *replay, void *pool)
+{
+    struct replay_pool *ended = pool_of(replay, pool);
+    if (ended == NULL)
+        return;
+    /* What is still allocated from it stays so, and counts by itself until it is freed. */
+    replay_memory_release(replay, ended->charged - ended->live);
+    struct replay_allocations *allocations = replay->allocations;
+    for (size_t i = 0; i < allocations->count; i++)
+        if (allocations->entry[i].kind == REPLAY_ALLOCATION_POOL && allocations->entry[i].pool == pool)
+            allocations->entry[i].pool = NULL;
+    *ended = allocations->pool[--allocations->pool_count];
+}
+
+void replay_pools_settle(struct vgpu_replay *replay, bool trim)
+{
+    struct replay_allocations *allocations = replay->allocations;
+    for (size_t i = 0; allocations != NULL && i < allocations->pool_count; i++) {
+        struct replay_pool *pool = &allocations->pool[i];
+        if (trim)
+            replay->driver.cuMemPoolTrimTo(pool->pool, 0);
+        (void)settle(replay, pool, pool->live);
+    }
+}
+
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)
 {
     struct replay_allocation *found = replay_allocation_find(replay, address);
@@ -112,6 +213,7 @@ void replay_allocations_close(struct vgpu_replay *replay)
     if (replay->allocations == NULL)
         return;
     free(replay->allocations->entry);
+    free(replay->allocations->pool);
     free(replay->allocations);
     replay->allocations = NULL;
 }

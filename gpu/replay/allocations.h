@@ -22,7 +22,10 @@ struct replay_allocation {
     uint64_t address, size;
     uint64_t context; /* wire handle; 0 for kinds that outlive contexts */
     enum replay_allocation_kind kind;
-    struct replay_physical *physical; /* mappings */
+    union {
+        struct replay_physical *physical; /* mappings */
+        void *pool;                       /* memory of a pool; NULL: the pool was destroyed */
+    };
 };
 
 /* False when there is no memory for the entry, or something begins at that address already. */
@@ -34,6 +37,20 @@ struct replay_allocation *replay_allocation_next(struct vgpu_replay *replay, uin
 /* The one that contains `address`. */
 struct replay_allocation *replay_allocation_at(struct vgpu_replay *replay, uint64_t address);
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address);
+/* The last that begins before `address`. */
+struct replay_allocation *replay_allocation_before(struct vgpu_replay *replay, uint64_t address);
+
+/* What the driver takes for [address, address + size) beside the other allocations of the table: whole units of device memory
+ * that no other allocation lies in. Where the driver counts bytes, the size. */
+uint64_t replay_allocation_cost(struct vgpu_replay *replay, uint64_t address, uint64_t size);
+
+/* What a pool holds counts, also what it keeps for later. */
+struct replay_pool { void *pool; uint64_t live, charged; };
+/* So much more (or, negative, less) of the pool is allocated. False: the quota is at its end; nothing has changed. */
+bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes);
+void replay_pool_end(struct vgpu_replay *replay, void *pool);
+/* Count again what the pools hold: they give memory back in their own time. With `trim` they are told to. */
+void replay_pools_settle(struct vgpu_replay *replay, bool trim);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */
 void replay_allocations_close(struct vgpu_replay *replay);
 

@@ -5,6 +5,7 @@
  * The first chunk covers pages, ring, slots and fences too, so that the GPU can write fence words.
  */
 #include "internal.h"
+#include "vm_limits.h"
 
 #define REGISTER_PORTABLE 1u
 #define REGISTER_DEVICE_MAP 2u
@@ -112,7 +113,12 @@ CUresult replay_wireArenaRegister(REPLAY_PARAMETERS)
     uint64_t from = call->argument[0], size = call->argument[1];
     if (from > replay->arena_size || size > replay->arena_size - from)
         return CUDA_ERROR_INVALID_VALUE;
-    return replay_register(replay, replay->arena_offset + from, size);
+    if (!replay_charge(replay, VGPU_RESOURCE_ARENA, size))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = replay_register(replay, replay->arena_offset + from, size);
+    if (status != CUDA_SUCCESS)
+        replay_refund(replay, VGPU_RESOURCE_ARENA, size);
+    return status;
 }
 
 CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
@@ -125,39 +131,10 @@ CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
         int status = replay->driver.cuMemHostUnregister(replay->segment + private->chunk[i].offset);
         if (status != 0)
             return (CUresult)status;
+        replay_refund(replay, VGPU_RESOURCE_ARENA, private->chunk[i].size);
         private->chunk[i] = private->chunk[--private->chunk_count];
         publish(replay);
         return CUDA_SUCCESS;
     }
     return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
-}
-
-/* ---- quota ---- */
-
-static void publish_memory(struct vgpu_replay *replay)
-{
-    struct vgpu_grant_page *grant = replay->grant;
-    grant->memory_used_bytes = replay->memory_used;
-    if (replay->memory_used > grant->memory_peak_bytes)
-        grant->memory_peak_bytes = replay->memory_used;
-    struct vgpu_device_page *device = (struct vgpu_device_page *)(void *)replay->segment;
-    device->memory_used_bytes = replay->memory_used;
-}
-
-bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes)
-{
-    uint64_t limit = replay->grant->memory_limit_bytes;
-    if (limit != 0 && (replay->memory_used > limit || bytes > limit - replay->memory_used))
-        return false;
-    if (replay->memory_used + bytes < bytes)
-        return false;
-    replay->memory_used += bytes;
-    publish_memory(replay);
-    return true;
-}
-
-void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes)
-{
-    replay->memory_used = bytes < replay->memory_used ? replay->memory_used - bytes : 0;
-    publish_memory(replay);
 }

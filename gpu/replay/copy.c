@@ -151,5 +151,10 @@ CUresult replay_wireCopy3D(REPLAY_PARAMETERS)
         copy.dstMemoryType = CU_MEMORYTYPE_DEVICE;
         copy.dstDevice = asked.dstDevice;
     }
+    uint64_t bytes = (uint64_t)asked.WidthInBytes * asked.Height * asked.Depth; /* box_size has seen that it does not overflow */
+    if ((a[1] & SOURCE_IN_ARENA) != 0)
+        replay->grant->bytes_to_device += bytes;
+    if ((a[1] & DESTINATION_IN_ARENA) != 0)
+        replay->grant->bytes_from_device += bytes;
     return finish(replay, stream, a[2], a[3], replay->driver.cuMemcpy3DAsync_v2(&copy, stream));
 }

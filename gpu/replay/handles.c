@@ -6,6 +6,7 @@
  * choose the lower half of the indexes themselves. Touched by the replay thread alone.
  */
 #include "internal.h"
+#include "vm_limits.h"
 
 #include <stdlib.h>
 
@@ -174,8 +175,12 @@ bool replay_lookup(struct vgpu_replay *replay, unsigned kind, uint64_t handle, v
 
 static bool fill(struct vgpu_replay *replay, unsigned kind, struct entry *entry, uint64_t handle, void *real)
 {
-    if (!reverse_add(replay->tables[kind], real, handle))
+    if (!replay_handle_begins(replay, kind))
         return false;
+    if (!reverse_add(replay->tables[kind], real, handle)) {
+        replay_handle_ends(replay, kind);
+        return false;
+    }
     *entry = (struct entry){.real = real,
                             .generation = (uint16_t)vgpu_handle_generation(handle),
                             .used = 1,
@@ -227,6 +232,7 @@ static void release(struct vgpu_replay *replay, unsigned kind, struct entry *ent
     reverse_remove(table, entry->real, handle);
     entry->used = 0;
     entry->real = NULL;
+    replay_handle_ends(replay, kind);
     if (index < VGPU_HANDLE_HOST_BASE)
         return;
     if (table->free_count == table->free_capacity) {

@@ -60,6 +60,8 @@ enum replay_event { /* bits of replay_private.events: what the control thread pa
     REPLAY_EVENT_ENDED = 8,
 };
 
+enum replay_waits { REPLAY_WAITS_NOT, REPLAY_WAITS_CALLS, REPLAY_WAITS_BYTES, REPLAY_WAITS_QUEUE };
+
 struct replay_private {
     /* Contexts; slot 0 is the primary one. */
     struct replay_context context[REPLAY_CONTEXTS];
@@ -100,6 +102,21 @@ struct replay_private {
 
     struct vgpu_trace_head *trace_map; /* the control thread's; stays mapped, for a trace may end in the middle of an event */
     uint64_t trace_busy_ns;            /* the busy time that is not in the trace yet began then; 0: none */
+
+    /* The VM's limits: vm_limits.c. */
+    struct vgpu_account *account; /* never NULL */
+    uint32_t account_entry;
+    bool shares_account;                  /* with the other sessions of the VM; else it is this one's alone */
+    uint64_t card_memory, told_memory;    /* total memory, as the driver and as the device page says */
+    uint64_t handles, handles_charged;    /* driver objects of all kinds */
+    uint64_t refused_at;                  /* a quota was at its end in that record, counted from 1 */
+    uint32_t tokens;                      /* calls drawn from the bucket and not used */
+    uint64_t token_ns;                    /* what each of them cost */
+    enum replay_waits waits_for;          /* why the last record was not taken */
+    uint64_t waits_rate, wait_until_ns;   /* the limit then; when there will be enough in the bucket */
+    uint32_t queued;                      /* calls given to the driver and not known to be executed */
+    uint64_t queue_since_ns;              /* the queue has been full since */
+    bool passes_queue;                    /* the next record goes even so */
 
     /* Written by any thread. */
     _Atomic(struct vgpu_trace_head *) trace; /* NULL: nobody traces */

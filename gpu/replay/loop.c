@@ -9,6 +9,7 @@
  * Must never: read a header field from the ring twice; let a record that breaks a rule reach a handler; wait for the GPU.
  */
 #include "internal.h"
+#include "vm_limits.h"
 #include "session.h"
 
 #include <linux/futex.h>
@@ -31,6 +32,7 @@
 #define SLEEP_NS 500000000ull        /* longest sleep; the lifeline and kicks end it sooner */
 #define LEASE_IDLE_NS 100000ull      /* a lease that runs out is given back after so long with nothing to do */
 #define TIMER_SLACK_NS 2000ul         /* of the replay thread's short sleeps; the kernel's default is 50000 */
+#define SHORT_WAIT_NS 50000ull       /* for the VM's limits: not worth to sleep */
 #define POLL_DRAIN_NS 3000ull        /* when the turn is to be passed on as soon as the device is empty */
 
 /* One session's loop, on the stack of run(). */
@@ -43,6 +45,7 @@ struct loop {
     uint64_t quiet_since_ns; /* the device has been empty since, as far as this session knows */
     uint64_t replaying_since_ns; /* replay_ns is counted up to here; 0: nothing is being replayed */
     bool unfinished;
+    bool held; /* the record at head must wait: the VM's limits */
 };
 
 #define LEASE_REPORTS (uint64_t)(REPLAY_EVENT_DEMAND | REPLAY_EVENT_IDLE)
@@ -262,6 +265,8 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         replay_throttle(replay, call);
     if (UNLIKELY(status != CUDA_SUCCESS)) {
         grant->replay_errors++;
+        if (replay_limits_refused(replay)) /* whatever the handler made of it */
+            status = CUDA_ERROR_OUT_OF_MEMORY;
         if (replay_is_sticky(status))
             replay_fault(replay, status);
         else if ((call->flags & VGPU_CALL_REPLY) == 0 && loop->private->error == 0) {
@@ -304,8 +309,16 @@ static inline int take_record(struct loop *loop)
             return broken(loop);
         if (UNLIKELY((call.flags & VGPU_CALL_REPLY) != 0 && call.slot >= replay->slot_count))
             return broken(loop);
+        bool is_limited = UNLIKELY(replay_limits_are_set(replay));
+        if (is_limited && !replay_limits_take(replay, &call)) {
+            loop->held = true;
+            return 0;
+        }
+        uint64_t bytes = is_limited ? replay->grant->bytes_to_device + replay->grant->bytes_from_device : 0;
         replay_record(loop, &call, loop->ring + offset + sizeof call);
         replay->grant->records++;
+        if (is_limited)
+            replay_limits_spent(replay, &call, replay->grant->bytes_to_device + replay->grant->bytes_from_device - bytes);
     }
     loop->head += size;
     /* SAFETY: release pairs with the guest's acquire load of `head`: the payload has been read. */
@@ -341,7 +354,9 @@ static int sleep_until(struct loop *loop, uint64_t timeout_ns)
     struct vgpu_replay *replay = loop->replay;
     struct pollfd source[2] = {{.fd = replay->lifeline, .events = POLLIN | POLLRDHUP}, {.fd = loop->private->kick_fd, .events = POLLIN}};
     struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000ull), .tv_nsec = (long)(timeout_ns % 1000000000ull)};
-    if (ppoll(source, 2, &timeout, NULL) <= 0)
+    int ready = ppoll(source, 2, &timeout, NULL);
+    replay_limits_refresh(replay); /* a kick may mean that the quota is another one */
+    if (ready <= 0)
         return 0;
     if ((source[1].revents & POLLIN) != 0) {
         uint64_t count;
@@ -418,6 +433,7 @@ static int wait_for_records(struct loop *loop)
         look(loop, now, is_draining(loop) ? POLL_DRAIN_NS : POLL_IDLE_NS);
         tend_lease(loop, now);
     }
+    replay_limits_rest(loop->replay);
     for (;;) {
         count_gpu_wait(loop, &since, now);
         look(loop, now, 0);
@@ -478,6 +494,45 @@ static int wait_for_lease(struct loop *loop)
     return 0;
 }
 
+/* The record at head is one too many for the VM's limits: BUSY, until it is not. The lease is tended as if nothing waited, so
+ * whoever is held back keeps nobody from the device. Nothing has to knock: buckets fill by themselves. */
+static int wait_for_limits(struct loop *loop)
+{
+    struct vgpu_replay *replay = loop->replay;
+    struct replay_private *private = loop->private;
+    struct vgpu_session_page *page = replay->page;
+    uint64_t now = replay_now_ns(), began = now, wait;
+    int leave = 0;
+    loop->held = false;
+    loop->idle_since_ns = now;
+    count_replay(loop, now, false);
+    page->busy_retry_ns = replay_limits_hint(replay, now);
+    atomic_store(replay_word(&page->busy), 1);
+    while (leave == 0) {
+        look(loop, now, private->waits_for == REPLAY_WAITS_QUEUE ? POLL_DRAIN_NS : POLL_IDLE_NS);
+        uint64_t timeout = tend_lease(loop, now);
+        wait = replay_limits_wait(replay, now, loop->unfinished);
+        if (wait == 0)
+            break;
+        if (loop->unfinished && poll_interval(loop, now) < timeout)
+            timeout = poll_interval(loop, now);
+        if (wait < timeout)
+            timeout = wait;
+        if (now - began < private->spin_ns && (timeout < SHORT_WAIT_NS || private->waits_for == REPLAY_WAITS_QUEUE))
+            for (unsigned i = 0; i < 32; i++)
+                __builtin_ia32_pause();
+        else
+            leave = sleep_until(loop, timeout);
+        if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
+            leave = VGPU_RUN_STOPPED;
+        now = replay_now_ns();
+    }
+    atomic_store(replay_word(&page->busy), 0);
+    replay_limits_held(replay, now - began);
+    count_replay(loop, now, true);
+    return leave;
+}
+
 int vgpu_replay_run(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
@@ -509,12 +564,17 @@ int vgpu_replay_run(struct vgpu_replay *replay)
                 continue;
             }
             leave = take_record(&loop);
+            if (UNLIKELY(loop.held)) {
+                leave = wait_for_limits(&loop);
+                continue;
+            }
             if (UNLIKELY(++since_poll == POLL_RECORDS)) {
                 since_poll = 0;
                 uint64_t now = replay_now_ns();
                 replay->grant->current_since_ns = now; /* not later than this many records ago */
                 count_replay(&loop, now, true);
                 look(&loop, now, POLL_BUSY_NS);
+                replay_limits_refresh(replay);
                 if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
                     leave = VGPU_RUN_STOPPED;
             }

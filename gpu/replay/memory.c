@@ -2,8 +2,10 @@
 /*
  * memory.c - device memory: allocation under the VM's quota, freeing of what this session allocated, memsets.
  *
- * The quota is charged before the driver is asked and given back when the driver has freed. Addresses a guest
- * names are freed only if they are in the table; any other use of an address the driver checks itself.
+ * The quota is charged before the driver is asked and given back when the driver has freed. What counts is what the driver
+ * takes: it hands out device memory in units (2 MiB on NVIDIA's), and puts small allocations together into one; which ones
+ * share a unit their addresses tell. Addresses a guest names are freed only if they are in the table; any other use of an
+ * address the driver checks itself.
  */
 #include "allocations.h"
 
@@ -11,33 +13,53 @@
 
 #define PITCH_UNIT 512u
 
-static CUresult record(struct vgpu_replay *replay, uint64_t address, uint64_t size)
+/* The driver has allocated it: charge what it takes, of which `charged` has been already, and remember it. */
+static CUresult record(struct vgpu_replay *replay, uint64_t address, uint64_t size, uint64_t charged)
 {
+    uint64_t cost = replay_allocation_cost(replay, address, size);
     const struct replay_allocation allocation = {.address = address, .size = size, .context = replay->current_context,
                                                  .kind = REPLAY_ALLOCATION_DEVICE};
-    if (replay_allocation_add(replay, allocation))
+    if (cost < charged)
+        replay_memory_release(replay, charged - cost);
+    if ((cost <= charged || replay_memory_charge(replay, cost - charged)) && replay_allocation_add(replay, allocation))
         return CUDA_SUCCESS;
     replay->driver.cuMemFree_v2(address);
-    replay_memory_release(replay, size);
+    replay_memory_release(replay, cost < charged ? cost : charged);
     return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* The least that an allocation of that size takes of the device. Of something smaller than a unit the driver says only
+ * afterwards whether a unit has been begun for it. */
+static uint64_t whole_units(const struct vgpu_replay *replay, uint64_t size)
+{
+    return replay->memory_unit <= 1 ? size : size / replay->memory_unit * replay->memory_unit;
+}
+
+/* Pools may keep what they do not need. */
+static bool charge(struct vgpu_replay *replay, uint64_t bytes)
+{
+    if (replay_memory_charge(replay, bytes))
+        return true;
+    replay_pools_settle(replay, true);
+    return replay_memory_charge(replay, bytes);
 }
 
 /* argument: bytes; value[0]: address */
 CUresult replay_cuMemAlloc_v2(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    uint64_t size = call->argument[0], address = 0;
+    uint64_t size = call->argument[0], address = 0, charged = whole_units(replay, size);
     if (size == 0)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!replay_memory_charge(replay, size))
+    if (!charge(replay, charged))
         return CUDA_ERROR_OUT_OF_MEMORY;
     CUresult status = (CUresult)replay->driver.cuMemAlloc_v2(&address, size);
     if (status != CUDA_SUCCESS) {
-        replay_memory_release(replay, size);
+        replay_memory_release(replay, charged);
         return status;
     }
     result->value[0] = address;
-    return record(replay, address, size);
+    return record(replay, address, size, charged);
 }
 
 /* arguments: width in bytes, height, element size; value: address, pitch */
@@ -48,7 +70,8 @@ CUresult replay_cuMemAllocPitch_v2(REPLAY_PARAMETERS)
     if (width == 0 || height == 0 || width > UINT64_MAX - PITCH_UNIT ||
         __builtin_mul_overflow((width + PITCH_UNIT - 1) / PITCH_UNIT * PITCH_UNIT, height, &guess))
         return CUDA_ERROR_INVALID_VALUE;
-    if (!replay_memory_charge(replay, guess))
+    guess = whole_units(replay, guess);
+    if (!charge(replay, guess))
         return CUDA_ERROR_OUT_OF_MEMORY;
     size_t pitch = 0;
     CUresult status = (CUresult)replay->driver.cuMemAllocPitch_v2(&address, &pitch, width, height, (unsigned)call->argument[2]);
@@ -56,15 +79,9 @@ CUresult replay_cuMemAllocPitch_v2(REPLAY_PARAMETERS)
         replay_memory_release(replay, guess);
         return status;
     }
-    uint64_t size = pitch * height;
-    replay_memory_release(replay, guess);
-    if (!replay_memory_charge(replay, size)) { /* rows further apart than guessed, and the quota ends between */
-        replay->driver.cuMemFree_v2(address);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
     result->value[0] = address;
     result->value[1] = pitch;
-    return record(replay, address, size);
+    return record(replay, address, pitch * height, guess); /* rows may be further apart than guessed */
 }
 
 /* argument: address of an allocation of either kind */
@@ -75,12 +92,15 @@ CUresult replay_wireMemoryFree(REPLAY_PARAMETERS)
     const struct replay_allocation *found = replay_allocation_find(replay, address);
     if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
         return CUDA_ERROR_INVALID_VALUE;
-    uint64_t size = found->size;
+    const struct replay_allocation freed = *found;
     CUresult status = (CUresult)replay->driver.cuMemFree_v2(address);
     if (status != CUDA_SUCCESS)
         return status;
     replay_allocation_remove(replay, address);
-    replay_memory_release(replay, size);
+    if (freed.kind == REPLAY_ALLOCATION_POOL)
+        (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
+    else
+        replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
     return CUDA_SUCCESS;
 }
 
@@ -89,12 +109,13 @@ CUresult replay_cuMemGetInfo_v2(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
     size_t available = 0, total = 0;
+    replay_pools_settle(replay, false);
     CUresult status = (CUresult)replay->driver.cuMemGetInfo_v2(&available, &total);
     if (status != CUDA_SUCCESS)
         return status;
-    uint64_t limit = replay->grant->memory_limit_bytes;
+    uint64_t limit = replay_memory_limit(replay);
     if (limit != 0 && limit < total) {
-        uint64_t left = replay->memory_used < limit ? limit - replay->memory_used : 0;
+        uint64_t used = replay_memory_sum(replay), left = used < limit ? limit - used : 0;
         total = limit;
         if (left < available)
             available = left;
@@ -151,8 +172,9 @@ void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context)
     while ((found = replay_allocation_next(replay, address)) != NULL) {
         address = found->address;
         if (found->kind == REPLAY_ALLOCATION_DEVICE && found->context == context) {
-            replay_memory_release(replay, found->size);
+            uint64_t size = found->size;
             replay_allocation_remove(replay, address);
+            replay_memory_release(replay, replay_allocation_cost(replay, address, size));
         } else {
             address++;
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pool.c - memory in stream order and its pools. What is allocated counts against the quota; what a pool merely
- * keeps for later does not, and goes back to the driver when the session ends.
+ * pool.c - memory in stream order and its pools. What counts against the quota is what the driver says that a pool holds,
+ * which is what is allocated and what it keeps for later; when the quota is at its end pools are told to keep nothing.
  */
 #include "allocations.h"
 
@@ -19,47 +19,58 @@ struct pool_properties { /* CUmemPoolProps */
 };
 _Static_assert(sizeof(struct pool_properties) == 88, "CUmemPoolProps");
 
-static CUresult record(struct vgpu_replay *replay, CUresult status, uint64_t address, uint64_t size, void *stream,
-                       struct vgpu_result *result)
+/* Memory nodes in graphs are not built, and what a graph allocates when it is launched could not be counted. */
+static bool is_for_graph(struct vgpu_replay *replay, void *stream)
 {
-    const struct replay_allocation allocation = {.address = address, .size = size, .kind = REPLAY_ALLOCATION_POOL};
-    if (status == CUDA_SUCCESS && !replay_allocation_add(replay, allocation)) {
-        replay->driver.cuMemFreeAsync(address, stream);
-        status = CUDA_ERROR_OUT_OF_MEMORY;
+    return replay_memory_limit(replay) != 0 && replay_is_capturing(replay, stream);
+}
+
+static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, void *stream, struct vgpu_result *result)
+{
+    uint64_t address = 0;
+    if (is_for_graph(replay, stream))
+        return CUDA_ERROR_NOT_SUPPORTED;
+    /* Charged before the driver is asked, and once more as part of what the pool holds then; the first charge goes back. */
+    if (!replay_memory_charge(replay, size)) {
+        replay_pools_settle(replay, true);
+        if (!replay_memory_charge(replay, size))
+            return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    if (status != CUDA_SUCCESS)
-        replay_memory_release(replay, size);
-    else
+    CUresult status = (CUresult)replay->driver.cuMemAllocFromPoolAsync(&address, size, pool, stream);
+    replay_memory_release(replay, size);
+    if (status != CUDA_SUCCESS || address == 0)
+        return status;
+    const struct replay_allocation allocation = {.address = address, .size = size, .kind = REPLAY_ALLOCATION_POOL, .pool = pool};
+    bool counted = replay_pool_use(replay, pool, (int64_t)size);
+    if (counted && replay_allocation_add(replay, allocation)) {
         result->value[0] = address;
-    return status;
+        return CUDA_SUCCESS;
+    }
+    replay->driver.cuMemFreeAsync(address, stream);
+    if (counted)
+        (void)replay_pool_use(replay, pool, -(int64_t)size);
+    return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 /* arguments: size, stream; value[0]: address */
 CUresult replay_cuMemAllocAsync(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    uint64_t size = call->argument[0], address = 0;
-    void *stream;
+    void *stream, *pool = NULL;
     if (!replay_stream(replay, call->argument[1], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
-    if (!replay_memory_charge(replay, size))
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    CUresult status = (CUresult)replay->driver.cuMemAllocAsync(&address, size, stream);
-    return record(replay, status, address, size, stream, result);
+    CUresult status = (CUresult)replay->driver.cuDeviceGetMemPool(&pool, replay->device);
+    return status != CUDA_SUCCESS ? status : allocate(replay, call->argument[0], pool, stream, result);
 }
 
 /* arguments: size, pool, stream; value[0]: address */
 CUresult replay_cuMemAllocFromPoolAsync(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    uint64_t size = call->argument[0], address = 0;
     void *stream, *pool;
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[1], &pool) || !replay_stream(replay, call->argument[2], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
-    if (!replay_memory_charge(replay, size))
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    CUresult status = (CUresult)replay->driver.cuMemAllocFromPoolAsync(&address, size, pool, stream);
-    return record(replay, status, address, size, stream, result);
+    return allocate(replay, call->argument[0], pool, stream, result);
 }
 
 /* arguments: address of an allocation of either kind, stream */
@@ -73,12 +84,17 @@ CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
     const struct replay_allocation *found = replay_allocation_find(replay, address);
     if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
         return CUDA_ERROR_INVALID_VALUE;
-    uint64_t size = found->size;
+    if (is_for_graph(replay, stream))
+        return CUDA_ERROR_NOT_SUPPORTED;
+    const struct replay_allocation freed = *found;
     CUresult status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
     if (status != CUDA_SUCCESS)
         return status;
     replay_allocation_remove(replay, address);
-    replay_memory_release(replay, size);
+    if (freed.kind == REPLAY_ALLOCATION_POOL)
+        (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
+    else
+        replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
     return CUDA_SUCCESS;
 }
 
@@ -126,8 +142,10 @@ CUresult replay_cuMemPoolDestroy(REPLAY_PARAMETERS)
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
         return CUDA_ERROR_INVALID_HANDLE;
     CUresult status = (CUresult)replay->driver.cuMemPoolDestroy(pool);
-    if (status == CUDA_SUCCESS)
+    if (status == CUDA_SUCCESS) {
+        replay_pool_end(replay, pool);
         replay_unbind(replay, VGPU_KIND_POOL, call->argument[0]);
+    }
     return status;
 }
 

@@ -42,7 +42,8 @@ struct vgpu_replay {
     uint64_t current_context;  /* wire handle the replay thread's driver context stands for */
     void *helper_stream;       /* non-blocking; joins streams for context fences */
     bool gpu_fences;           /* the device writes fence words itself */
-    uint64_t memory_used;      /* bytes counted against grant->memory_limit_bytes */
+    uint64_t memory_unit;      /* what the driver takes device memory in, bytes; 1: as asked for */
+    uint64_t memory_used;      /* bytes counted against the VM's quota, this session's part */
     struct replay_allocations *allocations; /* made on first use */
     struct replay_private *private; /* of the files in internal.h's list */
 };
@@ -90,6 +91,9 @@ bool replay_is_sticky(CUresult error);
 /* Quota: false means CUDA_ERROR_OUT_OF_MEMORY without asking the driver. */
 bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes);
 void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes);
+/* What all sessions of the VM have together, and may have; 0: whatever there is. */
+uint64_t replay_memory_sum(struct vgpu_replay *replay);
+uint64_t replay_memory_limit(struct vgpu_replay *replay);
 /* Before cuStreamDestroy: work still in the stream stays known to context fences. */
 void replay_stream_retire(struct vgpu_replay *replay, uint64_t stream_id);
 /* A context of the session ended and with it everything in it. The memory subject defines this to forget (and give back

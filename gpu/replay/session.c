@@ -4,6 +4,7 @@
  */
 #include "allocations.h"
 #include "internal.h"
+#include "vm_limits.h"
 #include "session.h"
 
 #include <errno.h>
@@ -85,7 +86,7 @@ struct vgpu_replay *vgpu_replay_new(void)
         replay->private->context[0].primary = true;
     }
     if (replay->private == NULL || replay->pending == NULL || replay->private->event_fd < 0 || replay->private->kick_fd < 0 ||
-        !replay_handles_open(replay)) {
+        !replay_limits_open(replay) || !replay_handles_open(replay)) {
         vgpu_replay_free(replay);
         return NULL;
     }
@@ -111,6 +112,7 @@ void vgpu_replay_free(struct vgpu_replay *replay)
         free(replay->private->dirty);
         free(replay->private->event);
         free(replay->private->event_context);
+        replay_limits_close(replay);
     }
     if (replay->segment != NULL)
         munmap(replay->segment, replay->segment_size);
@@ -251,6 +253,25 @@ int vgpu_replay_rebase(struct vgpu_replay *replay, int bar1_fd, uint64_t offset,
     return 0;
 }
 
+/* In what the driver takes device memory: it is asked for one byte. If it has room for that somewhere it takes nothing; and
+ * others allocate at the same time. So only what can be true is believed. */
+static void find_memory_unit(struct vgpu_replay *replay, uint32_t device_flags)
+{
+    const CUmemAllocationProp pinned_here = {.type = 1, .location = {.type = 1, .id = replay->device}};
+    size_t unit = 0, before = 0, after = 0, total = 0;
+    uint64_t address = 0;
+    replay->memory_unit = 1;
+    if ((device_flags & VGPU_DEVICE_SOFTWARE) != 0 || replay->driver.cuMemGetAllocationGranularity(&unit, &pinned_here, 0) != 0)
+        return;
+    if (unit > 1u << 30 || (unit & (unit - 1)) != 0 || replay->driver.cuMemGetInfo_v2(&before, &total) != 0 ||
+        replay->driver.cuMemAlloc_v2(&address, 1) != 0)
+        return;
+    int status = replay->driver.cuMemGetInfo_v2(&after, &total);
+    replay->driver.cuMemFree_v2(address);
+    if (status == 0 && unit != 0 && (after >= before || before - after >= unit))
+        replay->memory_unit = unit;
+}
+
 int vgpu_replay_warm(struct vgpu_replay *replay, int ordinal, uint32_t device_flags, const char *driver_version_text, const char **step)
 {
     int status;
@@ -270,6 +291,7 @@ int vgpu_replay_warm(struct vgpu_replay *replay, int ordinal, uint32_t device_fl
     *step = "cuStreamWriteValue64";
     replay->gpu_fences = replay_probe_gpu_fence(replay);
     *step = "reading the device's properties";
+    find_memory_unit(replay, device_flags);
     if ((status = (int)replay_fill_device_page(replay, device_flags)) != 0)
         return status;
     struct vgpu_device_page *page = (struct vgpu_device_page *)(void *)replay->segment;
@@ -283,10 +305,7 @@ void vgpu_replay_assign(struct vgpu_replay *replay, int lifeline, uint64_t sessi
     replay->lifeline = lifeline;
     replay->page->session_id = session_id;
     replay->grant->session_id = session_id;
-    replay->grant->memory_limit_bytes = memory_limit;
-    struct vgpu_device_page *device = (struct vgpu_device_page *)(void *)replay->segment;
-    if (memory_limit != 0 && memory_limit < device->total_memory_bytes)
-        device->total_memory_bytes = memory_limit;
+    replay_limits_assign(replay, memory_limit);
     /* SAFETY: release: a guest that sees READY sees the rest of the pages. */
     atomic_store_explicit(replay_word(&replay->page->state), VGPU_SESSION_READY, memory_order_release);
 }

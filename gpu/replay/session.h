@@ -69,6 +69,11 @@ uint64_t vgpu_replay_address(struct vgpu_replay *replay);
 uint64_t vgpu_replay_mapped(struct vgpu_replay *replay);
 uint32_t vgpu_replay_error(struct vgpu_replay *replay);
 
+/* Leaves the replay's own account for entry `entry` of its VM's (wire.h): from now on the VM's limits hold, for all its
+ * sessions together. Once, before assign, whose memory_limit then says nothing. 0 or an errno; the descriptor stays the
+ * caller's. */
+int vgpu_replay_share_account(struct vgpu_replay *replay, int account_fd, uint32_t entry);
+
 /* Maps the turn word of the GPU (wire.h), for leases with a token; before run(). 0 or an errno; the descriptor stays the
  * caller's. Without it such a lease begins at once. */
 int vgpu_replay_share_turn(struct vgpu_replay *replay, int turn_fd);

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vgpu.transport import layout
+from vgpu.transport import account, layout
 from vgpu.transport.attach import HELLO_SIZE, WELCOME_SIZE, Hello, Status, Welcome
 from vgpu.transport.errors import LocalProtocolError, RemoteProtocolError
 from vgpu.transport.wire import CallHeader, Result
@@ -69,7 +69,7 @@ def test_golden_c(c_view: list[str]) -> None:
 
 
 def test_layout_agrees_with_c(c_view: list[str]) -> None:
-    offsets: dict[str, dict[str, int]] = {"grant": {}, "session": {}}
+    offsets: dict[str, dict[str, int]] = {"grant": {}, "session": {}, "account": {}, "entry": {}}
     for line in c_view:
         if line.startswith("offset "):
             _, page, name, offset = line.split()
@@ -77,6 +77,8 @@ def test_layout_agrees_with_c(c_view: list[str]) -> None:
     assert offsets["session"].pop("refused") == layout.REFUSED_OFFSET
     assert {k: v[0] for k, v in layout.GRANT_FIELDS.items()} == offsets["grant"]
     assert offsets["session"].items() <= {k: v[0] for k, v in layout.SESSION_FIELDS.items()}.items()
+    assert offsets["account"] == account.OFFSETS
+    assert offsets["entry"] == account.ENTRY_OFFSETS
     magic = f"magic {layout.GRANT_MAGIC:x} {layout.SEGMENT_MAGIC:x}"
     assert c_view[-1] == f"{magic} {layout.DEVICE_PAGE_SIZE} {layout.SESSION_PAGE_SIZE}"
 

@@ -317,6 +317,9 @@ EXPORT int cuMemRetainAllocationHandle(void **handle, void *address)
 
 static uint64_t pool_attribute[2][16];
 EXPORT int cuDeviceGetDefaultMemPool(void **pool, int d) { (void)d; *pool = &pool_attribute[0]; return 0; }
+EXPORT int cuDeviceGetMemPool(void **pool, int d) { return cuDeviceGetDefaultMemPool(pool, d); }
+/* What a pool holds is what was last said of it (attribute 5): nothing here keeps memory. */
+EXPORT int cuMemPoolTrimTo(uint64_t *pool, size_t keep) { pool[5] = pool[5] < keep ? pool[5] : keep; return 0; }
 EXPORT int cuMemPoolCreate(void **pool, const int *properties)
 {
     if (properties[0] != 1 || properties[1] != 0 || properties[2] != 1)

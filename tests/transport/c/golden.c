@@ -18,6 +18,9 @@ static size_t unhex(const char *text, uint8_t *out, size_t limit)
 #define GRANT(field) printf("offset grant " #field " %zu\n", offsetof(struct vgpu_grant_page, field))
 #define SESSION(field) printf("offset session " #field " %zu\n", offsetof(struct vgpu_session_page, field))
 
+#define ACCOUNT(field) printf("offset account " #field " %zu\n", offsetof(struct vgpu_account, field))
+#define ENTRY(field) printf("offset entry " #field " %zu\n", offsetof(struct vgpu_account_entry, field))
+
 int main(void)
 {
     char kind[16], text[256];
@@ -45,6 +48,10 @@ int main(void)
     SESSION(magic); SESSION(session_id); SESSION(tail); SESSION(head); SESSION(state); SESSION(sticky_error);
     SESSION(deferred_error); SESSION(busy); SESSION(wake); SESSION(device_lost); SESSION(local_calls);
     SESSION(async_calls); SESSION(fence_calls); SESSION(reply_calls); SESSION(refused_calls); SESSION(refused);
+    ACCOUNT(magic); ACCOUNT(limit); ACCOUNT(is_limited); ACCOUNT(entry_top); ACCOUNT(calls_per_second);
+    ACCOUNT(bytes_per_second); ACCOUNT(queue_depth); ACCOUNT(calls_ns); ACCOUNT(bytes_ns); ACCOUNT(entry);
+    ENTRY(session_id); ENTRY(used); ENTRY(asking); ENTRY(refused); ENTRY(queued); ENTRY(worker_pid); ENTRY(held_back);
+    ENTRY(held_back_ns);
     printf("magic %" PRIx64 " %" PRIx64 " %u %u\n", (uint64_t)VGPU_GRANT_MAGIC, (uint64_t)VGPU_SEGMENT_MAGIC,
            VGPU_DEVICE_PAGE_SIZE, VGPU_SESSION_PAGE_SIZE);
     return 0;
