@@ -142,7 +142,8 @@ class Incarnation:
         ):
             raise MailboxFull(f"actor {self.name!r} would wait for ever for room in its own full mailbox")
         if self.mailbox.is_full and self.mailbox.policy is Policy.BLOCK and self.is_alive:
-            self._sent(message)
+            if self.system.tracer is not None:
+                self._sent(message)
             try:
                 await self.mailbox.send(self._envelope(message, reply))
             except MailboxClosed:
@@ -160,7 +161,8 @@ class Incarnation:
         A timer that is lost, or that ends its actor because others fill the mailbox, would help nobody.
         """
         self._check_accepts(message)
-        self._sent(message)
+        if self.system.tracer is not None:
+            self._sent(message)
         with suppress(MailboxClosed):
             await self.mailbox.send(self._envelope(message, None), always_wait=True)
 
@@ -178,7 +180,8 @@ class Incarnation:
             self.mailbox.send_nowait(self._envelope(message, reply, on_taken, is_notice))
         except MailboxClosed:
             return False
-        self._sent(message)
+        if self.system.tracer is not None:
+            self._sent(message)
         return True
 
     def check_asker(self) -> None:
@@ -467,10 +470,9 @@ class Incarnation:
         return Envelope(message, reply, sent_at, on_taken, is_notice)
 
     def _sent(self, message: object) -> None:
-        if self.system.tracer is not None:
-            self.system.tracer.sent(
-                trio.current_time(), current_actor_name(), self.name, message, self.mailbox.depth
-            )
+        tracer = self.system.tracer
+        if tracer is not None:
+            tracer.sent(trio.current_time(), current_actor_name(), self.name, message, self.mailbox.depth)
 
     def forget_ask(self, reply: Reply[Any]) -> None:
         """The asker no longer waits, answered or not."""

@@ -75,11 +75,14 @@ class GuardedTracer(Tracer):
             return
         try:
             getattr(self._inner, hook)(*args)
-        except Exception:  # noqa: BLE001 - see below
-            # A tracer is not part of the system it watches: the actor at hand must not pay for its bug.
-            self._inner = None
-            self._detach()
-            _log.exception("the tracer failed in %s and was taken off", hook)
+        except Exception:  # noqa: BLE001 - see _failed
+            self._failed(hook)
+
+    def _failed(self, hook: str) -> None:
+        # A tracer is not part of the system it watches: the actor at hand must not pay for its bug.
+        self._inner = None
+        self._detach()
+        _log.exception("the tracer failed in %s and was taken off", hook)
 
     def spawned(self, now: float, name: str, serial: int, parent: str | None) -> None:
         self._call("spawned", now, name, serial, parent)
@@ -91,13 +94,26 @@ class GuardedTracer(Tracer):
         self._call("restarting", now, supervisor, name, attempt)
 
     def sent(self, now: float, sender: str | None, target: str, message: object, depth: int) -> None:
-        self._call("sent", now, sender, target, message, depth)
+        # This one and the next two are called for every message: without the detour through _call.
+        if self._inner is not None:
+            try:
+                self._inner.sent(now, sender, target, message, depth)
+            except Exception:  # noqa: BLE001 - see _failed
+                self._failed("sent")
 
     def received(self, now: float, name: str, message: object, waited_seconds: float | None) -> None:
-        self._call("received", now, name, message, waited_seconds)
+        if self._inner is not None:
+            try:
+                self._inner.received(now, name, message, waited_seconds)
+            except Exception:  # noqa: BLE001 - see _failed
+                self._failed("received")
 
     def handled(self, now: float, name: str, message: object) -> None:
-        self._call("handled", now, name, message)
+        if self._inner is not None:
+            try:
+                self._inner.handled(now, name, message)
+            except Exception:  # noqa: BLE001 - see _failed
+                self._failed("handled")
 
     def dead_letter(self, now: float, target: str, message: object) -> None:
         self._call("dead_letter", now, target, message)

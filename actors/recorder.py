@@ -36,6 +36,7 @@ __all__ = ["ActivityTracer", "ActorActivity", "BothTracers", "Recorder", "clock_
 
 # Enough for a second of a very busy mediator; whoever records fetches several times a second.
 RING_EVENTS = 65536
+CLOCK_READINGS = 9
 
 Row = tuple[Any, ...]
 
@@ -45,10 +46,14 @@ def clock_offset_ns() -> int:
 
     Both run at one rate where trio's clock is the usual one; the number differs from process to process.
     """
-    before = time.monotonic_ns()
-    now = trio.current_time()
-    after = time.monotonic_ns()
-    return (before + after) // 2 - round(now * 1e9)
+    # Of several readings the one that was interrupted least.
+    readings = []
+    for _ in range(CLOCK_READINGS):
+        before = time.monotonic_ns()
+        now = trio.current_time()
+        after = time.monotonic_ns()
+        readings.append((after - before, (before + after) // 2 - round(now * 1e9)))
+    return min(readings)[1]
 
 
 _DETAILS: dict[type, Callable[[Any], dict[str, object]]] = {
@@ -101,13 +106,22 @@ class Recorder(Tracer):
         on_session: Callable[[SessionOpened], None] | None = None,
         capacity: int = RING_EVENTS,
     ) -> None:
-        self._left = limit
+        self._limit = self._left = limit
         self._ring: deque[Row] = deque(maxlen=capacity)
-        self._capacity = capacity
+        self._append = self._ring.append
+        self._taken = 0
         self._on_session = on_session
         self._offset_ns = clock_offset_ns()
-        self.seen = 0
-        self.dropped = 0
+
+    @property
+    def seen(self) -> int:
+        """Events so far."""
+        return self._limit - self._left
+
+    @property
+    def dropped(self) -> int:
+        """Events that gave way to newer ones before they were fetched."""
+        return self.seen - self._taken - len(self._ring)
 
     @property
     def is_full(self) -> bool:
@@ -120,23 +134,19 @@ class Recorder(Tracer):
         return len(self._ring)
 
     def _put(self, row: Row) -> None:
-        if self._left <= 0:
-            return
-        self._left -= 1
-        self.seen += 1
-        ring = self._ring
-        if len(ring) == self._capacity:
-            self.dropped += 1
-        ring.append(row)
+        if self._left > 0:
+            self._left -= 1
+            self._append(row)
 
     def fetch(self, limit: int) -> str:
         """The oldest events, taken out: JSON arrays, one a line; docs/tracing.md has their columns."""
         ring = self._ring
         offset = self._offset_ns
-        rows = (ring.popleft() for _ in range(min(limit, len(ring))))
+        rows = [ring.popleft() for _ in range(min(limit, len(ring)))]
+        self._taken += len(rows)
         return "\n".join(_words(row, offset) for row in rows)
 
-    # -- hooks
+    # -- hooks; the three of every message do themselves what _put does
 
     def spawned(self, now: float, name: str, serial: int, parent: str | None) -> None:
         self._put(("spawned", now, name, serial, parent))
@@ -148,19 +158,25 @@ class Recorder(Tracer):
         self._put(("restarting", now, name, supervisor, attempt))
 
     def sent(self, now: float, sender: str | None, target: str, message: object, depth: int) -> None:
+        if self._left <= 0:
+            return
+        self._left -= 1
         kind = type(message)
-        describe = _DETAILS.get(kind)
-        detail = None if describe is None else describe(message)
-        self._put(("sent", now, target, sender, kind, id(message), depth, detail))
+        detail = _DETAILS[kind](message) if kind in _DETAILS else None
+        self._append(("sent", now, target, sender, kind, id(message), depth, detail))
         if kind is SessionOpened and self._on_session is not None:
             assert isinstance(message, SessionOpened)
             self._on_session(message)
 
     def received(self, now: float, name: str, message: object, waited_seconds: float | None) -> None:
-        self._put(("received", now, name, type(message), id(message), waited_seconds))
+        if self._left > 0:
+            self._left -= 1
+            self._append(("received", now, name, type(message), id(message), waited_seconds))
 
     def handled(self, now: float, name: str, message: object) -> None:
-        self._put(("handled", now, name))
+        if self._left > 0:
+            self._left -= 1
+            self._append(("handled", now, name))
 
     def dead_letter(self, now: float, target: str, message: object) -> None:
         self._put(("dead_letter", now, target, type(message)))
