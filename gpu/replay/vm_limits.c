@@ -166,7 +166,8 @@ bool replay_charge(struct vgpu_replay *replay, enum vgpu_resource resource, uint
     if (charge(replay, resource, amount))
         return true;
     struct vgpu_account_entry *own = own_entry(replay);
-    atomic_store_explicit(replay_quad(&own->refused[resource]), own->refused[resource] + 1, RELAXED);
+    if (!replay_limits_refused(replay)) /* a call may try twice, and is refused once */
+        atomic_store_explicit(replay_quad(&own->refused[resource]), own->refused[resource] + 1, RELAXED);
     replay->private->refused_at = replay->grant->records + 1;
     return false;
 }

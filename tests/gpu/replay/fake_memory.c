@@ -89,6 +89,26 @@ static struct area *add(uint64_t base, uint64_t size, enum kind kind, void *memo
     return a;
 }
 
+#ifdef FAKE_UNITS
+/* Memory in units: a small block lies with others in one, a large one begins one of its own. Nothing is given again. */
+static uint64_t place(uint64_t size)
+{
+    static uint64_t slab, used = UNIT;
+    uint64_t room = size < UNIT ? UNIT : (size + UNIT - 1) / UNIT * UNIT;
+    if (size < UNIT && used + 4096 <= UNIT && size <= 4096)
+        return slab + (used += 4096) - 4096;
+    uint64_t at = (uint64_t)mmap(NULL, room + UNIT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    at = (at + UNIT - 1) / UNIT * UNIT;
+    if (size < UNIT) {
+        slab = at;
+        used = 4096;
+    }
+    return at;
+}
+#define mmap(none, size, ...) ((void *)place(size))
+#define munmap(base, size) (void)0
+#endif
+
 static uint64_t allocate(uint64_t size, enum kind kind)
 {
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -115,6 +135,11 @@ static int release(uint64_t address)
     return status;
 }
 
+#ifdef FAKE_UNITS
+#undef mmap
+#undef munmap
+#endif
+
 EXPORT int cuMemAlloc_v2(uint64_t *address, size_t size) { return size == 0 ? 1 : size >= 1ull << 40 || (*address = allocate(size, ALLOCATED)) == 0 ? 2 : 0; }
 EXPORT int cuMemFree_v2(uint64_t address) { return release(address); }
 EXPORT int cuMemAllocPitch_v2(uint64_t *address, size_t *pitch, size_t width, size_t height, unsigned element)
@@ -123,7 +148,12 @@ EXPORT int cuMemAllocPitch_v2(uint64_t *address, size_t *pitch, size_t width, si
     *pitch = (width + 511) & ~511ull;
     return cuMemAlloc_v2(address, *pitch * height);
 }
-EXPORT int cuMemGetInfo_v2(size_t *available, size_t *total) { *total = 8ull << 30; *available = *total - in_use; return 0; }
+#ifdef FAKE_UNITS
+#define TAKEN ((in_use + UNIT - 1) / UNIT * UNIT)
+#else
+#define TAKEN in_use
+#endif
+EXPORT int cuMemGetInfo_v2(size_t *available, size_t *total) { *total = 8ull << 30; *available = *total - TAKEN; return 0; }
 EXPORT int cuMemGetAddressRange_v2(uint64_t *base, size_t *size, uint64_t address)
 {
     pthread_mutex_lock(&lock);

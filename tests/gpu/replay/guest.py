@@ -21,6 +21,7 @@ from typing import Any
 
 from vgpu.gpu._replay import ffi, lib
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.account import open_account_file
 from vgpu.transport.layout import DEVICE_PAGE_SIZE, GRANT_PAGE_SIZE, GrantPage
 from vgpu.transport.wire import FLAG_REPLY, CallHeader, Result
 
@@ -173,9 +174,11 @@ class Replayed:
         leased: bool = True,
         slot: tuple[int, int, int] | None = None,
         slot_registered: int = 0,
+        account: tuple[Path, int] | None = None,
         **changes: int,
     ) -> None:
-        """``slot``: a descriptor of a BAR1, and offset and size of a slot in it; replay there."""
+        """``slot``: a descriptor of a BAR1, and offset and size of a slot in it; replay there. ``account``: the VM's, and the
+        session's entry in it."""
         self._library = ctypes.CDLL(str(library))
         self.replay = lib.vgpu_replay_new()
         if slot is not None:
@@ -202,6 +205,10 @@ class Replayed:
             status = lib.vgpu_replay_rebase(self.replay, *slot, slot_registered, step)
             assert status == 0, ffi.string(step[0])
             self.guest = Guest(slot[0], theirs, *slot[1:])
+        if account is not None:
+            account_fd = open_account_file(account[0])
+            assert lib.vgpu_replay_share_account(self.replay, account_fd, account[1]) == 0
+            os.close(account_fd)
         lib.vgpu_replay_assign(self.replay, ours.fileno(), 7, memory_limit)
         if leased:
             self.grant.grant(deadline_ns=0)

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM's limits as its workers keep them: buckets, the queue, quotas; one session and several at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.replay.guest import BUSY, BUSY_RETRY, DEFERRED, DOORBELL, HEAD, HERE, Replayed, replayed, until
+from vgpu.gpu.errors import Result as Code
+from vgpu.transport._generated_calls import CallId
+from vgpu.transport.account import Account, AccountFull, Limits, Resource
+
+MIB = 1 << 20
+LIMIT_IN_USE, DEVICE_BUSY = 1008, 1001
+# A test that counts over time says how much too late or too many it takes: a machine may be busy, never fast.
+SECONDS = 1.5
+POOL = 11 << 42 | 1 << 28 | 1 << 4
+
+
+@pytest.fixture(scope="module")
+def memory_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("memory") / "libcuda.so.1"
+    return build(library)
+
+
+def build(library: Path, *options: str) -> Path:
+    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread", *options]
+    subprocess.run([*command, str(HERE / "fake_memory.c"), "-o", str(library)], check=True)
+    return library
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Iterator[Account]:
+    opened = Account(tmp_path / "vm.account")
+    yield opened
+    opened.close()
+
+
+@contextlib.contextmanager
+def session_of(account: Account, library: Path, path: Path, number: int, **how: object) -> Iterator[Replayed]:
+    """A session of the VM whose account that is."""
+    entry = account.claim(number, os.getpid())
+    with replayed(library, account=(path, entry), **how) as running:
+        running.guest.retain()
+        yield running
+
+
+@pytest.fixture
+def pair(account: Account, memory_driver: Path, tmp_path: Path) -> Iterator[tuple[Replayed, Replayed]]:
+    path = tmp_path / "vm.account"
+    with (
+        session_of(account, memory_driver, path, 1) as one,
+        session_of(account, memory_driver, path, 2) as two,
+    ):
+        yield one, two
+
+
+def flood(session: Replayed, count: int) -> None:
+    """So many calls that nobody waits for; fewer than the ring holds."""
+    for number in range(count):
+        session.guest.put(CallId.cuCtxSetLimit, 3, number)
+    session.guest.publish()
+
+
+def records(session: Replayed) -> int:
+    return session.grant.get("records")
+
+
+# -- rates
+
+
+def test_a_flooder_gets_its_burst_and_then_its_rate(account: Account, pair: tuple[Replayed, ...]) -> None:
+    session = pair[0]
+    account.set_limits(Limits(calls_per_second=100))
+    began, before = time.monotonic(), records(session)
+    flood(session, 600)
+    guest = session.guest
+    assert until(lambda: guest.u32(BUSY) == 1)
+    assert 0 < guest.u64(BUSY_RETRY) <= 10_000_000
+    time.sleep(SECONDS)
+    taken = records(session) - before
+    elapsed = time.monotonic() - began
+    assert taken <= 100 + 100 * elapsed + 1
+    assert taken >= 100 + 100 * elapsed * 0.95 - 5  # nobody knocks: the worker wakes by itself
+    assert guest.u32(DEFERRED) == 0
+    account.set_limits(Limits())
+    assert until(lambda: records(session) - before == 600, 1)  # nothing was lost
+    assert guest.u64(HEAD) == guest.tail
+    assert guest.ask(CallId.cuCtxGetLimit, 3).values[0] == 599  # the last is the last
+    assert guest.u32(BUSY) == 0
+    holding = next(h for h in account.holdings() if h.session_id == 1)
+    assert holding.held_back > 10
+    assert holding.held_back_ns > 0.9 * SECONDS * 1e9
+
+
+def test_sessions_share_one_bucket(account: Account, pair: tuple[Replayed, ...]) -> None:
+    account.set_limits(Limits(calls_per_second=200))
+    began, before = time.monotonic(), sum(map(records, pair))
+    for session in pair:
+        flood(session, 600)
+    time.sleep(SECONDS)
+    taken = sum(map(records, pair)) - before
+    elapsed = time.monotonic() - began
+    assert 200 + 190 * elapsed - 10 <= taken <= 200 + 200 * elapsed + 2
+    account.set_limits(Limits())
+    assert until(lambda: sum(map(records, pair)) - before == 1200, 1)
+
+
+def test_a_change_holds_at_once(account: Account, pair: tuple[Replayed, ...]) -> None:
+    session = pair[0]
+    account.set_limits(Limits(calls_per_second=1))
+    before = records(session)
+    flood(session, 300)
+    assert until(lambda: session.guest.u32(BUSY) == 1)
+    assert records(session) - before == 1
+    changed = time.monotonic()
+    account.set_limits(Limits(calls_per_second=1_000_000))
+    assert until(lambda: records(session) - before == 300)
+    assert time.monotonic() - changed < 0.1
+
+
+def test_what_was_drawn_in_advance_goes_back(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """A session that rests keeps nothing of the bucket from the others."""
+    one, two = pair
+    account.set_limits(Limits(calls_per_second=16384))  # batches of 64
+    one.guest.ask(CallId.cuCtxGetLimit, 3)
+    assert until(lambda: one.guest.u32(DOORBELL) == 1)
+    level = account._get(128)
+    two.guest.ask(CallId.cuCtxGetLimit, 3)
+    assert until(lambda: two.guest.u32(DOORBELL) == 1)
+    assert account._get(128) - level < 2_000_000_000
+
+
+def test_bytes_may_be_owed(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """A copy larger than the burst goes through whole; the next one waits until it is paid for."""
+    session = pair[0]
+    guest = session.guest
+    address = guest.ask(CallId.cuMemAlloc_v2, 2 * MIB).values[0]
+    account.set_limits(Limits(bytes_per_second=2 * MIB))
+    began = time.monotonic()
+    for value in range(1, 5):
+        guest.send(CallId.wireCopyToDevice, address, guest.arena, MIB, 0, 3, value)
+    guest.send(CallId.cuCtxSetLimit, 3, 7)  # behind them, and not before them
+    assert until(lambda: guest.fence(3) == 3)
+    assert until(lambda: guest.u32(BUSY) == 1)
+    assert guest.fence(3) == 3
+    assert guest.ask(CallId.cuCtxGetLimit, 3).values[0] == 7
+    assert guest.fence(3) == 4
+    # Two mebibytes are the burst, the third is owed: the fourth goes when that is paid, half a second later.
+    assert 0.4 < time.monotonic() - began < 3
+
+
+def test_a_queue_has_its_depth(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """Work that the device has not done holds back what comes after it, until it has."""
+    session = pair[0]
+    guest = session.guest
+    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 400).status == 0
+    account.set_limits(Limits(queue_depth=10))
+    before = records(session)
+    began = time.monotonic()
+    for _ in range(50):
+        guest.put(CallId.wireMemset, 0, 0, 0, 1, 0, 0, 0)
+    guest.publish()
+    assert until(lambda: guest.u32(BUSY) == 1)
+    assert records(session) - before == 10
+    time.sleep(0.1)
+    assert records(session) - before == 10
+    assert until(lambda: records(session) - before == 50)
+    assert time.monotonic() - began > 0.3
+
+
+def test_what_waits_for_a_later_record_is_not_stuck(account: Account, pair: tuple[Replayed, ...]) -> None:
+    guest = pair[0].guest
+    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 2500).status == 0
+    account.set_limits(Limits(queue_depth=1))
+    before = records(pair[0])
+    for _ in range(3):
+        guest.put(CallId.wireMemset, 0, 0, 0, 1, 0, 0, 0)
+    guest.publish()
+    assert until(lambda: guest.u32(BUSY) == 1)
+    assert records(pair[0]) - before == 1
+    assert until(lambda: records(pair[0]) - before == 2, 2)  # one a second, although nothing has become done
+
+
+# -- quotas
+
+
+def test_a_quota_is_the_vms_to_the_byte(account: Account, pair: tuple[Replayed, ...]) -> None:
+    one, two = pair
+    account.set_limits(Limits(memory_bytes=10 * MIB))
+    first = one.guest.ask(CallId.cuMemAlloc_v2, 6 * MIB)
+    assert first.status == 0
+    assert two.guest.ask(CallId.cuMemAlloc_v2, 4 * MIB + 1).status == Code.OUT_OF_MEMORY
+    assert two.guest.ask(CallId.cuMemAlloc_v2, 4 * MIB).status == 0
+    for session in pair:
+        assert session.guest.ask(CallId.cuMemGetInfo_v2).values[:2] == (0, 10 * MIB)
+        assert session.guest.ask(CallId.cuMemAlloc_v2, 1).status == Code.OUT_OF_MEMORY
+    assert account.used(Resource.MEMORY) == 10 * MIB == sum(s.grant.get("memory_used_bytes") for s in pair)
+    one.guest.send(CallId.wireMemoryFree, first.values[0])
+    assert until(lambda: account.used(Resource.MEMORY) == 4 * MIB)
+    assert two.guest.ask(CallId.cuMemGetInfo_v2).values[:2] == (6 * MIB, 10 * MIB)
+    account.set_limits(Limits(memory_bytes=3 * MIB))  # less than there is: nothing is taken away
+    assert two.guest.ask(CallId.cuMemGetInfo_v2).values[:2] == (0, 3 * MIB)
+    assert two.guest.ask(CallId.cuMemAlloc_v2, 1).status == Code.OUT_OF_MEMORY
+    account.set_limits(Limits())
+    assert two.guest.ask(CallId.cuMemAlloc_v2, 20 * MIB).status == 0
+    assert sum(h.refused[Resource.MEMORY] for h in account.holdings()) == 4
+
+
+def test_the_dead_give_back(account: Account, pair: tuple[Replayed, ...]) -> None:
+    one, two = pair
+    account.set_limits(Limits(memory_bytes=10 * MIB))
+    assert one.guest.ask(CallId.cuMemAlloc_v2, 10 * MIB).status == 0
+    assert two.guest.ask(CallId.cuMemAlloc_v2, MIB).status == Code.OUT_OF_MEMORY
+    account.clear_session(1)  # as its executor does
+    assert two.guest.ask(CallId.cuMemAlloc_v2, 10 * MIB).status == 0
+
+
+def test_racing_sessions_never_exceed(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """Both ask again and again for what only one can have; none is refused what there is room for."""
+    account.set_limits(Limits(memory_bytes=64 * MIB))
+    for session in pair:
+        for _ in range(100):
+            session.guest.put(CallId.cuMemAlloc_v2, MIB)
+    for session in pair:
+        session.guest.publish()
+    most = 0
+    while sum(s.grant.get("async_records") for s in pair) < 200:
+        most = max(most, account.used(Resource.MEMORY))
+    assert account.used(Resource.MEMORY) == 64 * MIB
+    assert most <= 64 * MIB
+    assert sum(h.refused[Resource.MEMORY] for h in account.holdings()) == 136
+
+
+def test_a_pool_counts_with_what_it_keeps(account: Account, pair: tuple[Replayed, ...]) -> None:
+    guest = pair[0].guest
+    account.set_limits(Limits(memory_bytes=10 * MIB))
+    properties = (b"\1\0\0\0\0\0\0\0\1\0\0\0").ljust(88, b"\0")
+    assert guest.ask(CallId.cuMemPoolCreate, POOL, payload=properties).status == 0
+    address = guest.ask(CallId.cuMemAllocFromPoolAsync, 4 * MIB, POOL, 0).values[0]
+    assert account.used(Resource.MEMORY) == 4 * MIB
+    assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, 5, 8 * MIB).status == 0  # the fake: it holds so much
+    assert guest.ask(CallId.cuMemGetInfo_v2).values[:2] == (2 * MIB, 10 * MIB)
+    assert guest.ask(CallId.cuMemFreeAsync, address, 0).status == 0
+    assert account.used(Resource.MEMORY) == 8 * MIB  # freed, and kept
+    assert pair[1].guest.ask(CallId.cuMemAlloc_v2, 3 * MIB).status == Code.OUT_OF_MEMORY
+    assert guest.ask(CallId.cuMemAlloc_v2, 3 * MIB).status == 0  # its own pool is told to let go
+    assert account.used(Resource.MEMORY) == 3 * MIB
+    assert guest.ask(CallId.cuMemPoolDestroy, POOL).status == 0
+    assert account.used(Resource.MEMORY) == 3 * MIB
+
+
+def test_handles_and_modules_have_an_end(account: Account, pair: tuple[Replayed, ...]) -> None:
+    guest = pair[0].guest
+    held = account.used(Resource.HANDLES)
+    account.set_limits(Limits(handles=held + 3))
+    events = [3 << 42 | 1 << 28 | (100 + n) << 4 for n in range(200)]
+    made = 0
+    for event in events:
+        status = guest.ask(CallId.cuEventCreate, event, 0).status
+        if status != 0:
+            assert status == Code.OUT_OF_MEMORY
+            break
+        made += 1
+    assert made < 200
+    assert account.used(Resource.HANDLES) == held + 3
+    assert guest.ask(CallId.cuEventDestroy_v2, events[0]).status == 0
+    assert guest.ask(CallId.cuEventCreate, events[0], 0).status == 0  # room for one again
+    (holding,) = [h for h in account.holdings() if h.session_id == 1]
+    assert holding.refused[Resource.HANDLES] == 1
+
+
+def test_arena_that_is_registered_has_an_end(account: Account, pair: tuple[Replayed, ...]) -> None:
+    guest = pair[0].guest
+    account.set_limits(Limits(arena_bytes=MIB))
+    assert guest.ask(CallId.wireArenaRegister, 2 * MIB, 2 * MIB).status == Code.OUT_OF_MEMORY
+    assert guest.ask(CallId.wireArenaRegister, 2 * MIB, MIB).status == 0
+    assert pair[1].guest.ask(CallId.wireArenaRegister, 2 * MIB, 4096).status == Code.OUT_OF_MEMORY
+    assert guest.ask(CallId.wireArenaUnregister, 2 * MIB, MIB).status == 0
+    assert account.used(Resource.ARENA) == 0
+
+
+def test_small_allocations_share_a_unit(tmp_path: Path, account: Account) -> None:
+    """A driver that takes memory in units of two mebibytes: two small blocks of one unit cost one unit, not two."""
+    library = build(tmp_path / "libcuda.so.1", "-DFAKE_UNITS")
+    with session_of(account, library, tmp_path / "vm.account", 1) as session:
+        guest = session.guest
+        account.set_limits(Limits(memory_bytes=6 * MIB))
+        small = [guest.ask(CallId.cuMemAlloc_v2, 1000) for _ in range(3)]
+        assert [answer.status for answer in small] == [0, 0, 0]
+        assert len({answer.values[0] // (2 * MIB) for answer in small}) == 1
+        assert account.used(Resource.MEMORY) == 2 * MIB
+        large = guest.ask(CallId.cuMemAlloc_v2, 3 * MIB)
+        assert large.status == 0
+        assert account.used(Resource.MEMORY) == 6 * MIB
+        assert guest.ask(CallId.cuMemGetInfo_v2).values[:2] == (0, 6 * MIB)
+        assert guest.ask(CallId.cuMemAlloc_v2, 1000).status == 0  # there is room in a unit it has
+        assert guest.ask(CallId.cuMemAlloc_v2, 2 * MIB).status == Code.OUT_OF_MEMORY
+        guest.ask(CallId.wireMemoryFree, large.values[0])
+        assert account.used(Resource.MEMORY) == 2 * MIB
+        for answer in small:
+            guest.ask(CallId.wireMemoryFree, answer.values[0])
+        assert account.used(Resource.MEMORY) == 2 * MIB  # the fourth is there still
+
+
+# -- the file
+
+
+def test_a_full_account_takes_no_more(account: Account) -> None:
+    entries = [account.claim(number, 1) for number in range(1, 255)]
+    assert entries == list(range(254))
+    with pytest.raises(AccountFull):
+        account.claim(255, 1)
+    assert account.claim(7, 1) == 6  # one that is there
+    account.clear(3)
+    assert account.claim(255, 1) == 3
+    assert len(list(account.holdings())) == 254
+
+
+def test_limits_are_kept_in_the_file(tmp_path: Path, account: Account) -> None:
+    assert account.is_new
+    limits = Limits(1, 2, 3, 4, 5, 6, 7)
+    account.set_limits(limits)
+    again = Account(tmp_path / "vm.account")
+    assert not again.is_new
+    assert again.limits() == limits
+    again.close()
