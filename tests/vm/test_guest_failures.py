@@ -166,6 +166,22 @@ def test_the_device_process_is_killed(
     finish(neighbour)
 
 
+def test_the_device_process_is_killed_while_it_is_asked(
+    alpha: GuestMachine, driver_program: Build, kernels: Path
+) -> None:
+    """The program rings all the time, so a request is under way at the kill; QEMU would end, or stand still for a minute."""
+    process = begin(alpha, driver_program("steady"), kernels)
+    began = time.monotonic()
+    alpha.host.kill_device("alpha")
+    assert process.until("error", 30).split()[1] == str(DEVICE_UNAVAILABLE)
+    assert process.wait().status == 3
+    assert time.monotonic() - began < 20
+    assert alpha.is_running()
+    alpha.replug()
+    finish(begin(alpha, driver_program("steady"), kernels))
+    alpha.host.wait_idle("alpha")
+
+
 def test_the_device_is_unplugged_under_a_running_program(
     alpha: GuestMachine, driver_program: Build, kernels: Path
 ) -> None:

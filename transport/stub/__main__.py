@@ -25,6 +25,7 @@ from vgpu.transport.vfio_user.pci import Variant
 from vgpu.transport.vfio_user.registers import Geometry, Registers
 
 from .directory import Directory
+from .keeper import Keeper, start_keeper
 from .launch import DEFAULT_SLOTS, NAME_PATTERN, device_socket_path, vfio_socket_path
 from .process import make_process
 
@@ -94,12 +95,12 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
-async def _run(options: argparse.Namespace, geometry: Geometry) -> None:
+async def _run(options: argparse.Namespace, geometry: Geometry, keeper: Keeper) -> None:
     registers = Registers(geometry, layout_version=LAYOUT_VERSION, table_hash=TABLE_HASH)
     with SharedMemory(geometry.bar1_size, f"vgpu-bar1-{options.vm}") as memory:
         device = GpuDevice.assemble(registers, memory, options.variant)
         with contextlib.closing(Directory(memory.descriptor, registers)) as directory:
-            await make_process(options.vm, device, directory).run(
+            await make_process(options.vm, device, directory, keeper).run(
                 vfio_socket_path(options.run_dir, options.vm), device_socket_path(options.run_dir, options.vm)
             )
 
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with _alone(devices / f"{options.vm}.lock"):
-            trio.run(_run, options, geometry)
+            trio.run(_run, options, geometry, start_keeper())
     except ServedAlready as error:
         log.error("%s", error)
         return SERVED_ALREADY

@@ -34,6 +34,7 @@ from . import effects as do
 from .calls import UNKNOWN, carry_call
 from .core import Core
 from .directory import Directory
+from .keeper import Keeper
 from .messages import DESCRIPTORS, Event, Grant, event_line, read_command
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class DeviceProcess:
     core: Core
     device: GpuDevice
     directory: Directory
+    keeper: Keeper | None = None
     server: DeviceServer = attrs.field(init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
     _mediator: _Mediator | None = attrs.field(default=None, init=False)
@@ -94,6 +96,8 @@ class DeviceProcess:
 
     def __attrs_post_init__(self) -> None:
         self.server = DeviceServer(self.device, self._guest_did, self._client)
+        if self.keeper is not None:
+            self.server.witness = self.keeper
 
     async def run(self, vfio_socket: Path, device_socket: Path) -> None:
         """Serve until told to leave, by the mediator, by SIGTERM, or because nobody needs the device any more.
@@ -301,7 +305,9 @@ class DeviceProcess:
             self.device.registers.complete_call(slot, result.encode(), data)
 
 
-def make_process(vm: str, device: GpuDevice, directory: Directory) -> DeviceProcess:
+def make_process(
+    vm: str, device: GpuDevice, directory: Directory, keeper: Keeper | None = None
+) -> DeviceProcess:
     """Put the pieces together; call it within trio, whose clock the core begins with."""
     core = Core(
         vm,
@@ -311,7 +317,7 @@ def make_process(vm: str, device: GpuDevice, directory: Directory) -> DeviceProc
         SharedPeek(device, directory),
         trio.current_time(),
     )
-    return DeviceProcess(core, device, directory)
+    return DeviceProcess(core, device, directory, keeper)
 
 
 def _listen(path: Path) -> trio.socket.SocketType:

@@ -221,6 +221,11 @@ class ServerMachine:
         return Header.decode(bytes(self._buffer[:HEADER_SIZE])).size - len(self._buffer)
 
     @property
+    def is_between_messages(self) -> bool:
+        """Has everything that was read been understood? Otherwise a message has begun and not ended."""
+        return not self._buffer
+
+    @property
     def dma_windows(self) -> dict[int, int]:
         """Guest address -> bytes of the windows that are mapped now."""
         return dict(self._windows)

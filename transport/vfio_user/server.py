@@ -17,7 +17,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -45,6 +45,34 @@ def _no_client(connected: bool) -> None:
     """For a device that does not mind who is there."""
 
 
+class Witness(Protocol):
+    """Somebody who is told how far each client has been served. Its methods return at once and do not raise."""
+
+    def begins(self, descriptor: int) -> None:
+        """A client is being served; the descriptor stays the server's."""
+
+    def heard(self, data: bytes) -> None:
+        """These bytes of one request have been read."""
+
+    def answered(self) -> None:
+        """Nothing that has been read waits for an answer."""
+
+    def ends(self) -> None:
+        """The client has gone by itself."""
+
+
+class _NoWitness:
+    """For a server whose clients can live with its sudden end."""
+
+    def begins(self, descriptor: int) -> None: ...
+
+    def heard(self, data: bytes) -> None: ...
+
+    def answered(self) -> None: ...
+
+    def ends(self) -> None: ...
+
+
 @attrs.define
 class DeviceServer:
     """Serves one device.
@@ -56,6 +84,7 @@ class DeviceServer:
     device: Device
     on_events: Callable[[Sequence[RegisterEvent]], None] = _no_events
     on_client: Callable[[bool], None] = _no_client
+    witness: Witness = attrs.field(factory=_NoWitness)
     clients: int = attrs.field(default=0, init=False)
     refused_clients: int = attrs.field(default=0, init=False)
     protocol_errors: int = attrs.field(default=0, init=False)
@@ -107,6 +136,7 @@ class DeviceServer:
         self.clients += 1
         machine = ServerMachine(self.device.regions, self.device.irqs)
         self.on_client(True)
+        self.witness.begins(connection.fileno())
         try:
             while await self._exchange(connection, machine):
                 pass
@@ -118,16 +148,20 @@ class DeviceServer:
         finally:
             self.refusals += machine.refusals.total()
             machine.close()
+        self.witness.ends()
         self.on_events(self.device.reset())
         self.on_client(False)
 
     async def _exchange(self, connection: trio.socket.SocketType, machine: ServerMachine) -> bool:
         """Read once, act, answer. False: the client closed."""
         data, descriptors = await _receive(connection, min(machine.bytes_wanted, _RECEIVE_BYTES))
+        self.witness.heard(data)
         events = machine.receive_data(data, descriptors)
         self.act(machine, events)
         for reply in machine.data_to_send():
             await _send(connection, reply)
+        if machine.is_between_messages:
+            self.witness.answered()
         return bool(data)
 
     def act(self, machine: ServerMachine, events: Iterable[Event]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -412,11 +413,9 @@ async def test_garbage_ends_that_connection_and_nothing_else(shared: World, line
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(device_socket_path(shared.run_dir, "vm1")))
         socket.send_fds(connection, [line[:60000]], [null] * lent)
-        if lent < 5:
-            try:
+        if lent < 5 and len(line) > 60000:
+            with contextlib.suppress(OSError):  # it may have hung up already
                 connection.sendall(line[60000:])
-            except OSError:
-                assert len(line) > 60000
         if line.startswith(b'{"do":"grant"') and b"descriptors" not in line:
             connection.shutdown(socket.SHUT_WR)
         assert says_nothing_more(connection)
