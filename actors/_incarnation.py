@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, final
@@ -114,6 +115,8 @@ class Incarnation:
         self._current: Envelope | None = None
         # Whether the handler at hand took the reply to settle it itself.
         self._is_reply_taken = False
+        # From the moment a message was taken to its handler's end, waits included, over all that were handled.
+        self.handler_seconds = 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -234,6 +237,7 @@ class Incarnation:
             restarts=self.restarts,
             serial=self.serial,
             age_seconds=trio.current_time() - self._born_at,
+            handler_seconds=self.handler_seconds,
             last_exit=self._last_exit,
             children=self.actor.children_snapshots(),
         )
@@ -367,6 +371,7 @@ class Incarnation:
     async def _receive_until_stopped(self) -> ExitReason:
         handlers: dict[type, Callable[[Any], Any]] = {}
         system = self.system
+        clock = time.perf_counter
         while True:
             envelope = await self.mailbox.receive()
             message = envelope.message
@@ -383,6 +388,7 @@ class Incarnation:
                 handler = handlers[type(message)] = self.actor.handler_for(type(message))
             self._is_reply_taken = False
             self._current = envelope
+            began = clock()
             try:
                 value = handler(message)
                 if inspect.isawaitable(value):
@@ -393,6 +399,7 @@ class Incarnation:
                 if envelope.reply is not None and not self._is_reply_taken:
                     envelope.reply.answer(value)
             self._current = None
+            self.handler_seconds += clock() - began
             if system.tracer is not None:
                 system.tracer.handled(trio.current_time(), self.name, message)
 

@@ -43,6 +43,8 @@ class ActorSnapshot:
     last_exit: ExitReason | None
     """Why the life before this one ended, where there was one."""
     children: tuple[ActorSnapshot, ...] = ()
+    handler_seconds: float = 0.0
+    """Real time its handlers took in this life, their waits included."""
 
     def walk(self) -> Iterator[ActorSnapshot]:
         """This actor and all below it, parents first."""
