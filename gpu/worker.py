@@ -159,8 +159,6 @@ class Worker:
         Raises:
             WorkerFailed: the driver is unusable, or memory cannot be had.
         """
-        from vgpu.transport.layout import GRANT_PAGE_SIZE
-
         from . import driver
         from ._replay import ffi, lib
         from .errors import result_name
@@ -207,10 +205,11 @@ class Worker:
         if size == 0:
             raise WorkerFailed("--arena-bytes and --registered-bytes must be multiples of 2 MiB")
         segment_fd = _sealed_memory("vgpu-segment", size)
-        grant_fd = _sealed_memory("vgpu-grant", GRANT_PAGE_SIZE)
+        grant_fd = _sealed_memory("vgpu-grant", lib.VGPU_GRANT_FILE_SIZE)
         errno = lib.vgpu_replay_map(replay, segment_fd, grant_fd, layout)
         if errno:
             raise WorkerFailed(f"mapping {size} bytes at {options.address:#x}: {os.strerror(errno)}")
+        lib.vgpu_replay_note_crashes(replay)
         _share_turn(lib, replay, options.turn or turn_path(options.run_dir, options.device))
         step = ffi.new("const char **")
         status = lib.vgpu_replay_warm(replay, options.device, flags, version.encode(), step)

@@ -69,6 +69,9 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "replay_ns": (304, "Q"),
     "lease_wait_ns": (312, "Q"),
     "gpu_wait_ns": (320, "Q"),
+    "oldest_mark_ns": (328, "Q"),
+    "last_mark_ns": (336, "Q"),
+    "looked_ns": (344, "Q"),
 }
 
 # The device page: numbers, then byte strings as (offset, bytes).

@@ -264,9 +264,44 @@ struct vgpu_grant_page {
     uint64_t replay_ns;     /* records were being replayed: the worker's code and the driver's */
     uint64_t lease_wait_ns; /* records waited and no lease was held */
     uint64_t gpu_wait_ns;   /* no record waited and the device was still at work */
+    /* Marks that the device sets behind launches (gpu/replay/pulse.c), as they were found at looked_ns; 0: no marks yet. */
+    uint64_t oldest_mark_ns; /* of the streams with work: the longest without a mark has been so since then; 0: none has work */
+    uint64_t last_mark_ns;   /* when a mark was last seen, of whichever stream */
+    uint64_t looked_ns;      /* stored last */
 };
 #define VGPU_GRANT_PAGE_SIZE 4096u
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");
+
+/* The flight recorder: the session's last calls, behind the grant page in the same file. Worker-written; what the mediator
+ * reads of it once it has killed the worker. gpu/replay/flight.c */
+#define VGPU_FLIGHT_MAGIC 0x31544847494c4656ull
+#define VGPU_FLIGHT_ENTRIES 256u
+#define VGPU_FLIGHT_NAMES 256u
+#define VGPU_FLIGHT_UNFINISHED 0xffffffffu
+#define VGPU_FLIGHT_OFFSET VGPU_GRANT_PAGE_SIZE
+struct vgpu_flight_entry {
+    uint32_t call, status; /* status: a CUresult, or UNFINISHED */
+    uint64_t sequence;
+    uint64_t began_ns;     /* CLOCK_MONOTONIC, as last read: the clock is read for every sixteenth call */
+    uint64_t argument[5];  /* of wireLaunch: function, then grid and block as six 32-bit numbers, then the rest */
+};
+struct vgpu_flight_name {
+    uint64_t function;
+    char text[120];        /* cut off, with a NUL */
+};
+struct vgpu_flight {
+    uint64_t magic;
+    uint64_t next;         /* calls taken so far; the last is entry[(next - 1) % ENTRIES] */
+    uint32_t fatal_signal; /* the worker crashed by it; 0: it did not */
+    uint32_t reserved[11];
+    struct vgpu_flight_entry entry[VGPU_FLIGHT_ENTRIES];
+    struct vgpu_flight_name name[VGPU_FLIGHT_NAMES];
+};
+#define VGPU_FLIGHT_SIZE 53248u
+#define VGPU_GRANT_FILE_SIZE (VGPU_GRANT_PAGE_SIZE + VGPU_FLIGHT_SIZE)
+_Static_assert(sizeof(struct vgpu_flight_entry) == 64 && sizeof(struct vgpu_flight_name) == 128, "flight recorder");
+_Static_assert(sizeof(struct vgpu_flight) <= VGPU_FLIGHT_SIZE, "flight recorder");
+static inline uint32_t vgpu_flight_slot(uint64_t function) { return (uint32_t)((function * 0x9e3779b97f4a7c15ull) >> 56); }
 
 /*
  * The account of a VM: its limits, what its sessions hold, and the buckets they draw from. One file for each VM, in the run

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "../../transport/code_wire.h"
+#include "flight.h"
 #include "replay.h"
 
 /* ---- a map from 64-bit keys to pointers (code_map.c) ---- */
@@ -42,6 +43,7 @@ struct code_function {
     CUresult status; /* why it cannot be loaded, if it cannot */
     uint32_t parameter_count, parameter_bytes;
     struct wire_parameter *parameter;
+    struct replay_pace pace;
 };
 
 /* A module or a library. */

@@ -7,6 +7,7 @@
  * The replay thread's driver context follows the ring's: guests send wireSetContext when the next record belongs to
  * another context than the one before.
  */
+#include "flight.h"
 #include "internal.h"
 
 /* Scheduling flags (how a thread waits) mean nothing here: no thread of ours waits in the driver. */
@@ -25,7 +26,10 @@ CUresult replay_primary_open(struct vgpu_replay *replay)
     private->context[0].real = context;
     private->context[0].primary = true;
     private->current = 0;
-    return replay_register_again(replay);
+    CUresult again = replay_register_again(replay);
+    if (again == CUDA_SUCCESS)
+        replay_pulse_again(replay);
+    return again;
 }
 
 bool replay_select_context(struct vgpu_replay *replay, unsigned slot)

@@ -10,6 +10,7 @@
  * "Dirty" streams are those that may hold unfinished work. A context fence joins them with events in a helper stream;
  * a poll that finds one empty takes it off the list.
  */
+#include "flight.h"
 #include "internal.h"
 
 #include <stdlib.h>
@@ -423,7 +424,10 @@ void replay_stream_retire(struct vgpu_replay *replay, uint64_t handle)
     struct replay_private *private = replay->private;
     void *real;
     unsigned slot;
-    if (!replay_stream_owner(replay, handle, &real, &slot) || private->error != 0 || is_empty(replay, real))
+    if (!replay_stream_owner(replay, handle, &real, &slot) || private->error != 0)
+        return;
+    replay_pulse_stream_ends(replay, real);
+    if (is_empty(replay, real))
         return;
     unsigned before = private->current;
     struct replay_context *context = &private->context[slot];
@@ -487,6 +491,7 @@ void replay_forget_context(struct vgpu_replay *replay, unsigned slot)
     struct replay_private *private = replay->private;
     struct replay_pending *pending = replay->pending;
     unsigned kept = 0;
+    replay_pulse_context_ends(replay, slot);
     for (unsigned i = 0; i < private->event_count; i++) {
         if (private->event_context[i] == slot)
             continue;

@@ -153,6 +153,12 @@ CUresult replay_wireFunctionGet(REPLAY_PARAMETERS)
     return CUDA_SUCCESS;
 }
 
+struct replay_pace *replay_pace_of(struct vgpu_replay *replay, uint64_t handle)
+{
+    struct code_function *function = code_function_of(replay, handle);
+    return function != NULL ? &function->pace : NULL;
+}
+
 CUresult replay_wireFunctionDescribe(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;

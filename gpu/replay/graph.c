@@ -352,7 +352,9 @@ CUresult replay_cuGraphLaunch(REPLAY_PARAMETERS)
     void *exec, *stream;
     if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_VALUE;
     if (!replay_stream(replay, call->argument[1], &stream)) return CUDA_ERROR_INVALID_HANDLE;
-    return (CUresult)replay->driver.cuGraphLaunch(exec, stream);
+    const CUresult status = (CUresult)replay->driver.cuGraphLaunch(exec, stream);
+    if (status == CUDA_SUCCESS) replay_pulse_launch(replay, stream, 0, NULL, 0);
+    return status;
 }
 
 CUresult replay_cuGraphUpload(REPLAY_PARAMETERS)

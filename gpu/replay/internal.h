@@ -102,6 +102,9 @@ struct replay_private {
 
     struct vgpu_trace_head *trace_map; /* the control thread's; stays mapped, for a trace may end in the middle of an event */
     uint64_t trace_busy_ns;            /* the busy time that is not in the trace yet began then; 0: none */
+    struct vgpu_flight *flight, *flight_kept; /* flight.c; kept: where there is no memory to share. Never NULL in a session */
+    struct replay_pulse *pulse;               /* pulse.c; NULL: this device sets no marks */
+
 
     /* The VM's limits: vm_limits.c. */
     struct vgpu_account *account; /* never NULL */

@@ -31,6 +31,15 @@ CUresult code_launch_attributes(struct vgpu_replay *replay, const uint8_t *wire,
     return CUDA_SUCCESS;
 }
 
+static inline CUresult launched(struct vgpu_replay *replay, const struct vgpu_call *call, struct code_function *function, void *stream,
+                                CUresult status)
+{
+    const uint64_t *a = call->argument;
+    if (status == CUDA_SUCCESS)
+        replay_pulse_launch(replay, stream, a[0], &function->pace, (a[1] & 0xffffffff) * (a[1] >> 32) * (a[2] & 0xffffffff));
+    return status;
+}
+
 CUresult replay_wireLaunch(REPLAY_PARAMETERS)
 {
     (void)result, (void)reply;
@@ -54,10 +63,11 @@ CUresult replay_wireLaunch(REPLAY_PARAMETERS)
         extra[1] = enough;
     }
     void **with = bytes != 0 ? extra : NULL;
+    if (!replay_flight_knows(replay->private->flight, a[0])) replay_flight_name(replay, a[0], function->real, function->is_kernel);
     if (attribute_count == 0 && !cooperative)
-        return (CUresult)replay->driver.cuLaunchKernel(function->real, (unsigned)a[1], (unsigned)(a[1] >> 32), (unsigned)a[2],
+        return launched(replay, call, function, stream, (CUresult)replay->driver.cuLaunchKernel(function->real, (unsigned)a[1], (unsigned)(a[1] >> 32), (unsigned)a[2],
                                                        (unsigned)(a[2] >> 32), (unsigned)a[3], (unsigned)(a[3] >> 32), (unsigned)a[4],
-                                                       stream, NULL, with);
+                                                       stream, NULL, with));
     CUlaunchAttribute attribute[VGPU_LAUNCH_ATTRIBUTE_LIMIT + 1];
     const CUresult status = code_launch_attributes(replay, (const uint8_t *)payload + padded, attribute_count, attribute);
     if (status != CUDA_SUCCESS) return status;
@@ -72,5 +82,5 @@ CUresult replay_wireLaunch(REPLAY_PARAMETERS)
         .blockDimX = (unsigned)(a[2] >> 32), .blockDimY = (unsigned)a[3], .blockDimZ = (unsigned)(a[3] >> 32),
         .sharedMemBytes = (unsigned)a[4], .hStream = stream, .attrs = attribute, .numAttrs = count,
     };
-    return (CUresult)replay->driver.cuLaunchKernelEx(&config, function->real, NULL, with);
+    return launched(replay, call, function, stream, (CUresult)replay->driver.cuLaunchKernelEx(&config, function->real, NULL, with));
 }

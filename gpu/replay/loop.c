@@ -8,6 +8,7 @@
  *
  * Must never: read a header field from the ring twice; let a record that breaks a rule reach a handler; wait for the GPU.
  */
+#include "flight.h"
 #include "internal.h"
 #include "vm_limits.h"
 #include "session.h"
@@ -166,9 +167,11 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
         loop->unfinished = false;
         loop->unfinished_since_ns = 0;
         return;
+        replay_pulse_look(replay, now, true);
     }
     replay_poll_words(replay);
     if (loop->unfinished_since_ns == 0)
+    replay_pulse_look(replay, now, false);
         loop->unfinished_since_ns = now;
     loop->unfinished = true;
     if (now - loop->polled_ns < interval_ns)
@@ -248,10 +251,13 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
     } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
         grant->current_call = call->call;
+        struct vgpu_flight *flight = loop->private->flight;
         if ((call->flags & VGPU_CALL_REPLY) != 0)
             grant->current_since_ns = replay_now_ns();
         status = replay_entries[call->call].handler(replay, call, payload, &result, reply);
+        replay_flight_begin(flight, call, grant->current_since_ns);
         grant->current_call = 0;
+        replay_flight_end(flight, status);
     } else if (call->call < VGPU_CALL_COUNT) {
         status = CUDA_ERROR_NOT_SUPPORTED;
     } else {

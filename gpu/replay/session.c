@@ -3,6 +3,7 @@
  * session.c - the life of a replay: made, mapped, warmed, assigned to a guest, run, ended. session.h says who calls what.
  */
 #include "allocations.h"
+#include "flight.h"
 #include "internal.h"
 #include "vm_limits.h"
 #include "session.h"
@@ -86,7 +87,7 @@ struct vgpu_replay *vgpu_replay_new(void)
         replay->private->context[0].primary = true;
     }
     if (replay->private == NULL || replay->pending == NULL || replay->private->event_fd < 0 || replay->private->kick_fd < 0 ||
-        !replay_limits_open(replay) || !replay_handles_open(replay)) {
+        !replay_limits_open(replay) || !replay_handles_open(replay) || !replay_flight_open(replay, -1)) {
         vgpu_replay_free(replay);
         return NULL;
     }
@@ -105,6 +106,8 @@ void vgpu_replay_free(struct vgpu_replay *replay)
     free(replay->pending);
     if (replay->private != NULL) {
         replay_callbacks_close(replay);
+        replay_pulse_close(replay);
+        replay_flight_close(replay);
         if (replay->private->event_fd >= 0)
             close(replay->private->event_fd);
         if (replay->private->kick_fd >= 0)
@@ -196,6 +199,7 @@ int vgpu_replay_map(struct vgpu_replay *replay, int segment_fd, int grant_fd, co
         return error;
     }
     replay->grant = grant_page;
+    (void)replay_flight_open(replay, grant_fd); /* without room in the file the private one stays */
     replay->grant->magic = VGPU_GRANT_MAGIC;
     replay->grant->worker_pid = (uint32_t)getpid();
     replay->private->spin_ns = options->spin_ns;
@@ -290,6 +294,7 @@ int vgpu_replay_warm(struct vgpu_replay *replay, int ordinal, uint32_t device_fl
     replay->page->arena_registered = replay->arena_registered;
     *step = "cuStreamWriteValue64";
     replay->gpu_fences = replay_probe_gpu_fence(replay);
+    replay_pulse_open(replay);
     *step = "reading the device's properties";
     find_memory_unit(replay, device_flags);
     if ((status = (int)replay_fill_device_page(replay, device_flags)) != 0)

@@ -56,6 +56,8 @@ int vgpu_replay_run(struct vgpu_replay *replay);
 /* From any thread: run() returns before its next record. */
 void vgpu_replay_stop(struct vgpu_replay *replay);
 /* From any thread: the grant page changed. */
+/* Has the flight recorder note the signal when this process crashes. Once, by the process that has one replay. */
+void vgpu_replay_note_crashes(struct vgpu_replay *replay);
 void vgpu_replay_kick(struct vgpu_replay *replay);
 /* A descriptor that becomes readable (8 bytes, eventfd) when vgpu_replay_events has something to say. */
 int vgpu_replay_event_fd(struct vgpu_replay *replay);
