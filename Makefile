@@ -18,6 +18,7 @@ demo: build ## run an unmodified CUDA program through a mediator, on a GPU or th
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: build toolchain ## every test that needs no GPU, those in virtual machines too
+	-@$(BIN)/python tests/vm/packages.py fetch
 	@$(BIN)/pytest -m "not gpu" $(ARGS)
 
 test-vm: build toolchain ## the tests that boot a virtual machine (QEMU and a kernel are fetched)
