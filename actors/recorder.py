@@ -39,6 +39,8 @@ RING_EVENTS = 65536
 CLOCK_READINGS = 9
 
 Row = tuple[Any, ...]
+# Made once: json.dumps with separators makes one for every call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def clock_offset_ns() -> int:
@@ -192,7 +194,7 @@ def _words(row: Row, offset_ns: int) -> str:
             values.append(round(value * 1e9))
         else:
             values.append(value)
-    return json.dumps(values, separators=(",", ":"))
+    return _encode(values)
 
 
 @attrs.define
