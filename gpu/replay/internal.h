@@ -16,6 +16,8 @@
 #define REPLAY_HELPERS 4
 #define REPLAY_CHUNKS 1024
 
+#define SPIN_WORTHWHILE_NS 1000000ull /* spin_ns of a host with processors to spare: short waits spin there */
+
 /* A stream of ours that carries joins; free again when its last fence word holds the value. */
 struct replay_helper {
     void *stream;
@@ -100,11 +102,11 @@ struct replay_private {
     unsigned failures_logged;
     uint64_t handles_chunks; /* handle table pages in use, bounded */
 
-    struct vgpu_trace_head *trace_map; /* the control thread's; stays mapped, for a trace may end in the middle of an event */
-    uint64_t trace_busy_ns;            /* the busy time that is not in the trace yet began then; 0: none */
     struct vgpu_flight *flight, *flight_kept; /* flight.c; kept: where there is no memory to share. Never NULL in a session */
     struct replay_pulse *pulse;               /* pulse.c; NULL: this device sets no marks */
 
+    struct vgpu_trace_head *trace_map; /* the control thread's; stays mapped, for a trace may end in the middle of an event */
+    uint64_t trace_busy_ns;            /* the busy time that is not in the trace yet began then; 0: none */
 
     /* The VM's limits: vm_limits.c. */
     struct vgpu_account *account; /* never NULL */

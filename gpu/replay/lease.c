@@ -20,7 +20,6 @@
  * the mediator has long passed this session over. */
 #define DRAIN_LIMIT_NS 1000000000ull
 #define LEASE_REPORTS (uint64_t)(REPLAY_EVENT_DEMAND | REPLAY_EVENT_IDLE)
-#define SPIN_WORTHWHILE_NS 1000000ull /* spin_ns of a host with processors to spare */
 
 uint64_t vgpu_turn_load(uint64_t *word)
 {

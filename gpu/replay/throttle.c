@@ -40,7 +40,12 @@ static void wait_for_marker(struct vgpu_replay *replay)
             break;
         waited = true;
         replay_poll_words(replay); /* others of this session sleep until their fences come */
-        nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+        /* One stride is left on the device: a nap that lasts too long would leave it idle. */
+        if (private->spin_ns >= SPIN_WORTHWHILE_NS)
+            for (unsigned i = 0; i < 32; i++)
+                __builtin_ia32_pause();
+        else
+            nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
     }
     /* Between two markers that were waited for the device did nothing but the stride between them. */
     if (!done)
