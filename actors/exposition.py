@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the mediator knows, as Prometheus metrics: values in, text out.
 
-Sums per VM count every session once, living or ended, and never fall while telemetry lives. Series per
-session exist only while the session does, so their number is bounded by what runs. A part that could not
+Sums per VM count every session once, living or ended, never fall while telemetry lives, and are there from the VM's
+registration on. Series per session exist only while the session does, so their number is bounded by what runs. A part that could not
 be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls come
 from the guests themselves and are as true as the guest is.
 """
@@ -11,18 +11,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import attrs
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vgpu.gpu.sampling import GpuSample
 
-from . import SystemStatistics
-from .messages import FaultCount, SessionSample, SessionSurvey
+from . import ActorSnapshot, SystemStatistics
+from .exposition_runtime import LoopLag, actor_families, mediator_families
+from .exposition_tenants import NANOSECOND, clean, device_families, limit_families, schedule_families
+from .ledger_health import LedgerHealth, ledger_families
+from .messages import DeviceState, FaultCount, SessionSample, SessionSurvey, VmRecord
 
-NANOSECOND = 1e-9
+# Of CUDA: ended by an administrator, illegal address, watchdog, launch failed.
+USUAL_FAULTS = (46, 700, 702, 719)
 
 # Name without prefix and suffix, field of the grant page, factor, help.
 COUNTERS: tuple[tuple[str, str, float, str], ...] = (
@@ -73,14 +78,18 @@ HOST_GAUGES: tuple[tuple[str, str, float, str], ...] = (
 class Knowledge:
     """What is shown. None: whoever knows did not answer."""
 
-    version: str
-    gpu: str
-    library: str
+    describe: dict[str, object]
     uptime_seconds: float
     statistics: SystemStatistics
     survey: SessionSurvey | None
     faults: tuple[FaultCount, ...] | None
     gpu_now: GpuSample | None = None
+    vms: tuple[VmRecord, ...] | None = None
+    devices: tuple[DeviceState, ...] | None = None
+    schedules: dict[str, dict[str, Any] | None] = attrs.Factory(dict)  # by GPU
+    tree: tuple[ActorSnapshot, ...] = ()
+    lag: LoopLag = attrs.Factory(LoopLag)
+    ledger: LedgerHealth | None = None
 
 
 def render(knowledge: Knowledge) -> bytes:
@@ -93,24 +102,44 @@ def render(knowledge: Knowledge) -> bytes:
 
 def families(knowledge: Knowledge) -> Iterator[Metric]:
     """Every metric family, in the order they are served."""
-    yield from _mediator(knowledge)
+    sources = {
+        "telemetry": knowledge.survey is not None,
+        "ledger": knowledge.faults is not None and knowledge.vms is not None,
+        "fleet": knowledge.devices is not None,
+        **{f"scheduler {gpu}": state is not None for gpu, state in knowledge.schedules.items()},
+    }
+    yield from mediator_families(knowledge.describe, knowledge.uptime_seconds, knowledge.lag, sources)
+    yield from actor_families(knowledge.statistics, knowledge.tree)
+    registered = {vm.name: vm.pool for vm in knowledge.vms or ()}
+    if knowledge.vms is not None:
+        yield from limit_families(knowledge.vms)
+    if knowledge.devices is not None:
+        yield from device_families(knowledge.devices)
     if knowledge.survey is not None:
-        yield from _vms(knowledge.survey)
+        yield from _vms(knowledge.survey, registered)
         yield from _sessions(knowledge.survey.living)
+    schedules = {gpu: state for gpu, state in knowledge.schedules.items() if state is not None}
+    if schedules:
+        yield from schedule_families(schedules, registered)
     if knowledge.gpu_now is not None:
         yield from _host_gpu(knowledge.gpu_now)
     if knowledge.faults is not None:
-        faults = CounterMetricFamily(
-            "vgpu_vm_faults", "Faults in the ledger, by CUDA error.", labels=("vm", "error")
-        )
-        for fault in knowledge.faults:
-            faults.add_metric((clean(fault.vm), str(fault.error)), fault.count)
-        yield faults
+        yield _faults(knowledge.faults, registered)
+    if knowledge.ledger is not None:
+        yield from ledger_families(knowledge.ledger)
 
 
-def clean(text: str) -> str:
-    """A guest's word that is certain to be encodable."""
-    return text.encode("utf-8", "replace").decode()
+def _faults(counts: tuple[FaultCount, ...], registered: Iterable[str]) -> Metric:
+    family = CounterMetricFamily(
+        "vgpu_vm_faults",
+        "Faults in the ledger, by CUDA error; the usual errors from the VM's registration on.",
+        labels=("vm", "error"),
+    )
+    found = {(vm, error): 0 for vm in registered for error in USUAL_FAULTS}
+    found.update({(fault.vm, fault.error): fault.count for fault in counts})
+    for (vm, error), count in sorted(found.items()):
+        family.add_metric((clean(vm), str(error)), count)
+    return family
 
 
 @attrs.frozen(eq=False)
@@ -121,33 +150,6 @@ class _Once(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self.made
-
-
-def _mediator(knowledge: Knowledge) -> Iterator[Metric]:
-    info = {"version": knowledge.version, "gpu": knowledge.gpu, "library": knowledge.library}
-    yield InfoMetricFamily("vgpu_mediator", "This mediator.", info)
-    yield GaugeMetricFamily(
-        "vgpu_mediator_uptime_seconds", "Since metrics are served.", knowledge.uptime_seconds
-    )
-    up = GaugeMetricFamily(
-        "vgpu_source_up", "Whether a part of this answer could be had.", labels=("source",)
-    )
-    up.add_metric(("telemetry",), float(knowledge.survey is not None))
-    up.add_metric(("ledger",), float(knowledge.faults is not None))
-    yield up
-    statistics = knowledge.statistics
-    yield GaugeMetricFamily("vgpu_actors_alive", "Actors that live.", statistics.alive)
-    for name, value, text in (
-        ("spawned", statistics.spawned, "Actors started."),
-        ("crashed", statistics.crashed, "Actors that ended with an error."),
-        ("restarts", statistics.restarts, "Actors started again by their supervisor."),
-        ("dead_letters", statistics.dead_letters, "Messages that nobody read."),
-        ("moot_notices", statistics.moot_notices, "Notices that came to nothing, as their target had ended."),
-        ("drops", statistics.drops, "Messages that a full mailbox dropped for newer ones."),
-        ("late_replies", statistics.late_replies, "Answers that came after the asker had gone."),
-        ("stuck_handlers", statistics.stuck_handlers, "Handlers found stuck, while the detector is on."),
-    ):
-        yield CounterMetricFamily(f"vgpu_actors_{name}", text, value)
 
 
 def _host_gpu(sample: GpuSample) -> Iterator[Metric]:
@@ -165,8 +167,8 @@ def _host_gpu(sample: GpuSample) -> Iterator[Metric]:
         )
 
 
-def _vms(survey: SessionSurvey) -> Iterator[Metric]:
-    by_vm: dict[str, list[SessionSample]] = {vm: [] for vm in survey.ended}
+def _vms(survey: SessionSurvey, registered: Iterable[str]) -> Iterator[Metric]:
+    by_vm: dict[str, list[SessionSample]] = {vm: [] for vm in (*registered, *survey.ended)}
     for sample in survey.living:
         by_vm.setdefault(sample.info.vm, []).append(sample)
     vms = sorted(by_vm)

@@ -20,6 +20,7 @@ import trio
 from vgpu.gpu.schedule import SessionId
 
 from . import Actor, ActorError, ExitReason, Refused, handles
+from .ledger_health import CheckLedger, LedgerHealth, check_ledger
 from .messages import (
     CountFaults,
     EnsureVm,
@@ -81,6 +82,7 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
@@ -93,6 +95,10 @@ class LedgerFile:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def check(self) -> LedgerHealth:
+        """Can it be written now?"""
+        return check_ledger(self._db, self._path)
 
     def ensure_vm(self, name: str) -> VmRecord:
         """The VM's row, made with default limits where there is none."""
@@ -256,3 +262,7 @@ class Ledger(Actor):
     @handles(CountFaults)
     async def count_faults(self, message: CountFaults) -> tuple[FaultCount, ...]:
         return await trio.to_thread.run_sync(self._open.count_faults)
+
+    @handles(CheckLedger)
+    async def check_health(self, message: CheckLedger) -> LedgerHealth:
+        return await trio.to_thread.run_sync(self._open.check)

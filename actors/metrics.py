@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics actor: answers ``GET /metrics`` over HTTP for Prometheus. Present only where it was asked for.
+"""The metrics actor: gathers what everybody knows, for administrators and, where it was asked for, for Prometheus over HTTP.
 
-Asks telemetry and the ledger when somebody scrapes, and shows what they say (``exposition``). Nothing is
+Asks the other actors when somebody scrapes, and shows what they say (``exposition``). Between scrapes it only looks how
+late the event loop is. Where it listens can be changed while it runs (``ServeMetrics``). Nothing is
 secret-proof here: whoever reaches the port reads VM and program names, so it listens only where it is told
 to. A peer is trusted with nothing: a time limit on every request and answer, a limit on connections, and one
 collection at a time however many ask.
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from functools import partial
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import h11
 import trio
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from . import Actor, ActorError, Request, handles
+from . import Actor, ActorError, Refused, Reply, Request, handles
 from .exposition import Knowledge, render
-from .messages import BoundAddress, CountFaults, SampleGpu, Survey
+from .exposition_runtime import LoopLag
+from .ledger_health import CheckLedger
+from .messages import BoundAddress, CountFaults, ListDevices, ListVms, SampleGpu, ScheduleState, Survey
 
 _log = logging.getLogger("vgpu.metrics")
 
@@ -33,6 +36,7 @@ CONNECTION_LIMIT = 32
 RECEIVE_BYTES = 4096
 # A host with many sessions is read one session after the other.
 ANSWER_SECONDS = 5.0
+LAG_PERIOD_SECONDS = 0.25
 PLAIN = "text/plain; charset=utf-8"
 
 
@@ -50,36 +54,107 @@ def _refusal(status: HTTPStatus, *headers: tuple[str, str]) -> _Answer:
     return _Answer(status, f"{status.value} {status.phrase}\n".encode(), PLAIN, headers)
 
 
+class CannotServe(ActorError):
+    """Nobody can listen at that address; the message says why."""
+
+
+@attrs.frozen
+class ServeMetrics(Request[tuple[str, int] | None]):
+    """Serve over HTTP at this address from now on, and nowhere else; None: nowhere. What is bound, if anything.
+
+    Refused with CannotServe; then it goes on where it was. Connections to the old address end.
+    """
+
+    address: tuple[str, int] | None
+
+
+@attrs.frozen
+class RenderMetrics(Request[bytes]):
+    """The text that Prometheus would get."""
+
+
 @attrs.define(eq=False)
 class Metrics(Actor):
-    """Serves metrics at one address."""
+    """Everything that is counted; served over HTTP at one address or none.
 
-    host: str
-    port: int
+    ``address`` is a function, for a successor is to listen where this one was told to.
+    """
+
+    address: Callable[[], tuple[str, int] | None]
     describe: dict[str, object] = attrs.Factory(dict)
+    gpus: tuple[str, ...] = ()  # supervisors, one for each GPU
     telemetry: str = "mediator/telemetry"
     ledger: str = "mediator/ledger"
+    fleet: str = "mediator/fleet"
     request_seconds: float = REQUEST_SECONDS
-    _bound: tuple[str, int] = ("", 0)
+    _bound: tuple[str, int] | None = None
+    _serving: trio.CancelScope | None = None
     _began: float = 0.0
+    _lag: LoopLag = attrs.Factory(LoopLag)
     _connections: trio.CapacityLimiter = attrs.Factory(lambda: trio.CapacityLimiter(CONNECTION_LIMIT))
     _collecting: trio.Lock = attrs.Factory(trio.Lock)
 
     async def started(self) -> None:
         self._began = trio.current_time()
+        await self._listen(self.address())
+        self.nursery.start_soon(self._watch_loop)
+
+    async def _watch_loop(self) -> None:
+        while True:
+            due = trio.current_time() + LAG_PERIOD_SECONDS
+            await trio.sleep_until(due)
+            self._lag.observe(trio.current_time() - due)
+
+    async def _listen(self, address: tuple[str, int] | None) -> None:
+        """Listen there and nowhere else.
+
+        Raises:
+            OSError: that address cannot be had; nothing has changed.
+        """
+        if address is not None and address == self._bound:
+            return
+        listeners = []
+        if address is not None:
+            host, port = address
+            try:
+                listeners = await trio.open_tcp_listeners(port, host=host)
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise OSError(error.errno, f"cannot serve metrics at {host}:{port}: {why}") from error
+        if self._serving is not None:
+            self._serving.cancel()
+        self._serving = self._bound = None
+        if listeners:
+            at = listeners[0].socket.getsockname()
+            self._bound = (str(at[0]), int(at[1]))
+            _log.info("metrics at http://%s:%d/metrics", *self._bound)
+            self._serving = trio.CancelScope()
+            self.nursery.start_soon(self._serve_all, listeners, self._serving)
+
+    async def _serve_all(self, listeners: list[trio.SocketListener], scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.serve_listeners(self._serve, listeners)
+
+    @handles(ServeMetrics)
+    async def serve_at(self, message: ServeMetrics) -> tuple[str, int] | None:
         try:
-            listeners = await trio.open_tcp_listeners(self.port, host=self.host)
+            await self._listen(message.address)
         except OSError as error:
-            raise OSError(
-                error.errno, f"cannot serve metrics at {self.host}:{self.port}: {error.strerror}"
-            ) from error
-        address = listeners[0].socket.getsockname()
-        self._bound = (str(address[0]), int(address[1]))
-        _log.info("metrics at http://%s:%d/metrics", *self._bound)
-        self.nursery.start_soon(partial(trio.serve_listeners, self._serve, listeners))
+            raise Refused(CannotServe(error.strerror or str(error))) from error
+        return self._bound
+
+    @handles(RenderMetrics)
+    def render_metrics(self, message: RenderMetrics) -> None:
+        self.nursery.start_soon(self._answer_render, self.take_reply())
+
+    async def _answer_render(self, reply: Reply[bytes] | None) -> None:
+        if reply is not None:
+            reply.answer(await self._render())
 
     @handles(BoundAddress)
     def bound_address(self, message: BoundAddress) -> tuple[str, int]:
+        if self._bound is None:
+            raise Refused(CannotServe("metrics are served nowhere"))
         return self._bound
 
     # -- one peer
@@ -166,19 +241,34 @@ class Metrics(Actor):
             return _refusal(HTTPStatus.NOT_FOUND)
         if request.method != b"GET":
             return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, ("allow", "GET"))
+        return _Answer(HTTPStatus.OK, await self._render(), CONTENT_TYPE_LATEST)
+
+    async def _render(self) -> bytes:
         async with self._collecting:
-            return _Answer(HTTPStatus.OK, render(await self._collect()), CONTENT_TYPE_LATEST)
+            return render(await self._collect())
 
     async def _collect(self) -> Knowledge:
+        system = self.life.system
+        tree = system.tree()
+        schedules: dict[str, dict[str, Any] | None] = {}
+        for gpu in self.gpus:
+            schedules[gpu.rpartition("/")[2].removeprefix("gpu")] = await self._ask(
+                f"{gpu}/scheduler", ScheduleState()
+            )
         return Knowledge(
-            version=str(self.describe.get("version", "")),
-            gpu=str(self.describe.get("gpu", "")),
-            library=str(self.describe.get("library") or ""),
-            uptime_seconds=trio.current_time() - self._began,
-            statistics=self.life.system.statistics(),
+            describe=self.describe,
+            # The root of the tree is as old as the mediator.
+            uptime_seconds=tree[0].age_seconds if tree else trio.current_time() - self._began,
+            statistics=system.statistics(),
             survey=await self._ask(self.telemetry, Survey()),
             faults=await self._ask(self.ledger, CountFaults()),
             gpu_now=await self._ask(self.telemetry, SampleGpu()),
+            vms=await self._ask(self.ledger, ListVms()),
+            devices=await self._ask(self.fleet, ListDevices()),
+            schedules=schedules,
+            tree=tree,
+            lag=self._lag,
+            ledger=await self._ask(self.ledger, CheckLedger()),
         )
 
     async def _ask(self, name: str, question: Request[T]) -> T | None:

@@ -15,7 +15,7 @@ mediator (one_for_one: an actor's restart must not end sessions; the others find
 ├── connections (simple_one_for_one): one connection actor per VM
 ├── listener
 ├── admin
-└── metrics: only where it was asked for
+└── metrics: what is counted, over HTTP where that was asked for
 
 This is the only module that sees all five rooms.
 """
@@ -70,6 +70,17 @@ class GpuPlan:
         return f"{self.kind}{self.index}-"
 
 
+@attrs.define(eq=False)
+class MetricsAddress:
+    """Where metrics are served, host and port, or nowhere. Changed by a reload, read by every life of the actor."""
+
+    value: tuple[str, int] | None = None
+
+    def get(self) -> tuple[str, int] | None:
+        """As it is now."""
+        return self.value
+
+
 @attrs.frozen
 class MediatorPlan:
     """Everything the tree is made from."""
@@ -78,7 +89,7 @@ class MediatorPlan:
     state_dir: Path
     gpus: tuple[GpuPlan, ...]
     describe: dict[str, object] = attrs.Factory(dict)
-    metrics: tuple[str, int] | None = None  # host and port
+    metrics: MetricsAddress = attrs.Factory(MetricsAddress)
     library: Path | None = None  # the real libcuda, beside which its NVML is looked for
 
 
@@ -120,9 +131,6 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     def tree() -> tuple[ActorSnapshot, ...]:
         return system[0].tree() if system else ()
 
-    metrics: tuple[ChildSpec, ...] = ()
-    if plan.metrics is not None:
-        metrics = (ChildSpec("metrics", Metrics, (*plan.metrics, plan.describe)),)
     gpus = tuple(f"mediator/gpus/gpu{g.index}" for g in plan.gpus)
     # Device pages show the first GPU.
     telemetry = partial(Telemetry, f"{gpus[0]}/workers", partial(sampler_for, libcuda=plan.library))
@@ -148,7 +156,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
             ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe)),
-            *metrics,
+            ChildSpec("metrics", Metrics, (plan.metrics.get, plan.describe, gpus)),
         ),
         # A ledger's restart must not end sessions; every actor finds the others by name again.
         Strategy.ONE_FOR_ONE,

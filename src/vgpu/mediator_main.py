@@ -30,7 +30,7 @@ from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
 from vgpu.gpu.process import WorkerOptions, start_worker
-from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
+from vgpu.mediator import GpuPlan, MediatorPlan, MetricsAddress, open_mediator
 from vgpu.paths import configuration_file, run_directory, state_directory
 
 _log = logging.getLogger("vgpu.mediator")
@@ -165,7 +165,7 @@ def make_plan(settings: Settings) -> MediatorPlan:
         "version": __version__,
         "pid": os.getpid(),
     }
-    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, settings.metrics, library)
+    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, MetricsAddress(settings.metrics), library)
 
 
 def notify(state: str) -> None:

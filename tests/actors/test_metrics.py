@@ -68,7 +68,7 @@ async def serving(
         metrics = await system.spawn(
             ActorSpec(
                 "mediator/metrics",
-                lambda: Metrics("127.0.0.1", 0, describe, request_seconds=seconds),
+                lambda: Metrics(lambda: ("127.0.0.1", 0), describe, request_seconds=seconds),
             )
         )
         host, port = await metrics.ask(BoundAddress())
@@ -261,4 +261,4 @@ async def test_no_more_connections_than_the_limit_and_room_again_afterwards(tmp_
 async def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     async with serving(tmp_path) as (system, port):
         with pytest.raises(StartFailed, match=f"cannot serve metrics at 127.0.0.1:{port}"):
-            await system.spawn(ActorSpec("second", lambda: Metrics("127.0.0.1", port)))
+            await system.spawn(ActorSpec("second", lambda: Metrics(lambda: ("127.0.0.1", port))))
