@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 import trio
+import trio.testing
 
 from vgpu.actors import Actor, ActorSpec, ActorSystem, Request, handles, open_system
 from vgpu.actors.messages import LeaseEnded, SessionId, SessionOpened
@@ -58,6 +59,7 @@ async def test_events_are_rows_on_the_monotonic_clock() -> None:
         before = time.monotonic_ns()
         reader = await system.spawn(ActorSpec("reader", Reader))
         await reader.send(Note(7))
+        await trio.testing.wait_all_tasks_blocked()  # or the next one is sent before this one is handled
         await settle(system)
         reader.stop()
         await reader.wait_exit()

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -23,6 +26,7 @@ from tests.src.test_commands import command, completions
 from tests.src.trace_schema import problems
 from vgpu import __version__
 from vgpu.admin_client import AdminClient, RequestRefused
+from vgpu.gpu.trace import EVENT_SIZE, TraceKind, decode_events
 from vgpu.trace_main import main
 
 TRACE = "vgpu.trace_main"
@@ -217,6 +221,37 @@ def test_an_interrupt_ends_a_recording_in_order(mediator: Mediator, guest: Guest
     assert [path.name for path in tmp_path.iterdir()] == ["i.json"]
 
 
+def test_a_session_that_begins_during_the_recording_is_traced(
+    mediator: Mediator, driver_program: Callable[[str], Path], kernels: Path
+) -> None:
+    with AdminClient(mediator.run_dir) as client:
+        client.ask("trace.start", seconds=60, vm="late")
+        process = subprocess.Popen(
+            [driver_program("steady"), kernels],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=mediator.environment("late"),
+        )  # fmt: skip
+        try:
+            rows, calls = "", b""
+            deadline = time.monotonic() + 40
+            while len(calls) < 20 * EVENT_SIZE:
+                assert time.monotonic() < deadline
+                answer = client.ask("trace.fetch")
+                rows += answer["rows"] + "\n"
+                for piece in answer["workers"].values():
+                    calls += base64.b64decode(piece)
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.communicate()
+        (session,) = answer["sessions"]
+        client.ask("trace.stop")
+    opened = [
+        json.loads(line) for line in rows.splitlines() if '"SessionOpened"' in line and '"sent"' in line
+    ]
+    assert [(row[7]["session"], row[7]["vm"]) for row in opened] == [(session, "late")]
+    assert {event.kind for event in decode_events(calls)} >= {TraceKind.CALL, TraceKind.BUSY}
+
+
 # -- live views
 
 
@@ -282,6 +317,32 @@ def test_without_a_terminal_it_is_plain_text_until_nobody_reads(mediator: Mediat
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_on_a_terminal_it_draws_until_it_is_interrupted(mediator: Mediator, guest: Guest) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", TRACE, "top", "--interval", "0.2", "--run-dir", mediator.run_dir],
+        stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    deadline = time.monotonic() + 20
+    try:
+        while seen.count(b"CALLS/S") < 3 or VM.encode() not in seen:
+            assert time.monotonic() < deadline, seen
+            seen += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal is gone when the process is
+            while os.read(ours, 65536):
+                pass
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(ours)
 
 
 # -- the command itself
