@@ -46,6 +46,7 @@ from ._system import Startable as Startable
 from ._system import SystemStatistics as SystemStatistics
 from ._system import open_system as open_system
 from ._trace import Tracer as Tracer
+from ._trace import current_subject as current_subject
 from ._tree import ActorSnapshot as ActorSnapshot
 from ._tree import ActorState as ActorState
 from ._tree import render_tree as render_tree

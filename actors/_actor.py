@@ -10,7 +10,7 @@ cycle that *sends* through full blocking mailboxes (use `send_nowait`, or anothe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, TypeVar
 
@@ -99,6 +99,11 @@ class Actor:
     def name(self) -> str:
         """The registered name, the same in every life."""
         return self.life.name
+
+    @property
+    def subject(self) -> Mapping[str, object]:
+        """What its log lines are about, as far as it knows now: ``vm`` and ``session``."""
+        return {}
 
     @property
     def ref(self) -> Ref[Any]:

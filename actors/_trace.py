@@ -18,7 +18,7 @@ from ._exit import ExitReason
 if TYPE_CHECKING:
     from ._incarnation import Incarnation
 
-__all__ = ["GuardedTracer", "Tracer", "current_actor_name", "current_incarnation"]
+__all__ = ["GuardedTracer", "Tracer", "current_actor_name", "current_incarnation", "current_subject"]
 
 _log = logging.getLogger("vgpu.actors")
 
@@ -30,6 +30,12 @@ def current_actor_name() -> str | None:
     """The name of the actor in whose task, or background task, this runs; None outside of actors."""
     life = current_incarnation.get()
     return None if life is None else life.name
+
+
+def current_subject() -> dict[str, object]:
+    """``actor``, and ``vm`` and ``session`` as that actor knows them, for whoever writes a log; empty outside of actors."""
+    life = current_incarnation.get()
+    return {} if life is None else {"actor": life.name, **life.actor.subject}
 
 
 class Tracer:

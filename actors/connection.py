@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Mapping
 
 import attrs
 import trio
@@ -55,6 +56,11 @@ class Connection(Actor):
     vm: str
     executors: tuple[str, ...]  # supervisors, one for each GPU
     _serial: int = 0
+
+    @property
+    def subject(self) -> Mapping[str, object]:
+        """The VM."""
+        return {"vm": self.vm}
 
     @handles(GuestArrived)
     def arrived(self, message: GuestArrived) -> None:

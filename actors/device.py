@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import attrs
@@ -119,6 +120,11 @@ class Device(Actor):
     _is_tried: bool = False
     _keeping: trio.CancelScope = attrs.Factory(trio.CancelScope)
     _kept: trio.Event = attrs.Factory(trio.Event)
+
+    @property
+    def subject(self) -> Mapping[str, object]:
+        """The VM."""
+        return {"vm": self.vm}
 
     async def started(self) -> None:
         self.nursery.start_soon(self._keep)

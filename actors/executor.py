@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 import trio
@@ -96,6 +96,11 @@ class Executor(Actor):
     _awaiting_trace: list[Callable[[list[int]], None]] = attrs.Factory(list)
 
     # -- a session's life
+
+    @property
+    def subject(self) -> Mapping[str, object]:
+        """The VM and the session, once it has one."""
+        return {} if self._info is None else {"vm": self._info.vm, "session": int(self._info.session)}
 
     async def started(self) -> None:
         if isinstance(self.origin, Adoption):

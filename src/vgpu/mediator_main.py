@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -19,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -30,6 +28,7 @@ from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
 from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.logs import make_handler
 from vgpu.mediator import GpuPlan, MediatorPlan, MetricsAddress, open_mediator
 from vgpu.paths import configuration_file, run_directory, state_directory
 
@@ -48,21 +47,6 @@ EXAMPLES = """examples:
 Settings come from the command line, then the configuration file, then the defaults.
 SIGTERM drains: no new sessions, and the end with the last one. A second one stops at once.
 """
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": self.formatTime(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,7 +149,9 @@ def make_plan(settings: Settings) -> MediatorPlan:
         "version": __version__,
         "pid": os.getpid(),
     }
-    return MediatorPlan(settings.run_dir, settings.state_dir, gpus, describe, MetricsAddress(settings.metrics), library)
+    return MediatorPlan(
+        settings.run_dir, settings.state_dir, gpus, describe, MetricsAddress(settings.metrics), library
+    )
 
 
 def notify(state: str) -> None:
@@ -219,12 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 2
-    handler = logging.StreamHandler()
-    if settings.log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    logging.basicConfig(
+        level=settings.log_level.upper(), handlers=[make_handler(settings.log_format, sys.stderr, os.environ)]
+    )
     try:
         trio.run(serve, plan)
     except (StartFailed, SystemFailed) as error:
