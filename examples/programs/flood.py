@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that launches as fast as it can and never waits: flood.py [SECONDS].
+
+Each launch number k computes x = x * 31 + k on one word, so a launch that is lost, done twice or overtaken gives another
+number at the end. Prints one JSON object: launches, seconds, and whether the number is right.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from cuda import WORD, Gpu
+
+
+def main() -> int:
+    """0 if every launch took effect, in order."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    gpu = Gpu()
+    memory = gpu.allocate(4)
+    gpu.mul_add(memory, 1, 0, 1)
+    gpu.synchronize()
+    print("flooding", flush=True)
+    expected, launches, began = 1, 0, time.monotonic()
+    while time.monotonic() - began < seconds:
+        launches += 1
+        gpu.mul_add(memory, 1, 31, launches)
+        expected = (expected * 31 + launches) % WORD
+    launched = time.monotonic() - began
+    is_right = gpu.download(memory, 1)[0] == expected
+    took = time.monotonic() - began
+    report = {
+        "launches": launches,
+        "calls": gpu.calls,
+        "launch_seconds": round(launched, 2),
+        "seconds": round(took, 2),
+        "is_right": is_right,
+    }
+    print(json.dumps(report), flush=True)
+    return int(not is_right)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
