@@ -19,10 +19,14 @@ import trio
 
 from . import ActorError, ActorSnapshot, ExitReason, WhichChildren
 from .messages import (
+    ChangePool,
+    ChangeVm,
     DeviceState,
     Fault,
+    ListAccounts,
     ListDevices,
     ListFaults,
+    ListPools,
     ListSessions,
     ListVms,
     RegisterVm,
@@ -33,7 +37,7 @@ from .messages import (
 )
 from .trace_desk import TraceDesk
 from .unix_listener import UnixListener
-from .vm_settings import BadVm, check_name, vm_from
+from .vm_settings import BadVm, changes_from, check_name, pool_from, vm_from
 
 _log = logging.getLogger("vgpu.admin")
 
@@ -141,6 +145,11 @@ class Admin(UnixListener):
             "devices": self._devices,
             "register_vm": self._register_vm,
             "unregister_vm": self._unregister_vm,
+            "change_vm": self._change_vm,
+            "pools": self._pools,
+            "create_pool": self._create_pool,
+            "set_pool_weight": self._set_pool_weight,
+            "accounts": self._accounts,
             "faults": self._faults,
             "tree": self._tree,
             "schedule": self._schedule,
@@ -177,14 +186,40 @@ class Admin(UnixListener):
         return await self.find(FLEET).ask(ListDevices(), timeout_seconds=START_SECONDS)
 
     async def _register_vm(self, parameters: Parameters) -> Any:
-        vm = vm_from(parameters)
-        state = await self.find(FLEET).ask(RegisterVm(vm), timeout_seconds=START_SECONDS)
+        overcommit, said = _take_overcommit(parameters)
+        vm = vm_from(said)
+        state = await self.find(FLEET).ask(RegisterVm(vm, overcommit), timeout_seconds=START_SECONDS)
         return _described(vm, state)
 
     async def _unregister_vm(self, parameters: Parameters) -> Any:
         name = check_name(parameters.get("vm_name"))
         was_connected = await self.find(FLEET).ask(UnregisterVm(name), timeout_seconds=START_SECONDS)
         return {"vm": name, "was_connected": was_connected}
+
+    async def _change_vm(self, parameters: Parameters) -> Any:
+        overcommit, said = _take_overcommit(parameters)
+        name = check_name(said.pop("vm_name", None))
+        message = ChangeVm(name, changes_from(said), overcommit)
+        return {"vm": await self.find(FLEET).ask(message, timeout_seconds=START_SECONDS)}
+
+    async def _pools(self, _: Parameters) -> Any:
+        vms = await self.find("mediator/ledger").ask(ListVms())
+        return [
+            {"name": pool.name, "weight": pool.weight, "vms": [vm.name for vm in vms if vm.pool == pool.name]}
+            for pool in await self.find("mediator/ledger").ask(ListPools())
+        ]
+
+    async def _create_pool(self, parameters: Parameters) -> Any:
+        message = ChangePool(pool_from(parameters), is_new=True)
+        return await self.find(FLEET).ask(message, timeout_seconds=START_SECONDS)
+
+    async def _set_pool_weight(self, parameters: Parameters) -> Any:
+        if "weight" not in parameters:
+            raise BadVm("weight is missing")
+        return await self.find(FLEET).ask(ChangePool(pool_from(parameters)), timeout_seconds=START_SECONDS)
+
+    async def _accounts(self, _: Parameters) -> Any:
+        return await self.find("mediator/limits").ask(ListAccounts())
 
     async def _faults(self, _: Parameters) -> Any:
         return await self.find("mediator/ledger").ask(ListFaults())
@@ -203,6 +238,14 @@ class Admin(UnixListener):
     async def _schedule(self, _: Parameters) -> Any:
         names = [f"{gpu}/scheduler" for gpu in self.gpus]
         return {name: await self.find(name).ask(ScheduleState()) for name in names}
+
+
+def _take_overcommit(parameters: Parameters) -> tuple[bool, dict[str, Any]]:
+    said = dict(parameters)
+    overcommit = said.pop("overcommit", False)
+    if type(overcommit) is not bool:
+        raise BadVm(f"overcommit is {overcommit!r}, expected true or false")
+    return overcommit, said
 
 
 def _described(vm: VmRecord, state: DeviceState | None) -> dict[str, Any]:

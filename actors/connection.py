@@ -20,6 +20,7 @@ from vgpu.gpu.control import rights
 from vgpu.transport.attach import FLAG_DEVICE_PAGE, FLAG_PROBE, Hello, Status, Welcome
 
 from . import Actor, ActorError, Ref, StartChild, handles
+from .executor import TooManySessions
 from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, OpenPage, SessionRequest
 from .page_lease import PageLease
 from .placement import choose_gpu, pool_of
@@ -134,6 +135,10 @@ class Connection(Actor):
                 supervisor = self.find(await choose_gpu(self, self.executors))
                 executor = await supervisor.ask(StartChild((request,)), timeout_seconds=START_SECONDS)
                 attachment = await executor.ask(Attach(), timeout_seconds=START_SECONDS)
+            except TooManySessions as error:
+                _log.warning("no session for pid %d of %s: %s", guest.pid, self.vm, error)
+                await guest.stream.send_all(Welcome(Status.REFUSED).encode())
+                return None
             except ActorError as error:
                 _log.warning("no session for pid %d of %s: %s", guest.pid, self.vm, error)
                 await guest.stream.send_all(Welcome(Status.BUSY, RETRY_MILLISECONDS).encode())

@@ -56,6 +56,7 @@ from . import (
 )
 from .descriptor import Descriptor
 from .device_start import OpenedDevice, is_current
+from .executor import TooManySessions
 from .messages import (
     Attach,
     AttachDevice,
@@ -289,7 +290,8 @@ class Device(Actor):
         except ActorError as error:
             _log.warning("no session for pid %d of %s: %s", claim.pid, self.vm, error)
             await self._end(executor)
-            await self._refuse(link, claim, Answer.BUSY)
+            is_final = isinstance(error, TooManySessions)
+            await self._refuse(link, claim, Answer.REFUSED if is_final else Answer.BUSY)
             return
         try:
             await self._hand_over(link, claim, attachment)

@@ -16,12 +16,17 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+<<<<<<< /tmp/merge/actors_executor.py
+from pathlib import Path
+=======
+>>>>>>> /tmp/merge/head
 
 import attrs
 import trio
 
 from vgpu.gpu.control import WorkerLink, open_worker_link
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.account import Account, AccountFull, account_path
 from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.layout import GrantPage, SessionPage
 
@@ -35,6 +40,7 @@ from .messages import (
     GrantLease,
     GuestLeft,
     LeaseEnded,
+    LimitsChanged,
     MeasureUse,
     NextSession,
     RecordEnd,
@@ -46,12 +52,14 @@ from .messages import (
     SessionId,
     SessionInfo,
     SessionOpened,
+    SessionRefused,
     SessionRequest,
     SessionSample,
     SessionUse,
     TakeWorker,
     TraceWorker,
     Unwatch,
+    VmRecord,
     Watch,
     WorkerHandle,
 )
@@ -70,6 +78,10 @@ TAKE_SECONDS = 45.0
 UNASKED_SECONDS = 30.0
 
 
+class TooManySessions(ActorError):
+    """The VM has as many sessions as it may have."""
+
+
 class NotAttachable(ActorError):
     """The session cannot be attached to: it has a guest already, or its worker is gone."""
 
@@ -80,6 +92,9 @@ class Executor(Actor):
 
     gpu: str  # name of the gpu's supervisor, whose children are scheduler, pool and watchdog
     origin: SessionRequest | Adoption
+    run_dir: Path | None = None  # where the VMs' accounts lie; without it no VM has limits but its memory
+    _account: Account | None = None
+    _entry: int = -1
     _link: WorkerLink | None = None
     _info: SessionInfo | None = None
     _place: tuple[str, str, int] = ("default", "medium", 50)  # pool, priority, weight
@@ -123,9 +138,10 @@ class Executor(Actor):
             attachment = await self._begin(self.origin)
         except (OSError, trio.BrokenResourceError, RemoteProtocolError, ActorError) as error:
             # Nothing of this session is of use to anybody; the guest will be told to try again.
-            self.stop(Crashed(error))
+            is_refusal = isinstance(error, TooManySessions)
+            self.stop() if is_refusal else self.stop(Crashed(error))
             if reply is not None:
-                reply.refuse(NotAttachable(f"{self.name}: {error}"))
+                reply.refuse(error if is_refusal else NotAttachable(f"{self.name}: {error}"))
             return
         if reply is None or not reply.answer(attachment):
             # The connection ended meanwhile. Kept open, the lifeline would have the worker wait for ever.
@@ -135,9 +151,12 @@ class Executor(Actor):
 
     async def _begin(self, request: SessionRequest) -> Attachment:
         ledger = self.find("mediator/ledger")
+        self._open_account(request.vm.name, request.vm)
+        self._check_sessions(request.vm)  # before a worker is spent on it
         handle = await self.find(f"{self.gpu}/workers").ask(TakeWorker(), timeout_seconds=TAKE_SECONDS)
         self._open_process(handle)
         session = await ledger.ask(NextSession())
+        self._claim(request.vm, session, handle.pid)
         link = await self._open_link(handle)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.ExitStack() as cleanup:
@@ -186,6 +205,9 @@ class Executor(Actor):
             "priority": request.vm.priority,
             "weight": request.vm.weight,
         }
+        if self._account is not None and self.run_dir is not None:
+            path = account_path(self.run_dir, request.vm.name)
+            message |= {"account": str(path), "account_entry": self._entry}
         descriptors = [lifeline]
         place = request.slot
         with contextlib.ExitStack() as cleanup:
@@ -202,6 +224,29 @@ class Executor(Actor):
                 link.move_segment(descriptors[1])
                 self._open_page(link, place.offset)
 
+    def _open_account(self, vm: str, record: VmRecord | None = None) -> None:
+        if self.run_dir is None:
+            return
+        self._account = Account(account_path(self.run_dir, vm))
+        # Else they have been written by who hears of changes, and what is known here may be old.
+        if record is not None and self._account.is_new:
+            self._account.set_limits(record.limits)
+
+    def _check_sessions(self, vm: VmRecord) -> None:
+        if self._account is not None and sum(1 for _ in self._account.holdings()) >= vm.session_limit:
+            self.find("mediator/limits").notify(SessionRefused(vm.name))
+            raise TooManySessions(f"VM {vm.name!r} may have {vm.session_limit} sessions and has them")
+
+    def _claim(self, vm: VmRecord, session: SessionId, worker_pid: int) -> None:
+        """Nothing waits between counting and claiming: no two sessions get the last place."""
+        if self._account is None:
+            return
+        self._check_sessions(vm)
+        try:
+            self._entry = self._account.claim(session, worker_pid)
+        except AccountFull as error:
+            raise TooManySessions(f"VM {vm.name!r} has {error}") from error
+
     async def _adopt(self, handle: WorkerHandle) -> None:
         self._open_process(handle)
         link = await self._open_link(handle)
@@ -216,6 +261,10 @@ class Executor(Actor):
             float(hello.get("watchdog", 30.0)),
             int(hello["slot"]) if "slot" in hello else None,
         )
+        if "account_entry" in hello:
+            self._open_account(info.vm)
+            if self._account is not None:
+                self._entry = self._account.claim(info.session, info.worker_pid)
         assert self._grant is not None
         # What it reported to an earlier mediator, and what nobody was there to hear, is not charged again.
         self._reported_ns, self._reported_held_ns = self._grant.get("gpu_ns"), self._grant.get("held_ns")
@@ -361,6 +410,11 @@ class Executor(Actor):
         self._grant.revoke()
         await self._kick()
 
+    @handles(LimitsChanged)
+    async def limits_changed(self, message: LimitsChanged) -> None:
+        if self._info is not None and self._info.vm == message.vm:
+            await self._kick()
+
     async def _kick(self) -> None:
         assert self._link is not None
         with contextlib.suppress(trio.BrokenResourceError):
@@ -460,10 +514,15 @@ class Executor(Actor):
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            if self._has_slot:
+            # Nobody else may have the slot before it has gone, and what it held is held until then.
+            if self._has_slot or self._entry >= 0:
                 with trio.move_on_after(GONE_SECONDS):
                     await trio.lowlevel.wait_readable(self._pidfd)
             os.close(self._pidfd)
+        if self._account is not None:
+            if self._entry >= 0:
+                self._account.clear(self._entry)
+            self._account.close()
         if self._link is not None:
             await self._link.aclose()
         for page in (self._grant, self._page):

@@ -17,29 +17,48 @@ import trio
 from vgpu.transport.stub.launch import vfio_socket_path
 
 from . import Actor, ActorError, Down, Refused, Reply, StartChild, TerminateChild, WhichChildren, handles
+from .ledger import NoSuchPool, NoSuchVm, PoolExists
 from .messages import (
+    ApplyLimits,
     AwaitDevice,
+    ChangePool,
+    ChangeVm,
+    DescribeGpu,
     DeviceState,
     EndDevice,
+    GetVm,
     ListDevices,
+    ListPools,
     ListVms,
+    PoolRecord,
     RegisterVm,
     RemoveVm,
+    SavePool,
     SaveVm,
+    SetPool,
+    SetVm,
     ShowDevice,
     UnregisterVm,
+    UpdateVm,
     VmRecord,
 )
+from .vm_page import Description
 from .vm_settings import NAME
 
 _log = logging.getLogger("vgpu.fleet")
 
 LEDGER = "mediator/ledger"
+LIMITS = "mediator/limits"
+DESCRIBE_SECONDS = 30.0  # a first worker may just be starting
 AGAIN_SECONDS = 0.5
 START_SECONDS = 40.0
 SHOW_SECONDS = 2.0
 # What the kernel takes as the path of a unix socket, with its NUL.
 SOCKET_PATH_LIMIT = 108
+
+
+class NotAdmitted(ActorError):
+    """What the VM is promised could not be kept; the message says why."""
 
 
 class CannotRegister(ActorError):
@@ -52,6 +71,7 @@ class Fleet(Actor):
 
     devices: str  # name of their supervisor
     run_dir: Path
+    gpus: tuple[str, ...] = ()
     _turn: trio.Lock = attrs.Factory(trio.Lock)  # one change at a time
 
     async def started(self) -> None:
@@ -88,9 +108,10 @@ class Fleet(Actor):
 
     @handles(RegisterVm)
     def register(self, message: RegisterVm) -> None:
-        self.nursery.start_soon(self._register, message.vm, self.take_reply())
+        self.nursery.start_soon(self._register, message, self.take_reply())
 
-    async def _register(self, vm: VmRecord, reply: Reply[DeviceState | None] | None) -> None:
+    async def _register(self, message: RegisterVm, reply: Reply[DeviceState | None] | None) -> None:
+        vm = message.vm
         try:
             path = str(vfio_socket_path(self.run_dir, vm.name))
             if vm.bar1_bytes and len(path.encode()) >= SOCKET_PATH_LIMIT:
@@ -98,7 +119,11 @@ class Fleet(Actor):
                     f"the path of the VM's socket is too long ({path}): a shorter name, or another --run-dir"
                 )
             async with self._turn:
+                if not message.overcommit:
+                    await self._admit(vm)
                 await self.find(LEDGER).ask(SaveVm(vm))
+                await self._make_pool(vm.pool)
+                self._tell(vm)
                 if vm.bar1_bytes:
                     await self._start(vm)
             state = None
@@ -121,6 +146,7 @@ class Fleet(Actor):
             async with self._turn:
                 # Forgotten first: a device whose VM is not registered does not come back, whatever happens next.
                 await self.find(LEDGER).ask(RemoveVm(name))
+                self.find(LIMITS).notify(ApplyLimits(VmRecord(name)))  # who comes by that name later
                 was_connected = False
                 if await self._has(name):
                     device = self.find(f"{self.devices}/{name}")
@@ -132,6 +158,94 @@ class Fleet(Actor):
             return
         if reply is not None:
             reply.answer(was_connected)
+
+    @handles(ChangeVm)
+    def change(self, message: ChangeVm) -> None:
+        self.nursery.start_soon(self._change, message, self.take_reply())
+
+    async def _change(self, message: ChangeVm, reply: Reply[VmRecord] | None) -> None:
+        try:
+            async with self._turn:
+                before = await self.find(LEDGER).ask(GetVm(message.name))
+                if before is None:
+                    raise NoSuchVm(f"no VM {message.name!r}; list-vms has those there are")
+                vm: VmRecord = attrs.evolve(before, **message.changes)  # type: ignore[arg-type]
+                if vm.pool != before.pool:
+                    await self._check_pool(vm.pool)
+                # A promise that was made is kept: only a larger one is looked at.
+                is_more = vm.memory_limit_bytes > before.memory_limit_bytes
+                if is_more and not message.overcommit:
+                    await self._admit(vm)
+                await self.find(LEDGER).ask(UpdateVm(vm))
+                self._tell(vm)
+        except ActorError as error:
+            if reply is not None:
+                reply.refuse(error)
+            return
+        if reply is not None:
+            reply.answer(vm)
+
+    @handles(ChangePool)
+    def change_pool(self, message: ChangePool) -> None:
+        self.nursery.start_soon(self._change_pool, message, self.take_reply())
+
+    async def _change_pool(self, message: ChangePool, reply: Reply[PoolRecord] | None) -> None:
+        try:
+            async with self._turn:
+                pool = await self.find(LEDGER).ask(SavePool(message.pool, message.is_new))
+                self._tell_schedulers(SetPool(pool.name, pool.weight))
+        except ActorError as error:
+            if reply is not None:
+                reply.refuse(error)
+            return
+        if reply is not None:
+            reply.answer(pool)
+
+    async def _make_pool(self, name: str) -> None:
+        with contextlib.suppress(PoolExists):
+            pool = await self.find(LEDGER).ask(SavePool(PoolRecord(name), is_new=True))
+            self._tell_schedulers(SetPool(pool.name, pool.weight))
+
+    async def _check_pool(self, name: str) -> None:
+        pools = await self.find(LEDGER).ask(ListPools())
+        if name not in [pool.name for pool in pools]:
+            raise NoSuchPool(f"no pool {name!r}; create-pool makes one, list-pools has those there are")
+
+    async def _admit(self, vm: VmRecord) -> None:
+        """Can the memory that this VM is to have be promised, beside what the others were?
+
+        Raises:
+            NotAdmitted: no, or nobody can say.
+        """
+        if not vm.memory_limit_bytes or not self.gpus:
+            return
+        others = await self.find(LEDGER).ask(ListVms())
+        promised = sum(other.memory_limit_bytes for other in others if other.name != vm.name)
+        total = sum([await self._memory_of(gpu) for gpu in self.gpus])
+        if promised + vm.memory_limit_bytes > total:
+            raise NotAdmitted(
+                f"VM {vm.name!r} cannot be promised {_mebibytes(vm.memory_limit_bytes)} of GPU memory:"
+                f" there are {_mebibytes(total)}, and {_mebibytes(promised)} of them are promised to others;"
+                " less memory, or --overcommit"
+            )
+
+    async def _memory_of(self, gpu: str) -> int:
+        try:
+            page = await self.find(f"{gpu}/workers").ask(DescribeGpu(), timeout_seconds=DESCRIBE_SECONDS)
+        except ActorError as error:
+            raise NotAdmitted(
+                f"nobody can say how much memory {gpu.rpartition('/')[2]} has ({error}); try again, or --overcommit"
+            ) from error
+        return Description(page).memory_bytes
+
+    def _tell(self, vm: VmRecord) -> None:
+        """Have the change take effect, also for sessions that run. Who does not live reads the ledger when it does."""
+        self.find(LIMITS).notify(ApplyLimits(vm))
+        self._tell_schedulers(SetVm(vm.name, vm.pool, vm.priority, vm.weight))
+
+    def _tell_schedulers(self, message: SetVm | SetPool) -> None:
+        for gpu in self.gpus:
+            self.find(f"{gpu}/scheduler").notify(message)
 
     # -- looking
 
@@ -154,3 +268,7 @@ class Fleet(Actor):
                 state = await device.ask(ShowDevice(), timeout_seconds=SHOW_SECONDS)
             found.append(self._complete(state))
         return tuple(found)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count >> 20} MiB"

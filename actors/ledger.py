@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,19 +28,23 @@ from .messages import (
     FaultCount,
     GetVm,
     ListFaults,
+    ListPools,
     ListVms,
     NextSession,
+    PoolRecord,
     RecordEnd,
     RecordFault,
     RecordStart,
     RemoveVm,
+    SavePool,
     SaveVm,
+    UpdateVm,
     VmRecord,
 )
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
 _STEPS = (
     """
@@ -64,6 +69,15 @@ ALTER TABLE vms ADD COLUMN slots INTEGER NOT NULL DEFAULT 8;
 ALTER TABLE vms ADD COLUMN variant TEXT NOT NULL DEFAULT 'conventional';
 ALTER TABLE vms ADD COLUMN address TEXT NOT NULL DEFAULT '0x5';
 """,
+    """
+ALTER TABLE vms ADD COLUMN bytes_per_second INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE vms ADD COLUMN session_limit INTEGER NOT NULL DEFAULT 64;
+ALTER TABLE vms ADD COLUMN arena_limit_bytes INTEGER NOT NULL DEFAULT 68719476736;
+ALTER TABLE vms ADD COLUMN module_limit INTEGER NOT NULL DEFAULT 65536;
+ALTER TABLE vms ADD COLUMN handle_limit INTEGER NOT NULL DEFAULT 4194304;
+CREATE TABLE pools (name TEXT PRIMARY KEY, weight INTEGER NOT NULL) STRICT;
+INSERT INTO pools SELECT DISTINCT pool, 100 FROM vms UNION SELECT 'default', 100;
+""",
 )
 # Columns of vms are fields of VmRecord, by the same names.
 _VM_FIELDS = tuple(field.name for field in attrs.fields(VmRecord))
@@ -75,6 +89,14 @@ class VmExists(ActorError):
 
 class NoSuchVm(ActorError):
     """No VM of that name is registered."""
+
+
+class PoolExists(ActorError):
+    """A pool of that name is there already."""
+
+
+class NoSuchPool(ActorError):
+    """There is no pool of that name."""
 
 
 class LedgerFile:
@@ -133,6 +155,40 @@ class LedgerFile:
             raise NoSuchVm(f"no VM {name!r} is registered")
         self._db.execute("DELETE FROM vms WHERE name = ?", (name,))
         return known
+
+    def update_vm(self, vm: VmRecord) -> VmRecord:
+        """Replace the row of a VM that is known.
+
+        Raises:
+            NoSuchVm: it is not.
+        """
+        if self.get_vm(vm.name) is None:
+            raise NoSuchVm(f"no VM {vm.name!r}; list-vms has those there are")
+        self._insert(vm, "OR REPLACE")
+        return vm
+
+    def pools(self) -> tuple[PoolRecord, ...]:
+        """All pools, by name."""
+        return tuple(
+            PoolRecord(*row) for row in self._db.execute("SELECT name, weight FROM pools ORDER BY name")
+        )
+
+    def save_pool(self, pool: PoolRecord, *, is_new: bool) -> PoolRecord:
+        """Keep a pool.
+
+        Raises:
+            PoolExists: a new one, and it is there.
+            NoSuchPool: no new one, and it is not.
+        """
+        is_known = any(known.name == pool.name for known in self.pools())
+        if is_new and is_known:
+            raise PoolExists(f"pool {pool.name!r} is there already; set-pool-weight changes it")
+        if not is_new and not is_known:
+            raise NoSuchPool(f"no pool {pool.name!r}; create-pool makes one, list-pools has those there are")
+        self._db.execute(
+            "INSERT OR REPLACE INTO pools (name, weight) VALUES (?, ?)", (pool.name, pool.weight)
+        )
+        return pool
 
     def _insert(self, vm: VmRecord, conflict: str) -> None:
         marks = ", ".join("?" * len(_VM_FIELDS))
@@ -233,6 +289,25 @@ class Ledger(Actor):
         try:
             return await trio.to_thread.run_sync(self._open.remove_vm, message.name)
         except NoSuchVm as error:
+            raise Refused(error) from error
+
+    @handles(UpdateVm)
+    async def update_vm(self, message: UpdateVm) -> VmRecord:
+        try:
+            return await trio.to_thread.run_sync(self._open.update_vm, message.vm)
+        except NoSuchVm as error:
+            raise Refused(error) from error
+
+    @handles(ListPools)
+    async def list_pools(self, message: ListPools) -> tuple[PoolRecord, ...]:
+        return await trio.to_thread.run_sync(self._open.pools)
+
+    @handles(SavePool)
+    async def save_pool(self, message: SavePool) -> PoolRecord:
+        save = partial(self._open.save_pool, message.pool, is_new=message.is_new)
+        try:
+            return await trio.to_thread.run_sync(save)
+        except (PoolExists, NoSuchPool) as error:
             raise Refused(error) from error
 
     @handles(ListVms)

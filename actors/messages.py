@@ -7,11 +7,13 @@ Where a message carries a descriptor, its comment says who owns it after the mes
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import attrs
 
 from vgpu.gpu.sampling import GpuSample
 from vgpu.gpu.schedule import SessionId as SessionId  # noqa: PLC0414 - re-exported for supervision
+from vgpu.transport.account import Limits
 
 from . import Ref, Request
 from .descriptor import Descriptor
@@ -37,6 +39,33 @@ class VmRecord:
     slots: int = 8
     variant: str = "conventional"  # or "express"
     address: str = "0x5"  # where the device is to appear on the VM's bus
+    bytes_per_second: int = 0  # copied between its memory and the GPU's; 0: as many as it likes
+    # Of all its sessions together; generous, for what they keep from the host.
+    session_limit: int = 64
+    arena_limit_bytes: int = 64 << 30  # made known to the driver beyond what each session begins with
+    module_limit: int = 65536
+    handle_limit: int = 1 << 22
+
+    @property
+    def limits(self) -> Limits:
+        """What its workers enforce."""
+        return Limits(
+            self.memory_limit_bytes,
+            self.arena_limit_bytes,
+            self.module_limit,
+            self.handle_limit,
+            self.rate,
+            self.bytes_per_second,
+            self.queue_depth,
+        )
+
+
+@attrs.frozen
+class PoolRecord:
+    """A pool of VMs as the ledger keeps it."""
+
+    name: str
+    weight: int = 100  # among the pools, 1 to 1000
 
 
 @attrs.frozen
@@ -172,6 +201,26 @@ class RemoveVm(Request[VmRecord]):
     """Forget a registered VM; its row. Sessions and faults stay. Refused with NoSuchVm."""
 
     name: str
+
+
+@attrs.frozen
+class UpdateVm(Request[VmRecord]):
+    """Replace the row of a VM that is known, registered or not. Refused with NoSuchVm."""
+
+    vm: VmRecord
+
+
+@attrs.frozen
+class ListPools(Request[tuple[PoolRecord, ...]]):
+    """All pools, by name. ``default`` is always there."""
+
+
+@attrs.frozen
+class SavePool(Request[PoolRecord]):
+    """Keep a pool. Refused with PoolExists or NoSuchPool where it is there against ``is_new``, or is not."""
+
+    pool: PoolRecord
+    is_new: bool = False
 
 
 @attrs.frozen
@@ -349,6 +398,13 @@ class Sample(Request[SessionSample]):
 
 
 @attrs.frozen
+class LimitsChanged:
+    """To an executor: the account of that VM says something new; have the worker look, if it is this one's."""
+
+    vm: str
+
+
+@attrs.frozen
 class MeasureUse(Request[SessionUse]):
     """The few counters of a session that its VM's device page shows; cheap enough for twice a second."""
 
@@ -444,10 +500,32 @@ class EndDevice(Request[bool]):
 class RegisterVm(Request[DeviceState | None]):
     """To the fleet: keep this VM and start its device at once; None where it is to have none.
 
-    Refused with VmExists. A device that does not start does not undo the registration: it is tried again.
+    Refused with VmExists, or NotAdmitted where the promise could not be kept. A pool that there is not yet is made. A device
+    that does not start does not undo the registration: it is tried again.
     """
 
     vm: VmRecord
+    overcommit: bool = False  # promise memory even if the sum of all promises is more than there is
+
+
+@attrs.frozen
+class ChangeVm(Request[VmRecord]):
+    """To the fleet: change what is said of a VM, for the sessions it has too; the VM as it is then.
+
+    Refused with NoSuchVm, NoSuchPool or NotAdmitted; nothing has changed then.
+    """
+
+    name: str
+    changes: Mapping[str, object]  # fields of VmRecord, checked before
+    overcommit: bool = False
+
+
+@attrs.frozen
+class ChangePool(Request[PoolRecord]):
+    """To the fleet: make a pool, or change the weight of one that there is. Refused as SavePool."""
+
+    pool: PoolRecord
+    is_new: bool = False
 
 
 @attrs.frozen
@@ -489,7 +567,7 @@ class MarkVm:
     """
 
     vm: str
-    quarantined: bool = False
+    quarantined: bool | None = False  # None: as it was
     rate_limited: bool = False
 
 
@@ -506,6 +584,50 @@ class OpenPage(Request[PageLease]):
 @attrs.frozen
 class SampleGpu(Request[GpuSample | None]):
     """To telemetry: how the host's (first) GPU is now; None where nobody has said yet which one it is."""
+
+
+# -- limits -----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ApplyLimits:
+    """To the keeper of limits: this is how the VM is now; its workers are to know at once."""
+
+    vm: VmRecord
+
+
+@attrs.frozen
+class SessionRefused:
+    """To the keeper of limits: a VM wanted one session more than it may have."""
+
+    vm: str
+
+
+@attrs.frozen
+class AccountState:
+    """What a VM's sessions hold now, and how often and how long it met its limits. By name of the resource."""
+
+    vm: str
+    limits: Limits
+    sessions: int
+    used: dict[str, int]
+    refused: dict[str, int]  # since the mediator began, as is all below
+    sessions_refused: int
+    held_back: int
+    held_back_ns: int
+    is_held_back: bool
+
+
+@attrs.frozen
+class ListAccounts(Request[tuple[AccountState, ...]]):
+    """To the keeper of limits: every VM's account, by name."""
+
+
+@attrs.frozen
+class VmChanged:
+    """To telemetry: a VM's share of the memory is another one; its device page is to say so at once."""
+
+    vm: VmRecord
 
 
 # -- metrics ------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class PageWriter:
         """Note what the VM is to see of how it is treated."""
         if message.quarantined:
             self._quarantined.add(message.vm)
-        else:
+        elif message.quarantined is not None:
             self._quarantined.discard(message.vm)
         if message.rate_limited:
             self._limited_at[message.vm] = trio.current_time()
@@ -178,6 +178,10 @@ class PageWriter:
         # A VM that nobody registered has the whole card, and is not asked about each time.
         self._limits = dict.fromkeys((*self._devices, *self._lent), 0) | known
         self._limits_at = trio.current_time()
+
+    def know_limit(self, vm: VmRecord) -> None:
+        """One VM's share has been changed."""
+        self._limits[vm.name] = vm.memory_limit_bytes
 
     def write_all(self) -> None:
         """Write every page."""

@@ -32,6 +32,7 @@ from .messages import (
     Demand,
     GrantLease,
     LeaseEnded,
+    ListPools,
     ListVms,
     ScheduleState,
     SessionClosed,
@@ -78,10 +79,13 @@ class Scheduler(Actor):
     async def _read_ledger(self) -> None:
         """Where VMs belong, as it is registered; sessions that announce themselves may say what was."""
         try:
+            pools = await self.find(self.ledger).ask(ListPools(), timeout_seconds=LEDGER_SECONDS)
             vms = await self.find(self.ledger).ask(ListVms(), timeout_seconds=LEDGER_SECONDS)
         except ActorError as error:
             _log.warning("VMs of the ledger are not known: %s", error)
             return
+        for pool in pools:
+            self.ref.send_nowait(SetPool(pool.name, pool.weight))
         for vm in vms:
             self.ref.send_nowait(SetVm(vm.name, vm.pool, vm.priority, vm.weight))
 

@@ -41,6 +41,7 @@ from .messages import (
     SessionUse,
     Survey,
     Unwatch,
+    VmChanged,
     Watch,
 )
 from .page_lease import PageLease
@@ -180,6 +181,11 @@ class Telemetry(Actor):
     @handles(MarkVm)
     def mark_vm(self, message: MarkVm) -> None:
         self._writer.mark(message)
+
+    @handles(VmChanged)
+    def vm_changed(self, message: VmChanged) -> None:
+        self._writer.know_limit(message.vm)
+        self._wanted.set()
 
     @handles(OpenPage)
     def open_page(self, message: OpenPage) -> None:

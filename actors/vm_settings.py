@@ -14,7 +14,7 @@ from typing import Any, Final
 from vgpu.transport.vfio_user.device import MAX_BAR1, MIN_BAR1, cut_bar1
 from vgpu.transport.vfio_user.pci import Variant
 
-from .messages import VmRecord
+from .messages import PoolRecord, VmRecord
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 ADDRESS: Final = re.compile(r"0x[0-9a-f]{1,2}(\.[0-7])?")
@@ -22,6 +22,9 @@ PRIORITIES: Final = ("high", "medium", "low")
 MAX_WEIGHT: Final = 1000
 MAX_WATCHDOG_SECONDS: Final = 86400.0
 MAX_NUMBER: Final = 1 << 62
+MAX_RATE: Final = 1_000_000_000
+MAX_DEPTH: Final = 1_000_000_000
+MAX_SESSIONS: Final = 254  # entries of an account
 # Smaller ones have no room for what a session needs beside its payloads.
 MIN_SLOT: Final = 1 << 20
 
@@ -89,12 +92,72 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
             values, "memory_limit_bytes", 0, 0, MAX_NUMBER, "bytes, 0 for the whole card"
         ),
         watchdog_seconds=float(watchdog),
-        rate=_number(values, "rate", 0, 0, MAX_NUMBER, "calls a second, 0 for no limit"),
-        queue_depth=_number(values, "queue_depth", 0, 0, MAX_NUMBER, "calls, 0 for no limit"),
+        rate=_number(values, "rate", 0, 0, MAX_RATE, "calls a second up to 1000000000, 0 for no limit"),
+        queue_depth=_number(values, "queue_depth", 0, 0, MAX_DEPTH, "calls up to 1000000000, 0 for no limit"),
         bar1_bytes=bar1_bytes,
         slots=slots,
         variant=variant,
         address=address,
+        bytes_per_second=_number(
+            values, "bytes_per_second", 0, 0, MAX_NUMBER, "bytes a second, 0 for no limit"
+        ),
+        session_limit=_number(
+            values, "session_limit", default.session_limit, 1, MAX_SESSIONS, f"1 to {MAX_SESSIONS}"
+        ),
+        arena_limit_bytes=_number(
+            values, "arena_limit_bytes", default.arena_limit_bytes, 0, MAX_NUMBER, "bytes, 0 for no limit"
+        ),
+        module_limit=_number(
+            values, "module_limit", default.module_limit, 0, MAX_NUMBER, "modules, 0 for no limit"
+        ),
+        handle_limit=_number(
+            values, "handle_limit", default.handle_limit, 0, MAX_NUMBER, "handles, 0 for no limit"
+        ),
+    )
+
+
+CHANGEABLE: Final = (
+    "pool",
+    "priority",
+    "weight",
+    "memory_limit_bytes",
+    "watchdog_seconds",
+    "rate",
+    "queue_depth",
+    "bytes_per_second",
+    "session_limit",
+    "arena_limit_bytes",
+    "module_limit",
+    "handle_limit",
+)
+
+
+def changes_from(values: Mapping[str, Any]) -> dict[str, object]:
+    """What these parameters of ``change_vm``, without ``vm_name``, change of a VM that is running.
+
+    Raises:
+        BadVm: nothing, something that cannot be changed, or a value that cannot be meant.
+    """
+    unknown = set(values) - set(CHANGEABLE)
+    if unknown or not values:
+        raise BadVm(f"expected some of {', '.join(CHANGEABLE)} to change, not {sorted(unknown) or 'nothing'}")
+    checked = vm_from({"vm_name": "any", **values})
+    return {name: getattr(checked, name) for name in values}
+
+
+def pool_from(values: Mapping[str, Any]) -> PoolRecord:
+    """The pool that these parameters (``pool``, ``weight``) describe.
+
+    Raises:
+        BadVm: something else, or a value that cannot be meant.
+    """
+    unknown = set(values) - {"pool", "weight"}
+    if unknown:
+        raise BadVm(f"unknown parameters {sorted(unknown)}; known are pool, weight")
+    default = PoolRecord("default").weight
+    return PoolRecord(
+        check_name(values.get("pool"), "pool"),
+        _number(values, "weight", default, 1, MAX_WEIGHT, f"1 to {MAX_WEIGHT}"),
     )
 
 
@@ -122,4 +185,9 @@ _PARAMETERS: Final = (
     "slots",
     "variant",
     "address",
+    "bytes_per_second",
+    "session_limit",
+    "arena_limit_bytes",
+    "module_limit",
+    "handle_limit",
 )

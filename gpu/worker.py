@@ -405,7 +405,24 @@ class Worker:
         os.close(self._segment_fd)
         self._segment_fd, self._segment_offset, self._segment_size = bar1, offset, size
 
+    def _share_account(self, message: dict[str, Any]) -> None:
+        """From now on the limits of its VM hold. Without them no guest is served."""
+        from vgpu.transport.account import open_account_file
+
+        try:
+            descriptor = open_account_file(Path(message["account"]))
+        except OSError as error:
+            _log(f"not assigned: {message['account']}: {error.strerror}")
+            self.leave("no account")
+        errno = self._lib.vgpu_replay_share_account(self._replay, descriptor, message["account_entry"])
+        os.close(descriptor)
+        if errno:
+            _log(f"not assigned: {message['account']}: {os.strerror(errno)}")
+            self.leave("no account")
+
     def _assign(self, message: dict[str, Any], lifeline: int) -> None:
+        if "account" in message:
+            self._share_account(message)
         self._assignment = message
         self._lifeline = lifeline
         self._lib.vgpu_replay_assign(
@@ -499,6 +516,10 @@ def _is_assignment(message: dict[str, Any]) -> bool:
     numbers = [message.get("session"), message.get("memory_limit", 0)]
     if "segment_offset" in message:
         numbers += [message["segment_offset"], message.get("segment_size")]
+    if "account" in message:
+        numbers.append(message.get("account_entry"))
+        if not isinstance(message["account"], str):
+            return False
     sound = all(type(number) is int and 0 <= number < 1 << 64 for number in numbers)
     return sound and isinstance(message.get("vm"), str)
 

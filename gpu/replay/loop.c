@@ -33,6 +33,7 @@
 #define SLEEP_NS 500000000ull        /* longest sleep; the lifeline and kicks end it sooner */
 #define LEASE_IDLE_NS 100000ull      /* a lease that runs out is given back after so long with nothing to do */
 #define TIMER_SLACK_NS 2000ul         /* of the replay thread's short sleeps; the kernel's default is 50000 */
+#define TELL_NS 500000000ull
 #define SHORT_WAIT_NS 50000ull       /* for the VM's limits: not worth to sleep */
 #define POLL_DRAIN_NS 3000ull        /* when the turn is to be passed on as soon as the device is empty */
 
@@ -507,7 +508,7 @@ static int wait_for_limits(struct loop *loop)
     struct vgpu_replay *replay = loop->replay;
     struct replay_private *private = loop->private;
     struct vgpu_session_page *page = replay->page;
-    uint64_t now = replay_now_ns(), began = now, wait;
+    uint64_t now = replay_now_ns(), began = now, told = now, wait;
     int leave = 0;
     loop->held = false;
     loop->idle_since_ns = now;
@@ -532,9 +533,13 @@ static int wait_for_limits(struct loop *loop)
         if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             leave = VGPU_RUN_STOPPED;
         now = replay_now_ns();
+        if (now - told >= TELL_NS) { /* a long wait shows while it lasts */
+            replay_limits_held(replay, now - told, false);
+            told = now;
+        }
     }
     atomic_store(replay_word(&page->busy), 0);
-    replay_limits_held(replay, now - began);
+    replay_limits_held(replay, now - told, true);
     count_replay(loop, now, true);
     return leave;
 }

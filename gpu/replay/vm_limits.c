@@ -447,10 +447,12 @@ uint64_t replay_limits_hint(struct vgpu_replay *replay, uint64_t now)
     return left > HINT_LEAST_NS ? left : HINT_LEAST_NS;
 }
 
-void replay_limits_held(struct vgpu_replay *replay, uint64_t waited_ns)
+void replay_limits_held(struct vgpu_replay *replay, uint64_t waited_ns, bool is_over)
 {
     struct vgpu_account_entry *own = own_entry(replay);
-    replay->private->queue_since_ns = 0;
-    atomic_store_explicit(replay_quad(&own->held_back), own->held_back + 1, RELAXED);
+    if (is_over) {
+        replay->private->queue_since_ns = 0;
+        atomic_store_explicit(replay_quad(&own->held_back), own->held_back + 1, RELAXED);
+    }
     atomic_store_explicit(replay_quad(&own->held_back_ns), own->held_back_ns + waited_ns, RELAXED);
 }

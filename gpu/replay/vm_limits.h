@@ -21,8 +21,8 @@ void replay_limits_spent(struct vgpu_replay *replay, const struct vgpu_call *cal
 uint64_t replay_limits_wait(struct vgpu_replay *replay, uint64_t now, bool unfinished);
 /* How long the guest is told to wait before it looks again. */
 uint64_t replay_limits_hint(struct vgpu_replay *replay, uint64_t now);
-/* The session has been held back for so long. */
-void replay_limits_held(struct vgpu_replay *replay, uint64_t waited_ns);
+/* The session has been held back for so long, and may go on or not yet. */
+void replay_limits_held(struct vgpu_replay *replay, uint64_t waited_ns, bool is_over);
 /* Nothing more to do for now: what was taken from the bucket in advance goes back. */
 void replay_limits_rest(struct vgpu_replay *replay);
 /* The quota may have been changed: tell the guest's device page. */

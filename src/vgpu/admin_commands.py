@@ -72,6 +72,45 @@ def _registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 # -- VMs
 
 
+def _overcommit_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overcommit",
+        action="store_true",
+        help="promise the memory even if all promises together are more than the GPU has",
+    )
+
+
+def _limit_options(parser: argparse.ArgumentParser) -> None:
+    """What all processes of a VM together may keep from the host. Only what is said is sent."""
+    parser.add_argument(
+        "--max-sessions", type=_whole, metavar="N", help="processes at a time, 1 to 254 (default 64)"
+    )
+    parser.add_argument(
+        "--max-arena",
+        type=_size,
+        metavar="SIZE",
+        help="pinned memory shared with the host (default 64GiB, 0: no limit)",
+    )
+    parser.add_argument(
+        "--max-modules", type=_whole, metavar="N", help="loaded modules (default 65536, 0: no limit)"
+    )
+    parser.add_argument(
+        "--max-handles",
+        type=_whole,
+        metavar="N",
+        help="streams, events, functions … (default 4194304, 0: no limit)",
+    )
+
+
+def _limits_said(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "session_limit": options.max_sessions,
+        "arena_limit_bytes": options.max_arena,
+        "module_limit": options.max_modules,
+        "handle_limit": options.max_handles,
+    }
+
+
 def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vm-name", required=True, metavar="NAME", help="how it is called from now on")
     parser.add_argument("--pool", help="the pool it belongs to (default: default)")
@@ -89,6 +128,14 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="calls that may wait to be executed (default: no limit)",
     )
+    parser.add_argument(
+        "--bytes-per-second",
+        type=_size,
+        metavar="SIZE",
+        help="copied between its memory and the GPU's (default: no limit)",
+    )
+    _overcommit_option(parser)
+    _limit_options(parser)
     parser.add_argument(
         "--watchdog", type=_seconds, metavar="TIME", help="how long a kernel may run (default 30s)"
     )
@@ -127,6 +174,9 @@ def _register(client: AdminClient, options: argparse.Namespace) -> Any:
         "memory_limit_bytes": options.memory,
         "rate": options.rate,
         "queue_depth": options.queue_depth,
+        "bytes_per_second": options.bytes_per_second,
+        "overcommit": options.overcommit,
+        **_limits_said(options),
         "watchdog_seconds": options.watchdog,
         "bar1_bytes": 0 if options.no_device else options.bar1,
         "slots": options.slots,
@@ -217,7 +267,13 @@ def _show_vms(answer: Any) -> str:
 def _vm(client: AdminClient, options: argparse.Namespace) -> Any:
     for entry in _vms(client, options):
         if entry["vm"]["name"] == options.vm_name:
-            return {**_with_recipe(entry["vm"], entry["device"]), "sessions": entry["sessions"]}
+            accounts = [a for a in client.ask("accounts") if a["vm"] == options.vm_name]
+            account = accounts[0] if accounts else None
+            return {
+                **_with_recipe(entry["vm"], entry["device"]),
+                "sessions": entry["sessions"],
+                "account": account,
+            }
     raise NotDone(f"no VM {options.vm_name!r}; vgpu-admin list-vms has those there are")
 
 
@@ -231,6 +287,8 @@ def _show_vm(answer: Any) -> str:
         ("memory", _memory_word(vm)),
         ("rate", f"{vm['rate']} calls a second" if vm["rate"] else "no limit"),
         ("queue depth", vm["queue_depth"] or "no limit"),
+        ("copies", f"{show_size(vm['bytes_per_second'])} a second" if vm["bytes_per_second"] else "no limit"),
+        ("sessions", f"{len(answer['sessions'])} of {vm['session_limit']}"),
         ("watchdog", show_seconds(vm["watchdog_seconds"])),
         ("device", _device_word(device)),
     ]
@@ -239,10 +297,157 @@ def _show_vm(answer: Any) -> str:
         lines += [("process", device["pid"]), ("BAR1", shape), ("socket", device["socket"])]
     elif device is not None:
         lines.append(("trouble", device["trouble"]))
+    if answer["account"] is not None:
+        lines += _account_lines(answer["account"])
     text = "\n".join(f"{name:<12} {value}" for name, value in lines)
     if answer["sessions"]:
         text += f"\n\n{_show_sessions(answer['sessions'])}"
     return f"{text}\n\n{_recipe(answer)}" if device is not None else text
+
+
+def _account_lines(account: dict[str, Any]) -> list[tuple[str, object]]:
+    used = account["used"]
+    held = f"{account['held_back']} times, {show_seconds(account['held_back_ns'] / 1e9)}"
+    refused = sum(account["refused"].values()) + account["sessions_refused"]
+    return [
+        ("in use", f"{show_size(used['memory'])}, {used['modules']} modules, {used['handles']} handles"),
+        ("held back", f"now; {held} in all" if account["is_held_back"] else held),
+        ("refused", f"{refused} times for want of room"),
+    ]
+
+
+# -- changing a VM that is registered
+
+
+def _change(client: AdminClient, options: argparse.Namespace, **changes: Any) -> Any:
+    said = {name: value for name, value in changes.items() if value is not None}
+    if not said:
+        raise NotDone("nothing to change was named; --help says what can be")
+    return client.ask("change_vm", vm_name=options.vm_name, **said)["vm"]
+
+
+def _weight_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    parser.add_argument("--weight", type=_whole, required=True, metavar="N", help="1 to 1000")
+
+
+def _set_weight(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, weight=options.weight)
+
+
+def _priority_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    parser.add_argument("--priority", choices=("high", "medium", "low"), required=True)
+
+
+def _set_priority(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, priority=options.priority)
+
+
+def _rate_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    parser.add_argument(
+        "--rate",
+        type=_whole,
+        metavar="N",
+        help="CUDA calls a second, with a burst of one second; 0: no limit",
+    )
+    parser.add_argument(
+        "--queue-depth", type=_whole, metavar="N", help="calls accepted and not yet executed; 0: no limit"
+    )
+    parser.add_argument(
+        "--bytes-per-second",
+        type=_size,
+        metavar="SIZE",
+        help="copied between its memory and the GPU's, with a burst of one second; 0: no limit",
+    )
+
+
+def _set_rate(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(
+        client,
+        options,
+        rate=options.rate,
+        queue_depth=options.queue_depth,
+        bytes_per_second=options.bytes_per_second,
+    )
+
+
+def _memory_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    parser.add_argument(
+        "--memory", type=_size, required=True, metavar="SIZE", help="GPU memory it may use; 0: the whole card"
+    )
+    _overcommit_option(parser)
+
+
+def _set_memory(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, memory_limit_bytes=options.memory, overcommit=options.overcommit)
+
+
+def _pool_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    parser.add_argument("--pool", required=True, help="one that there is")
+
+
+def _set_pool(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, pool=options.pool)
+
+
+def _set_limits_options(parser: argparse.ArgumentParser) -> None:
+    _vm_name(parser)
+    _limit_options(parser)
+
+
+def _set_limits(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, **_limits_said(options))
+
+
+def _show_changed(vm: Any) -> str:
+    rate = f"{vm['rate']} calls a second" if vm["rate"] else "any rate"
+    return (
+        f"VM {vm['name']}: pool {vm['pool']}, priority {vm['priority']}, weight {vm['weight']},"
+        f" memory {_memory_word(vm)}, {rate}, queue depth {vm['queue_depth'] or 'any'}"
+    )
+
+
+# -- pools
+
+
+def _new_pool_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pool", required=True, metavar="NAME", help="how it is called")
+    parser.add_argument(
+        "--weight", type=_whole, metavar="N", help="its share against other pools', 1 to 1000 (default 100)"
+    )
+
+
+def _create_pool(client: AdminClient, options: argparse.Namespace) -> Any:
+    said = {} if options.weight is None else {"weight": options.weight}
+    return client.ask("create_pool", pool=options.pool, **said)
+
+
+def _pool_weight_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pool", required=True, metavar="NAME", help="which pool")
+    parser.add_argument("--weight", type=_whole, required=True, metavar="N", help="1 to 1000")
+
+
+def _set_pool_weight(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("set_pool_weight", pool=options.pool, weight=options.weight)
+
+
+def _show_pool(pool: Any) -> str:
+    return f"pool {pool['name']} has weight {pool['weight']}"
+
+
+def _pools(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("pools")
+
+
+def _show_pools(answer: Any) -> str:
+    rows: list[tuple[object, ...]] = [
+        (pool["name"], pool["weight"], ", ".join(pool["vms"]) or "-") for pool in answer
+    ]
+    return show_table(("POOL", "WEIGHT", "VMS"), rows)
 
 
 # -- sessions
@@ -352,6 +557,15 @@ COMMANDS: tuple[Command, ...] = (
     Command("unregister-vm", "end a VM's GPU and sessions, and forget the VM", _unregister, _show_unregistered, _vm_name),
     Command("list-vms", "all VMs", _vms, _show_vms),
     Command("show-vm", "all about one VM, and what QEMU needs", _vm, _show_vm, _vm_name),
+    Command("set-weight", "a VM's share of its pool, from now on", _set_weight, _show_changed, _weight_options),
+    Command("set-priority", "who goes first within a pool", _set_priority, _show_changed, _priority_options),
+    Command("set-rate-limit", "how many calls, and bytes, a VM may send", _set_rate, _show_changed, _rate_options),
+    Command("set-memory", "GPU memory that a VM may use", _set_memory, _show_changed, _memory_options),
+    Command("set-limits", "sessions, pinned memory, modules and handles of a VM", _set_limits, _show_changed, _set_limits_options),
+    Command("set-pool", "move a VM to another pool", _set_pool, _show_changed, _pool_options),
+    Command("create-pool", "make a pool of VMs", _create_pool, _show_pool, _new_pool_options),
+    Command("list-pools", "all pools, and who is in them", _pools, _show_pools),
+    Command("set-pool-weight", "a pool's share against other pools', from now on", _set_pool_weight, _show_pool, _pool_weight_options),
     Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
     Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
     Command("show-health", "is the mediator well, and what does it serve", _health, _show_fields),

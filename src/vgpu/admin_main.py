@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   vgpu-admin register-vm --vm-name=user1 --pool=A --priority=high --memory=20GiB
   vgpu-admin register-vm --vm-name=user2 --bus=pcie --bar1=1GiB --slots=16
   vgpu-admin list-vms
+  vgpu-admin set-rate-limit --vm-name=user1 --rate=200 --queue-depth=100
+  vgpu-admin set-memory --vm-name=user1 --memory=8GiB
   vgpu-admin show-vm --vm-name=user1 --json
   vgpu-admin kill-session 12
 """

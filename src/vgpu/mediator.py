@@ -4,6 +4,7 @@
 mediator (one_for_one: an actor's restart must not end sessions; the others find it by name again)
 ├── ledger
 ├── telemetry
+├── limits: what VMs may do, written where their workers read it
 ├── gpus (one_for_one)
 │   └── gpuN (one_for_one)
 │       ├── scheduler
@@ -38,6 +39,7 @@ from vgpu.actors.device_start import DeviceStarter
 from vgpu.actors.executor import Executor
 from vgpu.actors.fleet import Fleet
 from vgpu.actors.ledger import Ledger
+from vgpu.actors.limits import LimitKeeper
 from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
 from vgpu.actors.scheduler import Scheduler
@@ -98,7 +100,12 @@ def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
     name = f"gpu{plan.index}"
     path = f"mediator/gpus/{name}"
     executor = ChildSpec(
-        "executor", Executor, (path,), restart=Restart.TEMPORARY, shutdown=5.0, start_timeout_seconds=30.0
+        "executor",
+        partial(Executor, run_dir=run_dir),
+        (path,),
+        restart=Restart.TEMPORARY,
+        shutdown=5.0,
+        start_timeout_seconds=30.0,
     )
     pool = partial(
         WorkerPool,
@@ -142,6 +149,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
         (
             ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
             ChildSpec("telemetry", telemetry),
+            ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
             SupervisorSpec(
                 "gpus",
                 tuple(gpu_spec(g, plan.run_dir) for g in plan.gpus),
@@ -150,7 +158,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
                 PERIOD_SECONDS,
             ),
             SupervisorSpec("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
-            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir)),
+            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus)),
             SupervisorSpec(
                 "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
             ),

@@ -57,7 +57,7 @@ def answer(mediator: DeviceMediator, *words: str) -> Any:
 
 
 def test_registering_prints_what_qemu_needs(mediator: DeviceMediator) -> None:
-    done = admin(mediator, "register-vm", "--vm-name=user1", "--pool=A", "--priority=high", "--memory=20GiB")
+    done = admin(mediator, "register-vm", "--vm-name=user1", "--pool=A", "--priority=high", "--memory=512MiB")
     assert (done.returncode, done.stderr) == (0, "")
     path = mediator.run_dir / "vfio-user" / "user1.sock"
     assert path.is_socket()
@@ -71,7 +71,7 @@ def test_registering_prints_what_qemu_needs(mediator: DeviceMediator) -> None:
     }
     assert f"xmlns:qemu='{QEMU_NAMESPACE}'" in done.stdout
     shown = answer(mediator, "show-vm", "--vm-name=user1")
-    assert shown["vm"]["memory_limit_bytes"] == 20 << 30
+    assert shown["vm"]["memory_limit_bytes"] == 512 << 20
     assert (shown["vm"]["pool"], shown["vm"]["priority"], shown["vm"]["bar1_bytes"]) == (
         "A",
         "high",
@@ -81,7 +81,7 @@ def test_registering_prints_what_qemu_needs(mediator: DeviceMediator) -> None:
     assert (shown["device"]["running"], shown["device"]["connected"]) == (True, False)
     assert shown["sessions"] == []
     text = admin(mediator, "show-vm", "--vm-name=user1").stdout
-    assert re.search(r"^memory +20 GiB$", text, re.MULTILINE)
+    assert re.search(r"^memory +512 MiB$", text, re.MULTILINE)
     assert re.search(r"^BAR1 +256 MiB, 8 slots, 0 in use$", text, re.MULTILINE)
     assert option in text
 
@@ -217,7 +217,7 @@ def test_words_about_itself() -> None:
     ):
         assert re.search(rf"^  {option} \S+\s+\w+", done.stdout, re.MULTILINE), option
     assert "complete " in command(ADMIN, "--print-completion", "bash").stdout
-    assert completions(ADMIN, "vgpu-admin list-") == ["list-vms", "list-sessions"]
+    assert completions(ADMIN, "vgpu-admin list-") == ["list-vms", "list-pools", "list-sessions"]
     assert completions(ADMIN, "vgpu-admin register-vm --bus p") == ["pci", "pcie"]
 
 
