@@ -16,10 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-<<<<<<< /tmp/merge/actors_executor.py
 from pathlib import Path
-=======
->>>>>>> /tmp/merge/head
 
 import attrs
 import trio
