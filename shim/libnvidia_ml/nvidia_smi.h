@@ -14,6 +14,9 @@
 
 #include "nvml_types.h"
 
+/* To the nearest, as the original does: a card of 143155.9 MiB has 143156. */
+static inline unsigned long long nearest_mebibytes(unsigned long long bytes) { return (bytes >> 20) + (bytes >> 19 & 1); }
+
 /* Exit statuses of the original. */
 enum { SMI_OK = 0, SMI_BAD_ARGUMENT = 2, SMI_NOT_FOUND = 6, SMI_NO_DRIVER = 9, SMI_NO_LIBRARY = 12, SMI_BAD_OPTION = 255 };
 

@@ -119,7 +119,7 @@ static void print_process_field(unsigned field, const struct smi_options *option
         break;
     case AT_PID: snprintf(value.text, sizeof value.text, "%u", process->pid); break;
     case AT_NAME: smi_process_name(process->pid, &value); break;
-    case AT_MEMORY: snprintf(value.text, sizeof value.text, "%llu%s", process->used_memory >> 20, options->units ? " MiB" : ""); break;
+    case AT_MEMORY: snprintf(value.text, sizeof value.text, "%llu%s", nearest_mebibytes(process->used_memory), options->units ? " MiB" : ""); break;
     }
     fputs(value.text, stdout);
 }

@@ -117,7 +117,7 @@ static void read_memory(ARGUMENTS)
     (void)field;
     if (!worked(value, SMI_CALL(nvmlDeviceGetMemoryInfo_v2, (nvmlDevice_t, struct nvml_memory_v2 *), device, &memory))) return;
     unsigned long long bytes[] = {memory.total, memory.reserved, memory.free, memory.used};
-    WRITE("%llu", bytes[field->argument] >> 20);
+    WRITE("%llu", nearest_mebibytes(bytes[field->argument]));
 }
 
 static void read_aperture(ARGUMENTS)
@@ -125,7 +125,7 @@ static void read_aperture(ARGUMENTS)
     struct nvml_bar1_memory memory;
     if (!worked(value, SMI_CALL(nvmlDeviceGetBAR1MemoryInfo, (nvmlDevice_t, struct nvml_bar1_memory *), device, &memory))) return;
     unsigned long long bytes[] = {memory.total, 0, memory.free, memory.used};
-    WRITE("%llu", bytes[field->argument] >> 20);
+    WRITE("%llu", nearest_mebibytes(bytes[field->argument]));
 }
 
 static void read_utilization(ARGUMENTS)

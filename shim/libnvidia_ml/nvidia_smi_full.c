@@ -300,7 +300,7 @@ static void print_processes(nvmlDevice_t device)
         print_row(12, 42, "Type", "C");
         smi_process_name(processes[i].pid, &value);
         print_row(12, 42, "Name", value.text);
-        snprintf(text, sizeof text, "%llu MiB", processes[i].used_memory >> 20);
+        snprintf(text, sizeof text, "%llu MiB", nearest_mebibytes(processes[i].used_memory));
         print_row(12, 42, "Used GPU Memory", text);
     }
 }

@@ -180,7 +180,7 @@ static unsigned print_processes(nvmlDevice_t device)
         put(&line, 22, 11, RIGHT, text);
         smi_process_name(processes[i].pid, &name);
         put_name(&line, name.text);
-        snprintf(text, sizeof text, "%lluMiB", processes[i].used_memory >> 20);
+        snprintf(text, sizeof text, "%lluMiB", nearest_mebibytes(processes[i].used_memory));
         put(&line, 77, 12, RIGHT, text);
         puts(line.text);
     }

@@ -123,6 +123,14 @@ def test_a_table_with_other_values(smi: Smi) -> None:
     compare("other_table", smi.output())
 
 
+def test_memory_is_rounded_to_the_nearest_mebibyte(smi: Smi) -> None:
+    """As NVIDIA's own does: an H200 of 150109880320 bytes has 143156 MiB."""
+    smi.host.replace_page(page_bytes({"total_memory_bytes": 150109880320, "memory_used_bytes": 5 << 19}))
+    assert "3MiB / 143156MiB" in smi.output()
+    query = ("--query-gpu=memory.total,memory.used", "--format=csv,noheader")
+    assert smi.output(*query) == "143156 MiB, 3 MiB\n"
+
+
 def test_every_line_of_the_table_is_as_wide(smi: Smi) -> None:
     for page in (None, unknown_page()):
         if page is not None:
