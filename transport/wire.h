@@ -296,6 +296,7 @@ struct vgpu_flight {
     uint32_t reserved[11];
     struct vgpu_flight_entry entry[VGPU_FLIGHT_ENTRIES];
     struct vgpu_flight_name name[VGPU_FLIGHT_NAMES];
+    struct vgpu_flight_entry suspect; /* the launch that the device has been at since oldest_mark_ns; call 0: none, or not known */
 };
 #define VGPU_FLIGHT_SIZE 53248u
 #define VGPU_GRANT_FILE_SIZE (VGPU_GRANT_PAGE_SIZE + VGPU_FLIGHT_SIZE)

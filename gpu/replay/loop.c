@@ -167,12 +167,12 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
             loop->quiet_since_ns = now;
         loop->unfinished = false;
         loop->unfinished_since_ns = 0;
-        return;
         replay_pulse_look(replay, now, true);
+        return;
     }
     replay_poll_words(replay);
-    if (loop->unfinished_since_ns == 0)
     replay_pulse_look(replay, now, false);
+    if (loop->unfinished_since_ns == 0)
         loop->unfinished_since_ns = now;
     loop->unfinished = true;
     if (now - loop->polled_ns < interval_ns)
@@ -251,14 +251,14 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
     } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
-        grant->current_call = call->call;
         struct vgpu_flight *flight = loop->private->flight;
+        grant->current_call = call->call;
         if ((call->flags & VGPU_CALL_REPLY) != 0)
             grant->current_since_ns = replay_now_ns();
-        status = replay_entries[call->call].handler(replay, call, payload, &result, reply);
         replay_flight_begin(flight, call, grant->current_since_ns);
-        grant->current_call = 0;
+        status = replay_entries[call->call].handler(replay, call, payload, &result, reply);
         replay_flight_end(flight, status);
+        grant->current_call = 0;
     } else if (call->call < VGPU_CALL_COUNT) {
         status = CUDA_ERROR_NOT_SUPPORTED;
     } else {

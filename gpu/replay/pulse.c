@@ -21,6 +21,7 @@
 #define LIGHT_NS 2000000ull
 #define LOOK_NS 1000000ull   /* words are looked at so often; more exact than anybody needs */
 #define TAIL_NS 5000000ull
+#define KEPT 64u             /* launches remembered with their marks, for each stream */
 #define GROWTH 4u            /* a launch of so many times the blocks is measured anew */
 #define REGISTER_PORTABLE 1u
 #define REGISTER_DEVICE_MAP 2u
@@ -35,6 +36,8 @@ struct track {
     uint64_t since_ns;          /* when the last one was seen, or there began to be one to wait for */
     uint64_t measured;          /* the mark behind the launch whose length is being measured, 0 none */
     uint64_t function, blocks;  /* that launch */
+    struct vgpu_flight_entry last; /* the newest launch */
+    struct { uint64_t mark; struct vgpu_flight_entry launch; } kept[KEPT]; /* the launch before each mark */
 };
 
 struct replay_pulse {
@@ -113,7 +116,10 @@ static struct track *track_of(struct vgpu_replay *replay, struct replay_pulse *p
     if (idle == NULL)
         return NULL;
     /* The numbers go on: a word never falls. */
-    *idle = (struct track){.stream = stream, .slot = slot, .issued = idle->issued, .seen = idle->seen};
+    idle->stream = stream;
+    idle->slot = slot;
+    idle->unmarked = 0;
+    idle->measured = 0;
     pulse->last = (unsigned)(idle - pulse->track);
     return idle;
 }
@@ -129,6 +135,8 @@ static void mark(struct vgpu_replay *replay, struct replay_pulse *pulse, struct 
     if (track->seen == track->issued)
         track->since_ns = now;
     track->issued++;
+    track->kept[track->issued % KEPT].mark = track->issued;
+    track->kept[track->issued % KEPT].launch = track->last;
 }
 
 void replay_pulse_launch(struct vgpu_replay *replay, void *stream, uint64_t function, struct replay_pace *pace, uint64_t blocks)
@@ -142,12 +150,17 @@ void replay_pulse_launch(struct vgpu_replay *replay, void *stream, uint64_t func
     bool is_light = pace != NULL && pace->is_light && blocks <= pace->blocks * GROWTH;
     if (track->unmarked == 0)
         track->unmarked_since_ns = replay->grant->current_since_ns;
-    if (++track->unmarked < STRIDE && is_light)
+    const struct vgpu_flight *flight = replay->private->flight;
+    const struct vgpu_flight_entry *launch = &flight->entry[(flight->next - 1) % VGPU_FLIGHT_ENTRIES];
+    if (++track->unmarked < STRIDE && is_light) {
+        track->last = *launch;
         return;
+    }
     uint64_t now = replay_now_ns(), before = track->issued;
     /* Measured from mark to mark: what came before has to have one of its own. */
     if (!is_light && track->unmarked > 1)
         mark(replay, pulse, track, now);
+    track->last = *launch;
     mark(replay, pulse, track, now);
     if (track->issued != before && !is_light && pace != NULL && track->measured == 0) {
         track->measured = track->issued;
@@ -187,7 +200,10 @@ void replay_pulse_context_ends(struct vgpu_replay *replay, unsigned slot)
         pulse->waiting -= is_waiting(track) ? 1 : 0;
         /* What the context had left to do it does no more. */
         atomic_store(replay_quad(&pulse->word[i]), track->issued);
-        *track = (struct track){.stream = track, .slot = slot, .issued = track->issued, .seen = track->issued};
+        track->stream = track;
+        track->seen = track->issued;
+        track->unmarked = 0;
+        track->measured = 0;
     }
 }
 
@@ -210,6 +226,7 @@ void replay_pulse_look(struct vgpu_replay *replay, uint64_t now, bool is_idle)
         return;
     pulse->looked_ns = now;
     uint64_t oldest = 0;
+    const struct track *stuck = NULL;
     unsigned before = replay->private->current, waiting = 0;
     /* A host function runs in the guest, and streams may wait for it. */
     if (atomic_load_explicit(&replay->private->callbacks_claimed, memory_order_relaxed) != 0)
@@ -231,12 +248,20 @@ void replay_pulse_look(struct vgpu_replay *replay, uint64_t now, bool is_idle)
         if (track->unmarked != 0 && now - track->unmarked_since_ns > TAIL_NS && replay->private->error == 0 &&
             replay_select_context(replay, track->slot))
             mark(replay, pulse, track, now);
-        if (track->seen != track->issued && (oldest == 0 || track->since_ns < oldest))
+        if (track->seen != track->issued && (stuck == NULL || track->since_ns < oldest)) {
             oldest = track->since_ns;
+            stuck = track;
+        }
         waiting += is_waiting(track) ? 1 : 0;
     }
     replay_select_context(replay, before);
     pulse->waiting = waiting;
+    struct vgpu_flight_entry *suspect = &replay->private->flight->suspect;
+    uint64_t next = stuck != NULL ? stuck->seen + 1 : 0;
+    if (stuck != NULL && stuck->kept[next % KEPT].mark == next)
+        *suspect = stuck->kept[next % KEPT].launch;
+    else
+        suspect->call = 0;
     grant->last_mark_ns = pulse->progress_ns;
     grant->oldest_mark_ns = oldest;
     /* SAFETY: release: who sees the time of the look sees what was found. */
