@@ -17,7 +17,16 @@ from typing import Any
 import attrs
 import trio
 
-from . import ActorError, ActorSnapshot, ExitReason, WhichChildren
+from . import ActorError, ActorSnapshot, ActorSystem, ExitReason, WhichChildren
+from .fault_messages import (
+    ClearQuarantine,
+    GetRules,
+    ListQuarantines,
+    Quarantine,
+    QuarantineRule,
+    SetRule,
+)
+from .ledger_health import CheckLedger
 from .messages import (
     ChangePool,
     ChangeVm,
@@ -50,6 +59,7 @@ INTERNAL_ERROR = -32603
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 START_SECONDS = 45.0
 FLEET = "mediator/fleet"
+QUARANTINE = "mediator/quarantine"
 
 Parameters = Mapping[str, Any]
 
@@ -151,6 +161,11 @@ class Admin(UnixListener):
             "set_pool_weight": self._set_pool_weight,
             "accounts": self._accounts,
             "faults": self._faults,
+            "quarantines": self._quarantines,
+            "quarantine": self._quarantine,
+            "clear_quarantine": self._clear_quarantine,
+            "quarantine_rules": self._quarantine_rules,
+            "set_quarantine_rule": self._set_quarantine_rule,
             "tree": self._tree,
             "schedule": self._schedule,
             "runtime": self._runtime,
@@ -221,8 +236,41 @@ class Admin(UnixListener):
     async def _accounts(self, _: Parameters) -> Any:
         return await self.find("mediator/limits").ask(ListAccounts())
 
-    async def _faults(self, _: Parameters) -> Any:
-        return await self.find("mediator/ledger").ask(ListFaults())
+    async def _faults(self, parameters: Parameters) -> Any:
+        limit = parameters.get("limit", 100)
+        if type(limit) is not int or not 1 <= limit <= 1000:
+            raise BadVm(f"limit is {limit!r}, expected 1 to 1000")
+        return await self.find("mediator/ledger").ask(ListFaults(limit))
+
+    async def _quarantines(self, parameters: Parameters) -> Any:
+        in_force = not parameters.get("all", False)
+        return await self.find("mediator/ledger").ask(ListQuarantines(in_force))
+
+    async def _quarantine(self, parameters: Parameters) -> Any:
+        name, reason = check_name(parameters.get("vm_name")), parameters.get("reason")
+        if not isinstance(reason, str) or not reason or len(reason) > 500:
+            raise BadVm("reason is missing, or longer than 500 characters")
+        message = Quarantine(name, _who(parameters), reason)
+        return await self.find(QUARANTINE).ask(message, timeout_seconds=START_SECONDS)
+
+    async def _clear_quarantine(self, parameters: Parameters) -> Any:
+        message = ClearQuarantine(check_name(parameters.get("vm_name")), _who(parameters))
+        return await self.find(QUARANTINE).ask(message, timeout_seconds=START_SECONDS)
+
+    async def _quarantine_rules(self, _: Parameters) -> Any:
+        return await self.find("mediator/ledger").ask(GetRules())
+
+    async def _set_quarantine_rule(self, parameters: Parameters) -> Any:
+        faults, seconds = parameters.get("faults"), parameters.get("seconds", 600)
+        rule = None
+        if faults is not None:
+            if type(faults) is not int or not 0 <= faults <= 1000:
+                raise BadVm(f"faults is {faults!r}, expected 0 (never) to 1000")
+            if type(seconds) not in (int, float) or not 0 < seconds <= 30 * 86400:
+                raise BadVm(f"seconds is {seconds!r}, expected more than 0 and at most 30 days")
+            rule = QuarantineRule(faults, float(seconds))
+        name = check_name(parameters.get("vm_name"))
+        return {"vm": name, "rule": await self.find("mediator/ledger").ask(SetRule(name, rule))}
 
     async def _tree(self, _: Parameters) -> Any:
         return self.tree()
@@ -246,6 +294,14 @@ def _take_overcommit(parameters: Parameters) -> tuple[bool, dict[str, Any]]:
     if type(overcommit) is not bool:
         raise BadVm(f"overcommit is {overcommit!r}, expected true or false")
     return overcommit, said
+
+
+def _who(parameters: Parameters) -> str:
+    """Who says so, as the tool was told; it is kept, and proves nothing."""
+    by = parameters.get("by", "administrator")
+    if not isinstance(by, str) or not by.isprintable() or not 0 < len(by) <= 100:
+        raise BadVm(f"by is {by!r}, expected a name of up to 100 characters")
+    return by
 
 
 def _described(vm: VmRecord, state: DeviceState | None) -> dict[str, Any]:

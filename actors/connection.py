@@ -20,7 +20,8 @@ from vgpu.gpu.control import rights
 from vgpu.transport.attach import FLAG_DEVICE_PAGE, FLAG_PROBE, Hello, Status, Welcome
 
 from . import Actor, ActorError, Ref, StartChild, handles
-from .executor import TooManySessions
+from .executor import Quarantined, TooManySessions
+from .fault_messages import GetQuarantine
 from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, OpenPage, SessionRequest
 from .page_lease import PageLease
 from .placement import choose_gpu, pool_of
@@ -130,12 +131,15 @@ class Connection(Actor):
     async def _welcome(self, guest: GuestArrived) -> Ref[object] | None:
         while True:
             try:
+                record = await self.find("mediator/ledger").ask(GetQuarantine(self.vm))
+                if record is not None:
+                    raise Quarantined(f"it is quarantined: {record.reason}")
                 vm = await self.find("mediator/ledger").ask(EnsureVm(self.vm))
                 request = SessionRequest(vm, guest.pid, guest.hello.program)
                 supervisor = self.find(await choose_gpu(self, self.executors))
                 executor = await supervisor.ask(StartChild((request,)), timeout_seconds=START_SECONDS)
                 attachment = await executor.ask(Attach(), timeout_seconds=START_SECONDS)
-            except TooManySessions as error:
+            except (TooManySessions, Quarantined) as error:
                 _log.warning("no session for pid %d of %s: %s", guest.pid, self.vm, error)
                 await guest.stream.send_all(Welcome(Status.REFUSED).encode())
                 return None

@@ -56,7 +56,8 @@ from . import (
 )
 from .descriptor import Descriptor
 from .device_start import OpenedDevice, is_current
-from .executor import TooManySessions
+from .executor import Quarantined, TooManySessions
+from .fault_messages import GetQuarantine, SetQuarantined
 from .messages import (
     Attach,
     AttachDevice,
@@ -119,6 +120,8 @@ class Device(Actor):
     _asking: list[Reply[DeviceState]] = attrs.Factory(list)
     _trouble: str = "it is just being started"
     _is_tried: bool = False
+    _is_quarantined: bool = False
+    _version: int = 0  # of the driver, as the device was told; 0: not yet
     _keeping: trio.CancelScope = attrs.Factory(trio.CancelScope)
     _kept: trio.Event = attrs.Factory(trio.Event)
 
@@ -216,9 +219,10 @@ class Device(Actor):
     async def _say_status(self, link: DeviceLink) -> None:
         """HOST_PRESENT as soon as guests can be told the driver's version: at once where the device knows it still."""
         with contextlib.suppress(trio.BrokenResourceError):
-            known = _driver_version_in(link)
+            self._version = known = _driver_version_in(link)
+            await self._ask_quarantine()
             if known:
-                await link.send(command_line(Status(True, False, known)))
+                await self._tell_status(link)
             pool = self.find(pool_of(self.executors[0]))
             while True:
                 try:
@@ -228,7 +232,27 @@ class Device(Actor):
                     _log.warning("no worker can say yet what driver %s has: %s", self.vm, error)
                     await trio.sleep(AGAIN_SECONDS)
             if version != known:
-                await link.send(command_line(Status(True, False, version)))
+                self._version = version
+                await self._tell_status(link)
+
+    async def _ask_quarantine(self) -> None:
+        while True:
+            try:
+                self._is_quarantined = await self.find("mediator/ledger").ask(GetQuarantine(self.vm)) is not None
+                return
+            except ActorError as error:
+                _log.warning("nobody can say yet whether %s is quarantined: %s", self.vm, error)
+                await trio.sleep(AGAIN_SECONDS)
+
+    async def _tell_status(self, link: DeviceLink) -> None:
+        await link.send(command_line(Status(True, self._is_quarantined, self._version)))
+
+    @handles(SetQuarantined)
+    async def set_quarantined(self, message: SetQuarantined) -> None:
+        self._is_quarantined = message.quarantined
+        if self._link is not None and self._version:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await self._tell_status(self._link)
 
     async def _hear(self, link: DeviceLink) -> None:
         while True:
@@ -271,7 +295,7 @@ class Device(Actor):
                 _log.info("%s took no answer to its claim: %s", self.vm, error)
 
     async def _grant(self, link: DeviceLink, claim: Claim) -> None:
-        refusal = self._refusal(link, claim)
+        refusal = self._refusal(link, claim) or await self._quarantine_refusal()
         if refusal is not None:
             await self._refuse(link, claim, refusal)
             return
@@ -290,7 +314,7 @@ class Device(Actor):
         except ActorError as error:
             _log.warning("no session for pid %d of %s: %s", claim.pid, self.vm, error)
             await self._end(executor)
-            is_final = isinstance(error, TooManySessions)
+            is_final = isinstance(error, (TooManySessions, Quarantined))
             await self._refuse(link, claim, Answer.REFUSED if is_final else Answer.BUSY)
             return
         try:
@@ -308,6 +332,14 @@ class Device(Actor):
         if claim.slot >= link.described.slot_count or self._bar1 is None:
             return Answer.REFUSED
         return None
+
+    async def _quarantine_refusal(self) -> Answer | None:
+        try:
+            record = await self.find("mediator/ledger").ask(GetQuarantine(self.vm))
+        except ActorError as error:
+            _log.warning("nobody can say whether %s is quarantined: %s", self.vm, error)
+            return Answer.BUSY
+        return Answer.REFUSED if record is not None else None
 
     def _placement(self, link: DeviceLink, claim: Claim) -> SlotPlacement:
         assert self._bar1 is not None

@@ -22,12 +22,15 @@ import attrs
 import trio
 
 from vgpu.gpu.control import WorkerLink, open_worker_link
+from vgpu.gpu.flight import read_flight
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.account import Account, AccountFull, account_path
 from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.layout import GrantPage, SessionPage
 
 from . import Actor, ActorError, Crashed, Down, ExitReason, Refused, handles
+from .fault_messages import EndSessionsOf, FaultKind, GetQuarantine, Keep, MeasureProgress, SessionProgress
+from .fault_report import describe, kind_of
 from .messages import (
     Adoption,
     Attach,
@@ -77,6 +80,15 @@ UNASKED_SECONDS = 30.0
 
 class TooManySessions(ActorError):
     """The VM has as many sessions as it may have."""
+
+
+# The outbox has nothing to wait for; this is for its restart.
+KEEP_SECONDS = 2.0
+CUDA_ERROR_DEVICE_UNAVAILABLE = 46
+
+
+class Quarantined(ActorError):
+    """The VM is quarantined: it gets no sessions until an administrator clears it."""
 
 
 class NotAttachable(ActorError):
@@ -135,7 +147,7 @@ class Executor(Actor):
             attachment = await self._begin(self.origin)
         except (OSError, trio.BrokenResourceError, RemoteProtocolError, ActorError) as error:
             # Nothing of this session is of use to anybody; the guest will be told to try again.
-            is_refusal = isinstance(error, TooManySessions)
+            is_refusal = isinstance(error, (TooManySessions, Quarantined))
             self.stop() if is_refusal else self.stop(Crashed(error))
             if reply is not None:
                 reply.refuse(error if is_refusal else NotAttachable(f"{self.name}: {error}"))
@@ -171,7 +183,9 @@ class Executor(Actor):
                 request.slot.slot if request.slot else None,
             )
             await self._announce(info, (request.vm.pool, request.vm.priority, request.vm.weight), is_new=True)
-            await ledger.send(RecordStart(info))
+            # Whoever begins a quarantine ends the sessions he finds; from here on he finds this one.
+            await self._check_quarantine(info.vm)
+            await self._keep(RecordStart(info))
             return Attachment(
                 session,
                 os.dup(link.segment_fd) if request.slot is None else -1,
@@ -272,6 +286,14 @@ class Executor(Actor):
             int(hello.get("weight", 50)),
         )
         await self._announce(info, place)
+        if self._grant.get("last_error"):  # perhaps nobody was there to hear of it; it is kept once
+            await self._fault_reported(self._grant.get("last_error"), "noted before this mediator")
+        try:
+            await self._check_quarantine(info.vm)
+        except Quarantined:
+            self.stop()
+        except ActorError as error:
+            _log.warning("nobody can say yet whether %s is quarantined: %s", info.vm, error)
         _log.info("adopted session %d of %s (worker %d)", info.session, info.vm, info.worker_pid)
 
     def _open_process(self, handle: WorkerHandle) -> None:
@@ -341,6 +363,13 @@ class Executor(Actor):
         else:
             await peer.send(Watch(info.session, self.ref))
 
+    async def _check_quarantine(self, vm: str) -> None:
+        """Raises Quarantined."""
+        record = await self.find("mediator/ledger").ask(GetQuarantine(vm))
+        if record is not None:
+            self._fault, self._cause = CUDA_ERROR_DEVICE_UNAVAILABLE, f"quarantine: {record.reason}"
+            raise Quarantined(f"VM {vm!r} is quarantined: {record.reason}")
+
     # -- the worker
 
     async def _read_events(self) -> None:
@@ -358,11 +387,14 @@ class Executor(Actor):
                 await self._lease_report(wants_more=kind == "demand")
             elif kind == "fault":
                 assert event is not None
-                await self._record_fault(
+                await self._fault_reported(
                     int(event.get("error", CUDA_ERROR_UNKNOWN)), str(event.get("call", ""))
                 )
             elif kind == "guest-gone" or event is None:
-                self._cause = self._cause or ("guest ended" if event is not None else "worker ended")
+                if event is None and not self._cause:
+                    self._cause = "worker ended"
+                    await self._worker_died()
+                self._cause = self._cause or "guest ended"
                 self.stop()
                 return
 
@@ -451,6 +483,23 @@ class Executor(Actor):
         in_call = read("current_call") != 0
         return SessionUse(self._info, read("memory_used_bytes"), read("gpu_ns"), read("records"), in_call)
 
+    @handles(MeasureProgress)
+    def measure_progress(self, message: MeasureProgress) -> SessionProgress:
+        if self._info is None or self._grant is None:
+            raise Refused(NotAttachable(f"{self.name} has no session yet"))
+        read = self._grant.get
+        looked = read("looked_ns")  # stored last, so read first
+        return SessionProgress(
+            read("records"),
+            read("current_call"),
+            read("oldest_mark_ns"),
+            read("last_mark_ns"),
+            looked,
+            read("fences_done"),
+            read("oldest_fence_ns"),
+            self._info.watchdog_seconds,
+        )
+
     def _take_sample(self, ended: str) -> SessionSample:
         assert self._info is not None
         assert self._grant is not None
@@ -478,15 +527,53 @@ class Executor(Actor):
 
     @handles(Fault)
     async def fault(self, message: Fault) -> None:
-        await self._record_fault(message.error, message.what)
+        if self._cause:
+            return  # it is ending
         self._fault = message.error
         self._cause = message.what
+        if self._info is not None and self._page is not None:
+            self._tell_guest(self._page, self._info)  # before it can see its worker go
+        self._kill_worker()
+        await self._record_fault(message.error, message.what, message.kind, message.since_ns)
         self.stop()
 
-    async def _record_fault(self, error: int, what: str) -> None:
-        if self._info is not None:
-            _log.warning("session %d of %s: error %d: %s", self._info.session, self._info.vm, error, what)
-            await self.find("mediator/ledger").send(RecordFault(self._info, error, what))
+    @handles(EndSessionsOf)
+    def end_sessions_of(self, message: EndSessionsOf) -> None:
+        if self._info is not None and self._info.vm == message.vm and not self._cause:
+            self._fault, self._cause = message.error, message.what
+            self.stop()
+
+    async def _fault_reported(self, error: int, what: str) -> None:
+        assert self._grant is not None
+        await self._record_fault(error, what, kind_of(error, self._grant.get("protocol_errors")))
+
+    async def _worker_died(self) -> None:
+        """Of itself or by somebody's hand: nobody here ended it, and its guest is there."""
+        assert self._link is not None
+        flight = read_flight(self._link.grant_fd)
+        number = flight.fatal_signal if flight is not None else 0
+        kind = FaultKind.CRASH if number else FaultKind.KILLED
+        what = f"the worker crashed ({signal.Signals(number).name})" if number else "the worker was ended"
+        await self._record_fault(CUDA_ERROR_UNKNOWN, what, kind)
+
+    async def _record_fault(self, error: int, what: str, kind: str, since_ns: int = 0) -> None:
+        if self._info is None or self._link is None:
+            return
+        info = self._info
+        _log.warning("session %d of %s: %s, error %d: %s", info.session, info.vm, kind, error, what)
+        details = describe(read_flight(self._link.grant_fd), time.monotonic_ns(), since_ns)
+        await self._keep(RecordFault(info, error, what, str(kind), details, time.time()))
+
+    async def _keep(self, record: RecordStart | RecordEnd | RecordFault) -> None:
+        try:
+            await self.find("mediator/outbox").ask(Keep(record), timeout_seconds=KEEP_SECONDS)
+        except ActorError as error:
+            _log.error("not kept: %s: %s", type(record).__name__, error)
+
+    def _kill_worker(self) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     @property
     def _has_slot(self) -> bool:
@@ -509,8 +596,7 @@ class Executor(Actor):
             self._final = self._take_sample(self._cause or str(reason))
             self._tell_guest(self._page, self._info)
         if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._kill_worker()
             # Nobody else may have the slot before it has gone, and what it held is held until then.
             if self._has_slot or self._entry >= 0:
                 with trio.move_on_after(GONE_SECONDS):
@@ -529,4 +615,4 @@ class Executor(Actor):
             for name in (f"{self.gpu}/watchdog", "mediator/telemetry"):
                 self.find(name).send_nowait(Unwatch(self._final))
             self.find(f"{self.gpu}/scheduler").send_nowait(SessionClosed(self._info.session))
-            self.find("mediator/ledger").send_nowait(RecordEnd(self._final))
+            await self._keep(RecordEnd(self._final))

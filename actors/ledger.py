@@ -9,8 +9,10 @@ answered. It never decides anything.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +23,19 @@ import trio
 from vgpu.gpu.schedule import SessionId
 
 from . import Actor, ActorError, ExitReason, Refused, handles
+from .fault_book import STEP as FAULTS_STEP
+from .fault_book import FaultBook, NotQuarantined
+from .fault_messages import (
+    BeginQuarantine,
+    EndQuarantine,
+    FaultTimes,
+    GetQuarantine,
+    GetRules,
+    ListQuarantines,
+    QuarantineRecord,
+    QuarantineRule,
+    SetRule,
+)
 from .ledger_health import CheckLedger, LedgerHealth, check_ledger
 from .messages import (
     CountFaults,
@@ -42,9 +57,10 @@ from .messages import (
     VmRecord,
 )
 
+_log = logging.getLogger("vgpu.ledger")
 T = TypeVar("T")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
 _STEPS = (
     """
@@ -78,6 +94,7 @@ ALTER TABLE vms ADD COLUMN handle_limit INTEGER NOT NULL DEFAULT 4194304;
 CREATE TABLE pools (name TEXT PRIMARY KEY, weight INTEGER NOT NULL) STRICT;
 INSERT INTO pools SELECT DISTINCT pool, 100 FROM vms UNION SELECT 'default', 100;
 """,
+    FAULTS_STEP,
 )
 # Columns of vms are fields of VmRecord, by the same names.
 _VM_FIELDS = tuple(field.name for field in attrs.fields(VmRecord))
@@ -228,19 +245,34 @@ class LedgerFile:
             (time.time(), sample.ended, counters, sample.info.session),
         )
 
-    def fault(self, message: RecordFault) -> None:
-        """Keep a fault."""
-        info = message.info
-        self._db.execute(
-            "INSERT INTO faults (session, vm, guest_pid, program, error, what, at) VALUES (?,?,?,?,?,?,?)",
-            (info.session, info.vm, info.guest_pid, info.program, message.error, message.what, time.time()),
+    @property
+    def book(self) -> FaultBook:
+        """Faults and quarantines."""
+        return FaultBook(self._db)
+
+    def end_lost(self, is_alive: Callable[[str, int], bool]) -> int:
+        """Close the rows of sessions whose worker has ended while nobody was there to note it; how many.
+
+        is_alive: is there still a worker of that name and process id?
+        """
+        rows = self._db.execute(
+            "SELECT session, worker, worker_pid FROM sessions WHERE ended IS NULL AND began IS NOT NULL"
         )
+        lost = [session for session, worker, pid in rows.fetchall() if not is_alive(worker or "", pid or 0)]
+        for session in lost:
+            self._db.execute(
+                "UPDATE sessions SET ended = ?, reason = ? WHERE session = ? AND ended IS NULL",
+                (time.time(), "ended while there was no mediator", session),
+            )
+        return len(lost)
 
     def faults(self, limit: int) -> tuple[dict[str, object], ...]:
         """The last faults, newest first."""
-        cursor = self._db.execute("SELECT * FROM faults ORDER BY fault DESC LIMIT ?", (limit,))
+        columns = "fault, session, vm, guest_pid, program, error, what, at, kind, details"
+        cursor = self._db.execute(f"SELECT {columns} FROM faults ORDER BY fault DESC LIMIT ?", (limit,))
         names = [column[0] for column in cursor.description]
-        return tuple(dict(zip(names, row, strict=True)) for row in cursor)
+        found = (dict(zip(names, row, strict=True)) for row in cursor)
+        return tuple({**fault, "details": json.loads(fault["details"])} for fault in found)
 
     def count_faults(self) -> tuple[FaultCount, ...]:
         """All faults, by VM and error."""
@@ -248,6 +280,26 @@ class LedgerFile:
             "SELECT vm, error, count(*) FROM faults GROUP BY vm, error ORDER BY vm, error"
         )
         return tuple(FaultCount(vm, error, count) for vm, error, count in rows)
+
+
+class CannotWrite(ActorError):
+    """The ledger's file takes nothing at present; the message is SQLite's. Ask again later."""
+
+
+async def _write(change: Callable[..., T], *what: object) -> T:
+    """Run a change in a thread. A disk that is full does not end the ledger: whoever asked is told."""
+    try:
+        return await trio.to_thread.run_sync(change, *what)
+    except sqlite3.OperationalError as error:
+        raise Refused(CannotWrite(str(error))) from error
+
+
+def is_worker(name: str, pid: int) -> bool:
+    """Is the process of that number a worker of that name, and alive?"""
+    try:
+        return name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 @attrs.define(eq=False)
@@ -259,6 +311,9 @@ class Ledger(Actor):
 
     async def started(self) -> None:
         self._file = await trio.to_thread.run_sync(LedgerFile, self.path)
+        lost = await trio.to_thread.run_sync(self._file.end_lost, is_worker)
+        if lost:
+            _log.warning("%d sessions ended while there was no mediator", lost)
 
     async def stopped(self, reason: ExitReason) -> None:
         if self._file is not None:
@@ -320,15 +375,47 @@ class Ledger(Actor):
 
     @handles(RecordStart)
     async def record_start(self, message: RecordStart) -> None:
-        await trio.to_thread.run_sync(self._open.start, message)
+        await _write(self._open.start, message)
 
     @handles(RecordEnd)
     async def record_end(self, message: RecordEnd) -> None:
-        await trio.to_thread.run_sync(self._open.end, message)
+        await _write(self._open.end, message)
 
     @handles(RecordFault)
-    async def record_fault(self, message: RecordFault) -> None:
-        await trio.to_thread.run_sync(self._open.fault, message)
+    async def record_fault(self, message: RecordFault) -> bool:
+        return await _write(self._open.book.record, message)
+
+    @handles(FaultTimes)
+    async def fault_times(self, message: FaultTimes) -> tuple[tuple[str, float], ...]:
+        return await trio.to_thread.run_sync(self._open.book.times, message.kinds, message.since)
+
+    @handles(BeginQuarantine)
+    async def begin_quarantine(self, message: BeginQuarantine) -> QuarantineRecord:
+        return await _write(self._open.book.begin, message.vm, message.by, message.reason)
+
+    @handles(EndQuarantine)
+    async def end_quarantine(self, message: EndQuarantine) -> QuarantineRecord:
+        try:
+            return await _write(self._open.book.end, message.vm, message.by)
+        except NotQuarantined as error:
+            raise Refused(error) from error
+
+    @handles(GetQuarantine)
+    async def get_quarantine(self, message: GetQuarantine) -> QuarantineRecord | None:
+        return await trio.to_thread.run_sync(self._open.book.in_force, message.vm)
+
+    @handles(ListQuarantines)
+    async def list_quarantines(self, message: ListQuarantines) -> tuple[QuarantineRecord, ...]:
+        listed = partial(self._open.book.quarantines, message.limit, in_force=message.in_force)
+        return await trio.to_thread.run_sync(listed)
+
+    @handles(GetRules)
+    async def rules(self, message: GetRules) -> dict[str, QuarantineRule]:
+        return await trio.to_thread.run_sync(self._open.book.rules)
+
+    @handles(SetRule)
+    async def set_rule(self, message: SetRule) -> QuarantineRule | None:
+        return await _write(self._open.book.set_rule, message.vm, message.rule)
 
     @handles(ListFaults)
     async def list_faults(self, message: ListFaults) -> tuple[dict[str, object], ...]:

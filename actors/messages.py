@@ -229,26 +229,32 @@ class NextSession(Request[SessionId]):
 
 
 @attrs.frozen
-class RecordStart:
-    """A session began."""
+class RecordStart(Request[None]):
+    """A session began. By way of the outbox, as the two below."""
 
     info: SessionInfo
 
 
 @attrs.frozen
-class RecordEnd:
+class RecordEnd(Request[None]):
     """A session ended, with its last counters."""
 
     sample: SessionSample
 
 
 @attrs.frozen
-class RecordFault:
-    """A session did what it must not."""
+class RecordFault(Request[bool]):
+    """A session did what it must not. Kept once for each session, kind and error; False: it was kept already.
+
+    kind: a FaultKind; details: a JSON object, of kernel and last calls; at: of the wall clock, 0 for now.
+    """
 
     info: SessionInfo
     error: int
     what: str
+    kind: str = "kernel"
+    details: str = "{}"
+    at: float = 0.0
 
 
 @attrs.frozen
@@ -386,10 +392,12 @@ class GuestLeft:
 
 @attrs.frozen
 class Fault:
-    """End this session with a CUDA error the program will see."""
+    """End this session with a CUDA error the program will see. kind: a FaultKind; since_ns: when it began to hang."""
 
     error: int
     what: str
+    kind: str = "admin"
+    since_ns: int = 0
 
 
 @attrs.frozen

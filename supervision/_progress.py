@@ -1,48 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a session hung? A pure core over two readings of its counters.
+"""Is a session hung? A pure core over readings of its counters.
 
-A session is hung when one thing it waits for has been outstanding longer than its deadline and nothing
-at all has moved meanwhile: no fence finished, no call consumed. A long queue of short kernels moves, so
-it is not hung. Times are nanoseconds of one monotonic clock; nothing here reads a clock.
+What counts as getting on is what its guest cannot make up. For the device: marks that it sets itself behind launches,
+in memory of the worker's. For a call in the driver: that another one is in its place. Calls that are consumed tell
+nothing of the device, for a program that polls a hung kernel makes many; fences tell little, for their words
+are the guest's to write, and they are looked at only where a device sets no marks.
+
+A session that has work on the device is hung when no mark of it has been set for as long as the deadline. One whose other streams
+get on is given several deadlines: kernels may wait for those of another stream. A long queue of short
+kernels sets marks all the time. Calls that wait for a lease are on nobody's way and are not looked at.
+
+Times are nanoseconds of one monotonic clock; nothing here reads a clock.
 """
 
 from __future__ import annotations
 
 import attrs
 
+__all__ = ["PATIENCE", "Hang", "Progress", "ProgressWatch"]
+
+# Deadlines that a stream without progress is given while others of its session get on.
+PATIENCE = 4
+
 
 @attrs.frozen
 class Progress:
-    """What is compared: everything that changes while a session gets on."""
+    """A reading. Times are 0 where there is nothing to tell; ``oldest_mark_ns`` and ``last_mark_ns`` are as of ``looked_ns``."""
 
-    records: int
-    fences_done: int
-    launches: int
-    # When the oldest unfinished fence was issued, or the call now in the driver was taken. 0: nothing is awaited.
-    waiting_since_ns: int
+    records: int = 0
+    in_call: bool = False  # a call is in the driver after so many records
+    oldest_mark_ns: int = 0  # a stream with work has not got on since
+    last_mark_ns: int = 0  # any stream got on then
+    looked_ns: int = 0
+    fences_done: int = 0
+    oldest_fence_ns: int = 0
+
+
+@attrs.frozen
+class Hang:
+    """A verdict: ``what`` does not end ("a kernel", "a call"), and since when."""
+
+    what: str
+    since_ns: int
 
 
 @attrs.define(eq=False)
 class ProgressWatch:
-    """One session's judge. Feed it readings; it says when the deadline has passed without progress."""
+    """One session's judge. Feed it readings; it says when something has taken longer than the deadline."""
 
     deadline_ns: int
     _last: Progress | None = None
-    _moved_ns: int = 0
+    _call_ns: int = 0  # the call in the driver has been there when first seen at
+    _fence_ns: int = 0  # a fence was last seen to be done at
 
-    def observe(self, progress: Progress, now: int) -> bool:
-        """Take a reading at ``now``.
+    def observe(self, progress: Progress, now: int) -> Hang | None:
+        """Take a reading at ``now``; the hang, once there is one."""
+        last, self._last = self._last, progress
+        if last is None or not last.in_call or last.records != progress.records:
+            self._call_ns = now
+        if last is None or last.fences_done != progress.fences_done:
+            self._fence_ns = now
+        for hang, at, allowed in self._waits(progress):
+            if (at or now) - hang.since_ns >= allowed:
+                return hang
+        return None
 
-        Returns:
-            True once the session has awaited the same thing for longer than the deadline.
-        """
-        if self._last is None or progress != self._last or progress.waiting_since_ns == 0:
-            self._last = progress
-            self._moved_ns = now
-            return False
-        since = max(progress.waiting_since_ns, self._moved_ns - self.deadline_ns)
-        return now - since > self.deadline_ns and now - self._moved_ns >= min(self.deadline_ns, SETTLE_NS)
+    def due(self) -> int | None:
+        """The earliest time at which a reading like the last one would be a hang; None: never."""
+        if self._last is None:
+            return None
+        return min((hang.since_ns + allowed for hang, _, allowed in self._waits(self._last)), default=None)
 
-
-# A reading that has not changed for this long counts as standing still; shorter deadlines shorten it.
-SETTLE_NS = 1_000_000_000
+    def _waits(self, progress: Progress) -> list[tuple[Hang, int, int]]:
+        """What is being waited for, as of when (0: now), and how long it may take."""
+        found = []
+        if progress.in_call:
+            found.append((Hang("a call", self._call_ns), 0, self.deadline_ns))
+        if progress.oldest_mark_ns:
+            # As of the last look: while the worker is in a call it does not look, and that call is judged instead.
+            since = max(progress.oldest_mark_ns, progress.last_mark_ns)
+            looked = progress.looked_ns
+            found.append((Hang("a kernel", since), looked, self.deadline_ns))
+            found.append((Hang("a kernel", progress.oldest_mark_ns), looked, PATIENCE * self.deadline_ns))
+        if progress.oldest_fence_ns and not progress.looked_ns and not progress.in_call:
+            since = max(progress.oldest_fence_ns, self._fence_ns)
+            found.append((Hang("a kernel", since), 0, self.deadline_ns))
+        return found

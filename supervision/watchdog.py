@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watchdog actor of one GPU: compares every session's progress with its deadline.
 
-Deciding is ``_progress``; this actor reads the counters twice a second and tells the executor of a hung
-session to end it with CUDA_ERROR_LAUNCH_TIMEOUT. Other sessions are not touched.
+Deciding is ``_progress``; this actor reads the counters and tells the executor of a hung session to end it with
+CUDA_ERROR_LAUNCH_TIMEOUT. Other sessions are not touched. It looks every CHECK_SECONDS, and again when the earliest
+deadline of all is due: a hang is found within a tenth of a second of its deadline. An executor that does not answer
+holds up nobody else's turn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import attrs
+import trio
 
-from vgpu.actors import Actor, ActorGone, AskTimeout, Ref, handles
-from vgpu.actors.messages import Fault, Sample, SessionId, SessionSample, Unwatch, Watch
+from vgpu.actors import Actor, ActorError, Ref, handles
+from vgpu.actors.fault_messages import FaultKind, MeasureProgress, SessionProgress
+from vgpu.actors.messages import Fault, SessionId, Unwatch, Watch
 
-from ._progress import Progress, ProgressWatch
+from ._progress import Hang, Progress, ProgressWatch
 
 CUDA_ERROR_LAUNCH_TIMEOUT = 702
-CHECK_SECONDS = 0.25
+# How late a call may be seen to have begun; what a check costs is some 50 us for each session.
+CHECK_SECONDS = 0.06
+ASK_SECONDS = 1.0
+# After a deadline, so that the worker has looked at the device meanwhile.
+AFTER_SECONDS = 0.004
 
 
 @attrs.frozen
@@ -23,12 +34,16 @@ class Check:
     """Look at everybody now."""
 
 
-def progress_of(sample: SessionSample) -> Progress:
+def progress_of(found: SessionProgress) -> Progress:
     """What of a session's counters tells that it gets on."""
-    grant = sample.grant
-    waits = [grant["oldest_fence_ns"], grant["current_since_ns"] if grant["current_call"] else 0]
     return Progress(
-        grant["records"], grant["fences_done"], grant["launches"], min((w for w in waits if w), default=0)
+        found.records,
+        found.current_call != 0,
+        found.oldest_mark_ns,
+        found.last_mark_ns,
+        found.looked_ns,
+        found.fences_done,
+        found.oldest_fence_ns,
     )
 
 
@@ -39,7 +54,7 @@ class Watchdog(Actor):
     _watched: dict[SessionId, tuple[Ref[object], ProgressWatch | None]] = attrs.Factory(dict)
 
     async def started(self) -> None:
-        self.send_every(CHECK_SECONDS, Check())
+        self.send_after(0, Check())
 
     @handles(Watch)
     def watch(self, message: Watch) -> None:
@@ -51,17 +66,38 @@ class Watchdog(Actor):
 
     @handles(Check)
     async def check(self, message: Check) -> None:
-        for session, (executor, watch) in list(self._watched.items()):
-            try:
-                sample = await executor.ask(Sample(), timeout_seconds=1)
-            except (ActorGone, AskTimeout):
-                continue
-            if watch is None:
-                watch = ProgressWatch(int(sample.info.watchdog_seconds * 1e9))
-                self._watched[session] = (executor, watch)
-            if watch.observe(progress_of(sample), sample.taken_ns):
-                seconds = sample.info.watchdog_seconds
-                executor.send_nowait(
-                    Fault(CUDA_ERROR_LAUNCH_TIMEOUT, f"no progress for more than {seconds:g} s")
-                )
+        async with trio.open_nursery() as nursery:
+            for session, (executor, _) in list(self._watched.items()):
+                nursery.start_soon(self._look, session, executor)
+        self.send_after(self._pause(), Check())
+
+    def _pause(self) -> float:
+        """Seconds until the next look."""
+        dues = [watch.due() for _, watch in self._watched.values() if watch is not None]
+        due = min((d for d in dues if d is not None), default=None)
+        if due is None:
+            return CHECK_SECONDS
+        return min(CHECK_SECONDS, max(AFTER_SECONDS, (due - time.monotonic_ns()) / 1e9 + AFTER_SECONDS))
+
+    async def _look(self, session: SessionId, executor: Ref[object]) -> None:
+        try:
+            found = await executor.ask(MeasureProgress(), timeout_seconds=ASK_SECONDS)
+        except ActorError:
+            return
+        known = self._watched.get(session)
+        if known is None or known[0] != executor:
+            return
+        deadline = int(found.watchdog_seconds * 1e9)
+        watch = known[1] or ProgressWatch(deadline)
+        watch.deadline_ns = deadline
+        self._watched[session] = (executor, watch)
+        hang = watch.observe(progress_of(found), time.monotonic_ns())
+        if hang is not None:
+            with contextlib.suppress(ActorError):  # its mailbox is full: the next look finds it again
+                executor.notify(self._fault(hang, found.watchdog_seconds))
                 self._watched.pop(session, None)
+
+    @staticmethod
+    def _fault(hang: Hang, seconds: float) -> Fault:
+        what = f"{hang.what} does not end, and may take {seconds:g} s"
+        return Fault(CUDA_ERROR_LAUNCH_TIMEOUT, what, FaultKind.HANG, hang.since_ns)

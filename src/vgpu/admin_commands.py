@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
+from vgpu.admin_faults import (
+    clear_quarantine,
+    faults,
+    faults_options,
+    quarantine,
+    quarantine_options,
+    quarantines,
+    quarantines_options,
+    rule_options,
+    set_rule,
+    show_cleared,
+    show_faults,
+    show_quarantine,
+    show_quarantines,
+    show_rule,
+)
 from vgpu.paths import run_directory
 from vgpu.units import parse_seconds, parse_size, show_seconds, show_size, show_table
 from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
@@ -515,25 +530,6 @@ def _show_fields(answer: Any) -> str:
     return "\n".join(f"{name.replace('_', ' '):<{width}}  {word(value)}" for name, value in answer.items())
 
 
-def _faults(client: AdminClient, options: argparse.Namespace) -> Any:
-    return client.ask("faults")
-
-
-def _show_faults(answer: Any) -> str:
-    rows: list[tuple[object, ...]] = [
-        (
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(fault["at"])),
-            fault["vm"],
-            fault["session"],
-            fault["program"] or "-",
-            fault["error"],
-            fault["what"],
-        )
-        for fault in answer
-    ]
-    return show_table(("WHEN", "VM", "SESSION", "PROGRAM", "ERROR", "WHAT"), rows)
-
-
 def _tree(client: AdminClient, options: argparse.Namespace) -> Any:
     return client.ask("tree")
 
@@ -569,6 +565,10 @@ COMMANDS: tuple[Command, ...] = (
     Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
     Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
     Command("show-health", "is the mediator well, and what does it serve", _health, _show_fields),
-    Command("show-faults", "what programs did that ended in an error, newest first", _faults, _show_faults),
+    Command("show-faults", "what programs did that ended in an error, newest first", faults, show_faults, faults_options),
+    Command("quarantine", "end a VM's programs, and let no new ones have the GPU", quarantine, show_quarantine, quarantine_options),
+    Command("clear-quarantine", "let a quarantined VM have the GPU again", clear_quarantine, show_cleared, _vm_name),
+    Command("list-quarantines", "VMs that are kept away, since when and why", quarantines, show_quarantines, quarantines_options),
+    Command("set-quarantine-rule", "how many faults in what time quarantine a VM", set_rule, show_rule, rule_options),
     Command("tree", "the mediator's actors", _tree, _show_tree),
 )  # fmt: skip

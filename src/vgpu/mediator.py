@@ -3,6 +3,7 @@
 
 mediator (one_for_one: an actor's restart must not end sessions; the others find it by name again)
 ├── ledger
+├── outbox: what is on its way to the ledger
 ├── telemetry
 ├── limits: what VMs may do, written where their workers read it
 ├── gpus (one_for_one)
@@ -14,6 +15,7 @@ mediator (one_for_one: an actor's restart must not end sessions; the others find
 ├── devices (simple_one_for_one): one device actor per registered VM, each keeping the VM's PCI device running
 ├── fleet: starts the device actors of the VMs that are registered
 ├── connections (simple_one_for_one): one connection actor per VM
+├── quarantine: keeps VMs away that made too many faults
 ├── listener
 ├── admin
 └── metrics: what is counted, over HTTP where that was asked for
@@ -24,6 +26,7 @@ This is the only module that sees all five rooms.
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,11 +40,13 @@ from vgpu.actors.connection import Connection
 from vgpu.actors.device import Device
 from vgpu.actors.device_start import DeviceStarter
 from vgpu.actors.executor import Executor
+from vgpu.actors.fault_messages import COUNTED, QuarantineRule
 from vgpu.actors.fleet import Fleet
 from vgpu.actors.ledger import Ledger
 from vgpu.actors.limits import LimitKeeper
 from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
+from vgpu.actors.outbox import Outbox
 from vgpu.actors.scheduler import Scheduler
 from vgpu.actors.telemetry import Telemetry
 from vgpu.actors.unix_listener import is_listened_on
@@ -49,6 +54,7 @@ from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.turn import turn_path
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
+from vgpu.supervision.quarantine import QuarantineKeeper
 from vgpu.supervision.watchdog import Watchdog
 
 # A crash here and there is survived; a mediator that cannot keep an actor alive for long says so by ending.
@@ -93,6 +99,8 @@ class MediatorPlan:
     describe: dict[str, object] = attrs.Factory(dict)
     metrics: MetricsAddress = attrs.Factory(MetricsAddress)
     library: Path | None = None  # the real libcuda, beside which its NVML is looked for
+    quarantine: QuarantineRule = attrs.field(factory=QuarantineRule)
+    quarantine_kinds: tuple[str, ...] = COUNTED
 
 
 def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
@@ -148,6 +156,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
         "mediator",
         (
             ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
+            ChildSpec("outbox", Outbox, (deque(),)),
             ChildSpec("telemetry", telemetry),
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
             SupervisorSpec(
@@ -162,6 +171,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             SupervisorSpec(
                 "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
             ),
+            ChildSpec("quarantine", QuarantineKeeper, (gpus, "mediator/devices", plan.quarantine, plan.quarantine_kinds)),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
             ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe)),
             ChildSpec("metrics", Metrics, (plan.metrics.get, plan.describe, gpus)),

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vgpu-admin``'s commands about faults and quarantine: their options, what they ask, and their text for people."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import time
+from typing import Any
+
+from vgpu.admin_client import AdminClient
+from vgpu.units import parse_seconds, show_seconds, show_table
+
+CALLS_SHOWN = 16
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def faults_options(parser: argparse.ArgumentParser) -> None:
+    """Which faults."""
+    parser.add_argument("--vm-name", metavar="NAME", help="of this VM only")
+    parser.add_argument("--fault", type=int, metavar="N", help="this one, with its session's last calls")
+    parser.add_argument("--limit", type=int, default=100, metavar="N", help="of the last N (default 100)")
+
+
+def faults(client: AdminClient, options: argparse.Namespace) -> Any:
+    """The faults asked for; all their details."""
+    found = client.ask("faults", limit=options.limit if options.fault is None else 1000)
+    return [
+        fault
+        for fault in found
+        if options.vm_name in (None, fault["vm"]) and options.fault in (None, fault["fault"])
+    ]
+
+
+def show_faults(answer: Any) -> str:
+    """A table, and of a single fault everything."""
+    rows: list[tuple[object, ...]] = [
+        (
+            fault["fault"],
+            _when(fault["at"]),
+            fault["vm"],
+            fault["session"],
+            fault["guest_pid"],
+            fault["program"] or "-",
+            fault["kind"],
+            fault["error"],
+            _kernel(fault["details"]),
+            fault["what"],
+        )
+        for fault in answer
+    ]
+    header = ("FAULT", "WHEN", "VM", "SESSION", "PID", "PROGRAM", "KIND", "ERROR", "KERNEL", "WHAT")
+    text = show_table(header, rows)
+    return f"{text}\n\n{_details(answer[0]['details'])}" if len(answer) == 1 else text
+
+
+def _shape(sizes: Any) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _kernel(details: Any) -> str:
+    if "kernel" not in details:
+        return "-"
+    guess = " (the last one launched)" if details.get("is_last_launch") else ""
+    shape = f" {_shape(details['grid'])} of {_shape(details['block'])}" if details["grid"] else ""
+    return f"{details['kernel']}{shape}{guess}"
+
+
+def _details(details: Any) -> str:
+    lines = []
+    if "age_seconds" in details:
+        lines.append(f"hung for {show_seconds(details['age_seconds'])}")
+    calls = details.get("calls", [])
+    if calls:
+        lines.append(f"the last of {details['calls_in_all']} calls:")
+        rows: list[tuple[object, ...]] = [
+            (
+                f"-{call['ago_seconds']:.3f} s",
+                call["call"],
+                _kernel(call),
+                "not done" if call["status"] is None else call["status"],
+            )
+            for call in calls[-CALLS_SHOWN:]
+        ]
+        lines.append(show_table(("TIME", "CALL", "KERNEL", "RESULT"), rows))
+    return "\n".join(lines)
+
+
+def quarantine_options(parser: argparse.ArgumentParser) -> None:
+    """Whom, and why."""
+    parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
+    parser.add_argument("--reason", required=True, metavar="TEXT", help="why; it is kept and shown")
+
+
+def quarantine(client: AdminClient, options: argparse.Namespace) -> Any:
+    """Begin one."""
+    return client.ask("quarantine", vm_name=options.vm_name, reason=options.reason, by=_me())
+
+
+def show_quarantine(answer: Any) -> str:
+    """What is in force now."""
+    return f"VM {answer['vm']} is quarantined by {answer['by']} since {_when(answer['began'])}: {answer['reason']}"
+
+
+def clear_quarantine(client: AdminClient, options: argparse.Namespace) -> Any:
+    """End one."""
+    return client.ask("clear_quarantine", vm_name=options.vm_name, by=_me())
+
+
+def show_cleared(answer: Any) -> str:
+    """That it is over."""
+    return f"VM {answer['vm']} may have the GPU again; it was quarantined since {_when(answer['began'])}: {answer['reason']}"
+
+
+def quarantines_options(parser: argparse.ArgumentParser) -> None:
+    """Which ones."""
+    parser.add_argument("--all", action="store_true", help="those that are over, too")
+
+
+def quarantines(client: AdminClient, options: argparse.Namespace) -> Any:
+    """Those in force, or all."""
+    return client.ask("quarantines", all=options.all)
+
+
+def show_quarantines(answer: Any) -> str:
+    """A table."""
+    rows: list[tuple[object, ...]] = [
+        (
+            record["vm"],
+            _when(record["began"]),
+            record["by"],
+            record["reason"],
+            f"{_when(record['ended'])} by {record['ended_by']}" if record["ended"] else "in force",
+        )
+        for record in answer
+    ]
+    return show_table(("VM", "SINCE", "BY", "REASON", "ENDED"), rows)
+
+
+def rule_options(parser: argparse.ArgumentParser) -> None:
+    """Whose, and what."""
+    parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
+    rule = parser.add_mutually_exclusive_group(required=True)
+    rule.add_argument("--faults", type=int, metavar="N", help="so many quarantine it; 0: none ever do")
+    rule.add_argument("--default", action="store_true", help="what the mediator's configuration says")
+    parser.add_argument("--within", default="10m", metavar="TIME", help="in so long (default 10m)")
+
+
+def set_rule(client: AdminClient, options: argparse.Namespace) -> Any:
+    """Keep it."""
+    if options.default:
+        return client.ask("set_quarantine_rule", vm_name=options.vm_name)
+    seconds = parse_seconds(options.within)
+    return client.ask("set_quarantine_rule", vm_name=options.vm_name, faults=options.faults, seconds=seconds)
+
+
+def show_rule(answer: Any) -> str:
+    """What is in force now."""
+    rule = answer["rule"]
+    if rule is None:
+        return f"VM {answer['vm']} has the mediator's rule"
+    if not rule["faults"]:
+        return f"VM {answer['vm']} is quarantined by an administrator only"
+    return (
+        f"VM {answer['vm']} is quarantined after {rule['faults']} faults in {show_seconds(rule['seconds'])}"
+    )
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "administrator"
