@@ -15,7 +15,7 @@ Two things are added, both about *when*, neither about *how much*:
   competes with by a bounded amount of service, so a preferred leaf may be that much ahead of its share and no more. A
   node competes with the preference of the most urgent leaf that waits below it.
 - Aging, after L. Kleinrock's delay dependent priorities (Naval Research Logistics Quarterly 11, 1964): a leaf that
-  has waited for ``aging_ns`` competes one class higher, after twice that two classes higher.
+  has waited for ``aging_ns`` goes before those that have not. Among the aged, start tags alone decide.
 
 Pure: no clock, ``now`` is an argument. Virtual times are integers, so that nothing drifts in a year of running.
 """
@@ -31,7 +31,8 @@ import attrs
 # Virtual time per nanosecond of service at weight 1.
 SCALE = 1 << 20
 LOW, MEDIUM, HIGH = 0, 1, 2
-CLASSES = 3
+AGED = 3  # whatever it was, it has waited for long
+CLASSES = 4
 SMALLEST_HEAP = 64
 
 
@@ -161,9 +162,8 @@ class FairTree:
     def set_rank(self, leaf: Leaf, rank: int) -> None:
         """The leaf's own class; what it has waited counts on."""
         leaf.rank = rank
-        self._recount(leaf, rank)
-        if leaf.wants:
-            self._plan_aging(leaf)
+        if leaf.competes != AGED:
+            self._recount(leaf, rank)
 
     # -- waiting
 
@@ -201,8 +201,7 @@ class FairTree:
         while self._aging and self._aging[0][0] <= now:
             _, _, leaf, since = heapq.heappop(self._aging)
             if leaf.wants and leaf.waiting_since == since:
-                self._recount(leaf, min(leaf.competes + 1, HIGH))
-                self._plan_aging(leaf)
+                self._recount(leaf, AGED)
 
     def next_aging_ns(self) -> int | None:
         """When ``age`` has something to do."""
@@ -214,9 +213,7 @@ class FairTree:
         return None
 
     def _plan_aging(self, leaf: Leaf) -> None:
-        if leaf.competes >= HIGH:
-            return
-        due = leaf.waiting_since + self.aging_ns * (leaf.competes - leaf.rank + 1)
+        due = leaf.waiting_since + self.aging_ns
         heapq.heappush(self._aging, (due, next(self._stamps), leaf, leaf.waiting_since))
 
     # -- service
@@ -315,6 +312,9 @@ class FairTree:
                 leaf = leaf.serving
             assert isinstance(leaf, Leaf)
             urgency = max(urgency, leaf.rank)
+        if urgency == AGED:
+            # The same for all, and no less than any preference: weight 1 is the lightest there is.
+            return node.tag + ahead_ns * SCALE // node.weight - self.preference_ns[HIGH] * SCALE, node.ticket
         return node.tag + (ahead_ns - self.preference_ns[urgency]) * SCALE // node.weight, node.ticket
 
     def _requeue(self, node: Node) -> None:

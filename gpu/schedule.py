@@ -34,7 +34,8 @@ SessionId = NewType("SessionId", int)
 DEFAULT_QUANTUM_NS = 2_000_000
 # A lease may end this much after its deadline before its holder is passed over: one long kernel.
 DEFAULT_GRACE_NS = 20_000_000
-DEFAULT_AGING_NS = 100_000_000
+# Who has waited for so long goes before who has not. Long enough that shares above 0.2 per cent never get near it.
+DEFAULT_AGING_NS = 1_000_000_000
 # Work that a session may have queued on the device while others exist, in parts of a quantum.
 IN_FLIGHT_PARTS = 4
 # The longest lease in quanta. Beyond it a holder is asked again; no weights of 1..1000 get near it.
@@ -327,7 +328,7 @@ class Schedule:
         if rival is not leaf and rival is not None:
             has_had_one = now - lease.began_ns >= quantum
             if rival.rank > leaf.rank or (has_had_one and elapsed == 0):
-                return now, rival
+                return max(now, 1), rival  # 0 would be no deadline
         least = max(-(-elapsed // quantum), 1)
         # The first number of quanta after which somebody else would be chosen: doubling, then halving.
         high = least
