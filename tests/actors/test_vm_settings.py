@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vgpu.actors.messages import VmRecord
-from vgpu.actors.vm_settings import BadVm, check_name, vm_from
+from vgpu.actors.messages import PoolRecord, VmRecord
+from vgpu.actors.vm_settings import BadVm, changes_from, check_name, pool_from, vm_from
+from vgpu.transport.account import Limits
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -31,10 +32,18 @@ def test_everything_that_can_be_said() -> None:
         "slots": 127,
         "variant": "express",
         "address": "0x1f.7",
+        "bytes_per_second": 3 * GIB,
+        "session_limit": 3,
+        "arena_limit_bytes": 4 * GIB,
+        "module_limit": 5,
+        "handle_limit": 6,
     }
-    assert vm_from(said) == VmRecord(
-        "user1", "A", "high", 1000, 20 * GIB, 5.0, False, 200, 100, 64 * GIB, 127, "express", "0x1f.7"
-    )
+    vm = VmRecord(
+        "user1", "A", "high", 1000, 20 * GIB, 5.0, False, 200, 100, 64 * GIB, 127, "express", "0x1f.7",
+        3 * GIB, 3, 4 * GIB, 5, 6,
+    )  # fmt: skip
+    assert vm_from(said) == vm
+    assert vm.limits == Limits(20 * GIB, 4 * GIB, 5, 6, 200, 3 * GIB, 100)
 
 
 @pytest.mark.parametrize("name", ["a", "user-1.example_X", "_", "0", "a" * 63])
@@ -65,7 +74,11 @@ def test_names_that_are_none(name: object) -> None:
         ({"watchdog_seconds": float("nan")}, "watchdog_seconds is nan"),
         ({"watchdog_seconds": True}, "watchdog_seconds is True"),
         ({"rate": -1}, "rate is -1"),
+        ({"rate": 10**9 + 1}, "rate is 1000000001, expected calls a second up to 1000000000"),
         ({"queue_depth": "many"}, "queue_depth is 'many'"),
+        ({"bytes_per_second": 0.5}, "bytes_per_second is 0.5"),
+        ({"session_limit": 0}, "session_limit is 0, expected 1 to 254"),
+        ({"session_limit": 255}, "session_limit is 255"),
         ({"bar1_bytes": 100 * MIB}, "bar1_bytes is 104857600, expected a power of two"),
         ({"bar1_bytes": 8 * MIB}, "expected a power of two from 16 MiB to 64 GiB"),
         ({"bar1_bytes": 128 * GIB}, "bar1_bytes is"),
@@ -83,3 +96,28 @@ def test_names_that_are_none(name: object) -> None:
 def test_values_that_cannot_be_meant(said: dict[str, Any], message: str) -> None:
     with pytest.raises(BadVm, match=message):
         vm_from({"vm_name": "a", **said})
+
+
+def test_a_vm_may_have_a_session_in_each_of_its_slots() -> None:
+    assert vm_from({"vm_name": "a", "bar1_bytes": GIB, "slots": 127}).session_limit == 127
+
+
+def test_what_may_be_changed_of_a_vm_that_runs() -> None:
+    assert changes_from({"rate": 5, "pool": "B", "memory_limit_bytes": 0}) == {
+        "rate": 5,
+        "pool": "B",
+        "memory_limit_bytes": 0,
+    }
+    for said in ({}, {"slots": 4}, {"name": "b"}, {"ad_hoc": True}):
+        with pytest.raises(BadVm, match="expected some of pool, priority"):
+            changes_from(said)
+    with pytest.raises(BadVm, match="weight is 0"):
+        changes_from({"rate": 5, "weight": 0})
+
+
+def test_pools() -> None:
+    assert pool_from({"pool": "A"}) == PoolRecord("A", 100)
+    assert pool_from({"pool": "A", "weight": 3}) == PoolRecord("A", 3)
+    for said in ({}, {"pool": "a/b"}, {"pool": "A", "weight": 0}, {"pool": "A", "colour": 1}):
+        with pytest.raises(BadVm):
+            pool_from(said)

@@ -217,7 +217,7 @@ def test_words_about_itself() -> None:
     ):
         assert re.search(rf"^  {option} \S+\s+\w+", done.stdout, re.MULTILINE), option
     assert "complete " in command(ADMIN, "--print-completion", "bash").stdout
-    assert completions(ADMIN, "vgpu-admin list-") == ["list-vms", "list-pools", "list-sessions"]
+    assert {"list-vms", "list-pools", "list-sessions"} <= set(completions(ADMIN, "vgpu-admin list-"))
     assert completions(ADMIN, "vgpu-admin register-vm --bus p") == ["pci", "pcie"]
 
 
@@ -273,3 +273,53 @@ def test_what_people_read() -> None:
         "A        NUMBER\nx             5\nlonger  1234567"
     )
     assert show_table(("A", "B"), []) == "A  B"
+
+
+# -- limits of VMs, and pools
+
+
+def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
+    assert answer(mediator, "register-vm", "--vm-name=bounded", "--no-device")["vm"]["rate"] == 0
+    for words, expected in [
+        (["set-rate-limit", "--rate=200", "--queue-depth=100"], {"rate": 200, "queue_depth": 100}),
+        (["set-rate-limit", "--bytes-per-second=1GiB"], {"rate": 200, "bytes_per_second": 1 << 30}),
+        (["set-memory", "--memory=64MiB"], {"memory_limit_bytes": 64 << 20}),
+        (["set-weight", "--weight=80"], {"weight": 80}),
+        (["set-priority", "--priority=low"], {"priority": "low"}),
+        (["set-limits", "--max-sessions=3", "--max-arena=1GiB"], {"session_limit": 3, "module_limit": 65536}),
+    ]:
+        vm = answer(mediator, words[0], "--vm-name=bounded", *words[1:])
+        assert {name: vm[name] for name in expected} == expected
+    text = admin(mediator, "show-vm", "--vm-name=bounded").stdout
+    for line in (
+        "rate +200 calls a second",
+        "queue depth +100",
+        "copies +1 GiB a second",
+        "memory +64 MiB",
+        "sessions +0 of 3",
+        "held back +0 times, 0.0s",
+        "refused +0 times for want of room",
+    ):
+        assert re.search(f"^{line}$", text, re.MULTILINE), (line, text)
+    for words, status, message in [
+        (["set-rate-limit"], 1, "nothing to change was named"),
+        (["set-rate-limit", "--rate=-1"], 2, "rate is -1"),
+        (["set-rate-limit", "--rate=many"], 2, "invalid"),
+        (["set-memory", "--memory=64GiB"], 1, "cannot be promised 65536 MiB of GPU memory"),
+        (["set-pool", "--pool=nowhere"], 1, "no pool 'nowhere'; create-pool makes one"),
+    ]:
+        done = admin(mediator, words[0], "--vm-name=bounded", *words[1:])
+        assert done.returncode == status, (words, done)
+        assert message in done.stderr
+
+
+def test_pools_are_made_listed_and_weighed(mediator: DeviceMediator) -> None:
+    assert answer(mediator, "create-pool", "--pool=night", "--weight=20") == {"name": "night", "weight": 20}
+    assert answer(mediator, "set-pool-weight", "--pool=night", "--weight=30")["weight"] == 30
+    answer(mediator, "register-vm", "--vm-name=owl", "--no-device")
+    assert answer(mediator, "set-pool", "--vm-name=owl", "--pool=night")["pool"] == "night"
+    (night,) = [pool for pool in answer(mediator, "list-pools") if pool["name"] == "night"]
+    assert night == {"name": "night", "weight": 30, "vms": ["owl"]}
+    assert re.search(r"^night +30 +owl$", admin(mediator, "list-pools").stdout, re.MULTILINE)
+    again = admin(mediator, "create-pool", "--pool=night")
+    assert (again.returncode, "is there already" in again.stderr) == (1, True)
