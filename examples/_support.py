@@ -140,7 +140,9 @@ class Guest:
 class Host:
     """The sockets' directory of a mediator, the mediator, and the programs that run against it."""
 
-    def __init__(self, gpu: str, preload: Path | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, gpu: str, preload: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         """``preload``: a library that the mediator, and all it starts, is run with."""
         self.gpu = gpu
         # Short, for a socket's path is at most 107 bytes.
@@ -266,8 +268,20 @@ class Host:
 
     def begin(self, program: str, *arguments: str, vm: str) -> Guest:
         """Start one of ``programs/`` in a VM, with ``vgpu-run``."""
-        command = [sys.executable, "-P", "-m", "vgpu.run_main", "--run-dir", str(self.run_dir), "--vm", vm, "--"]
-        guest = Guest(f"{program} in VM {vm}", [*command, sys.executable, str(PROGRAMS / program), *arguments])
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vgpu.run_main",
+            "--run-dir",
+            str(self.run_dir),
+            "--vm",
+            vm,
+            "--",
+        ]
+        guest = Guest(
+            f"{program} in VM {vm}", [*command, sys.executable, str(PROGRAMS / program), *arguments]
+        )
         self._guests.append(guest)
         return guest
 
@@ -298,6 +312,12 @@ class Example:
             self.failures.append(text)
 
     @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A folder that is gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="vgpu-") as path:
+            yield Path(path)
+
+    @contextlib.contextmanager
     def host(self, **how: Any) -> Iterator[Host]:
         """A mediator that lives as long as the block. If the example fails, the end of its log is shown."""
         with Host(self.gpu, **how) as host:
@@ -316,7 +336,11 @@ class Example:
         guests = [host.begin("neighbour.py", vm=f"neighbour-{n + 1}") for n in range(count)]
         for guest in guests:
             guest.until("turn 1")
-        self.say(f"{count} neighbours compute and check every sum" if count > 1 else "a neighbour computes and checks every sum")
+        self.say(
+            f"{count} neighbours compute and check every sum"
+            if count > 1
+            else "a neighbour computes and checks every sum"
+        )
         yield guests
         for number, guest in enumerate(guests, 1):
             self.settle(f"neighbour {number}", guest, pause_ms)
@@ -351,7 +375,9 @@ class Example:
         )
         if pause_ms is not None:
             longest = done["longest_turn_ms"]
-            self.fact(longest <= pause_ms, f"{name} never waited longer than {pause_ms:g} ms ({longest:g} ms)")
+            self.fact(
+                longest <= pause_ms, f"{name} never waited longer than {pause_ms:g} ms ({longest:g} ms)"
+            )
 
 
 def build(source: str, folder: Path, *options: str) -> Path:
@@ -361,7 +387,18 @@ def build(source: str, folder: Path, *options: str) -> Path:
         NotSo: the compiler refuses, or there is none.
     """
     out = folder / (Path(source).stem + ".so")
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", str(out), str(HERE / source), *options]
+    command = [
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-o",
+        str(out),
+        str(HERE / source),
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotSo(f"gcc: {done.stderr}")
@@ -381,7 +418,9 @@ def main(description: str | None, body: Callable[[Example], None]) -> int:
         example.fact(False, str(error))
     took = time.monotonic() - began
     if example.failures or not example.facts:
-        print(f"verdict: DOES NOT HOLD, {len(example.failures)} of {example.facts} facts are wrong ({took:.1f} s)")
+        print(
+            f"verdict: DOES NOT HOLD, {len(example.failures)} of {example.facts} facts are wrong ({took:.1f} s)"
+        )
         return 1
     print(f"verdict: holds, {example.facts} facts ({took:.1f} s)")
     return 0

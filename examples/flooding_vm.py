@@ -13,7 +13,7 @@ import time
 
 from _support import Example, Host, main
 
-SECONDS = 3.0
+SECONDS = 1.2
 LEAST_SHARE = 0.3  # of the neighbour's own half; it is not always hungry, so it need not take all of it
 
 
@@ -30,7 +30,7 @@ def body(example: Example) -> None:
         flood = host.begin("flood.py", f"{SECONDS:g}", vm="floods")
         flood.until("flooding")
         before, began, first = gpu_seconds(host), time.monotonic(), neighbour.turn()
-        time.sleep(SECONDS - 0.5)
+        time.sleep(SECONDS - 0.2)
         after, seconds = gpu_seconds(host), time.monotonic() - began
         beside = (neighbour.turn() - first) / seconds
         used = {vm: after[vm] - before.get(vm, 0) for vm in after}

@@ -31,7 +31,9 @@ def body(example: Example) -> None:
             wait_until(lambda: not is_alive(worker), "the worker is gone")
             example.fact(True, "the worker with the kernel is gone")
             (fault,) = host.ask("faults")
-            example.fact(fault["vm"] == "hangs", f"the ledger has the fault: {fault['error']} {fault['what']}")
+            example.fact(
+                fault["vm"] == "hangs", f"the ledger has the fault: {fault['error']} {fault['what']}"
+            )
             example.goes_on(neighbours)
             successor = host.begin("neighbour.py", vm="hangs")
             successor.until("turn")

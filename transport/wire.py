@@ -11,6 +11,9 @@ import struct
 
 import attrs
 
+# Public here: a client that writes records by hand needs the calls' numbers and the table that they are from.
+from ._generated_calls import TABLE_HASH as TABLE_HASH
+from ._generated_calls import CallId as CallId
 from .errors import LocalProtocolError, RemoteProtocolError
 
 CALL_HEADER_SIZE = 80

@@ -112,17 +112,13 @@ class Gpu:
     def upload(self, address: int, words: array[int]) -> None:
         """Copy 32-bit words to the device."""
         size = ctypes.c_size_t(4 * len(words))
-        self.call(
-            "cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(words.buffer_info()[0]), size
-        )
+        self.call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(words.buffer_info()[0]), size)
 
     def download(self, address: int, count: int) -> array[int]:
         """Copy 32-bit words from the device; waits for the work before it."""
         words = array("I", bytes(4 * count))
         size = ctypes.c_size_t(4 * count)
-        self.call(
-            "cuMemcpyDtoH_v2", ctypes.c_void_p(words.buffer_info()[0]), ctypes.c_uint64(address), size
-        )
+        self.call("cuMemcpyDtoH_v2", ctypes.c_void_p(words.buffer_info()[0]), ctypes.c_uint64(address), size)
         return words
 
     def mul_add(self, address: int, count: int, factor: int, summand: int) -> None:

@@ -17,9 +17,7 @@ def main() -> int:
     gpu.spin(True)
     print("synchronize", gpu.status("cuCtxSynchronize"), flush=True)
     address = ctypes.c_uint64()
-    print(
-        "allocate", gpu.status("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(4096)), flush=True
-    )
+    print("allocate", gpu.status("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(4096)), flush=True)
     return 0
 
 

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger's disk is full: running programs do not notice, newcomers wait, and all goes on when there is room again.
+
+A library that is preloaded into the mediator lets every write to the ledger fail as on a full disk (ENOSPC) while a file
+exists.
+"""
+
+from __future__ import annotations
+
+import time
+
+from _support import Example, build, main, wait_until
+
+FULL_SECONDS = 4.0
+
+
+def body(example: Example) -> None:
+    with example.folder() as folder:
+        flag = folder / "full"
+        preload = build("preload/full_disk.c", folder, "-ldl")
+        settings = {"FULL_DISK_NAME": "ledger.sqlite", "FULL_DISK_WHILE": str(flag)}
+        with (
+            example.host(preload=preload, environment=settings) as host,
+            example.neighbours(host) as neighbours,
+        ):
+            mediator, sessions = host.pid, len(host.sessions())
+            leaver = host.begin("neighbour.py", vm="leaves")
+            leaver.until("turn")
+            flag.touch()
+            example.say(f"the disk is full for {FULL_SECONDS:g} s; two programs come, and one that runs ends")
+            began = time.monotonic()
+            newcomers = [host.begin("neighbour.py", vm=f"late-{n}") for n in range(2)]
+            time.sleep(FULL_SECONDS / 2)
+            example.settle("a program that ends meanwhile", leaver)
+            time.sleep(FULL_SECONDS / 2)
+            example.fact(host.is_running and host.pid == mediator, "the mediator runs")
+            example.fact(
+                all(n.turn() == 0 and n.process.poll() is None for n in newcomers),
+                "the newcomers wait: no session begins that the ledger does not have",
+            )
+            example.goes_on(neighbours)
+            example.fact(host.ask("health")["ok"], "administrators are answered")
+            restarts = {actor["name"]: actor["restarts"] for actor in host.ask("tree")[0]["children"]}
+            tries = restarts["mediator/ledger"]
+            example.fact(
+                tries > 0, f"the ledger's actor was started again {tries} times, further and further apart"
+            )
+            flag.unlink()
+            waited = time.monotonic() - began
+            for newcomer in newcomers:
+                newcomer.until("turn")
+            after = time.monotonic() - began - waited
+            example.fact(True, f"with room again the newcomers were in after {after:.1f} s")
+            for number, newcomer in enumerate(newcomers, 1):
+                example.settle(f"newcomer {number}", newcomer)
+            wait_until(lambda: len(host.sessions()) == sessions, "their sessions have ended")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(__doc__, body))
