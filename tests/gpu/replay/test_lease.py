@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases with a token: they begin when the turn word says so, and the worker hands the word on by itself."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.replay.guest import CONTEXT, HEAD, Replayed, until
+from vgpu.gpu._replay import lib
+from vgpu.gpu.turn import TURN_FILE_SIZE, Hands, SharedTurn, open_turn_file, turn_path
+from vgpu.transport._generated_calls import CallId
+
+DEVICE_BUSY = 1001
+MINE, OTHER = 5, 9
+MS = 1_000_000
+
+
+class Sharing(Replayed):
+    """A replay that shares a turn word."""
+
+    def __init__(self, library: Path, word: Path) -> None:
+        self._word = word
+        super().__init__(library, leased=False)
+
+    def _run(self) -> None:
+        descriptor = open_turn_file(self._word)
+        assert lib.vgpu_replay_share_turn(self.replay, descriptor) == 0
+        os.close(descriptor)
+        super()._run()
+
+
+@pytest.fixture
+def turn(tmp_path: Path) -> Iterator[SharedTurn]:
+    word = SharedTurn(turn_path(tmp_path, 0))
+    yield word
+    word.close()
+
+
+@pytest.fixture
+def session(fake_driver: Path, tmp_path: Path, turn: SharedTurn) -> Iterator[Replayed]:
+    """A session that shares the word and has no lease yet; one record waits."""
+    running = Sharing(fake_driver, turn_path(tmp_path, 0))
+    running.guest.send(CallId.wirePrimaryRetain, CONTEXT, 0)
+    assert until(lambda: running.grant.get("demand") == 1)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def consumed(session: Replayed) -> bool:
+    return session.guest.u64(HEAD) == session.guest.tail
+
+
+def grant(session: Replayed, **how: int) -> None:
+    session.grant.grant(deadline_ns=how.pop("deadline_ns", 0), token=MINE, **how)
+    session.kick()
+
+
+def test_it_waits_for_its_turn_and_begins_without_being_told(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(OTHER, MINE))
+    grant(session)
+    time.sleep(0.02)
+    assert not consumed(session)
+    assert turn.swap(Hands(OTHER, MINE), Hands(MINE, 0))  # as another worker does; nobody kicks
+    assert until(lambda: consumed(session))
+    assert session.grant.get("ended_token") == 0
+
+
+def test_the_turn_is_passed_on_when_the_work_is_done(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(MINE, OTHER))
+    grant(session)
+    guest = session.guest
+    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 60).status == 0
+    guest.ask(CallId.cuStreamCopyAttributes, 0, 0)
+    began = time.monotonic()
+    grant(session, deadline_ns=time.monotonic_ns())
+    guest.send(CallId.wireSetContext, CONTEXT)
+    time.sleep(0.02)
+    assert turn.load() == Hands(MINE, OTHER)
+    assert until(lambda: turn.load() == Hands(OTHER, 0))
+    assert time.monotonic() - began > 0.04
+    assert session.grant.get("ended_token") == MINE
+    assert 40 * MS < session.grant.get("held_ns") < 1000 * MS
+    assert not consumed(session)
+
+
+def test_a_slice_counts_from_the_beginning(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(OTHER, MINE))
+    grant(session, slice_ns=5 * MS)
+    time.sleep(0.03)
+    assert turn.swap(Hands(OTHER, MINE), Hands(MINE, 0))
+    assert until(lambda: consumed(session))
+    assert until(lambda: turn.load() == Hands())
+    assert session.grant.get("ended_token") == MINE
+    assert session.grant.get("held_ns") < 30 * MS
+
+
+def test_an_open_ended_lease_is_ended_by_the_same_token(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(MINE, 0))
+    grant(session)
+    assert until(lambda: consumed(session))
+    time.sleep(0.02)
+    assert turn.load() == Hands(MINE, 0)
+    assert turn.swap(Hands(MINE, 0), Hands(MINE, OTHER))
+    grant(session, deadline_ns=1)
+    assert until(lambda: turn.load() == Hands(OTHER, 0))
+
+
+def test_with_nothing_to_do_a_lease_is_declined(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(MINE, 0))
+    grant(session, slice_ns=5 * MS)
+    assert until(lambda: session.grant.get("ended_token") == MINE)
+    held = session.grant.get("held_ns")
+    assert turn.swap(Hands(), Hands(OTHER, MINE + 1))
+    session.grant.grant(deadline_ns=0, token=MINE + 1, slice_ns=5 * MS)
+    session.kick()
+    assert until(lambda: session.grant.get("ended_token") == MINE + 1)
+    assert session.grant.get("held_ns") == held
+    assert turn.load() == Hands(OTHER, MINE + 1)  # the mediator takes it out of the word
+
+
+def test_who_was_passed_over_says_so_and_asks_again(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(OTHER, MINE))
+    grant(session, slice_ns=5 * MS)
+    time.sleep(0.01)
+    session.events()
+    assert turn.swap(Hands(OTHER, MINE), Hands(OTHER, 0))
+    assert until(lambda: session.grant.get("ended_token") == MINE)
+    assert until(lambda: bool(session.events() & 1))
+    assert session.grant.get("held_ns") == 0
+    assert not consumed(session)
+
+
+def test_a_turn_word_must_be_whole_and_is_shared_once(session: Replayed, tmp_path: Path) -> None:
+    short = os.open(tmp_path / "short", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(short, 8)
+    fresh = lib.vgpu_replay_new()
+    assert lib.vgpu_replay_share_turn(fresh, short) == 22
+    os.ftruncate(short, TURN_FILE_SIZE)
+    assert lib.vgpu_replay_share_turn(fresh, short) == 0
+    assert lib.vgpu_replay_share_turn(fresh, short) == 22
+    lib.vgpu_replay_free(fresh)
+    os.close(short)
+
+
+def test_the_word_in_memory(turn: SharedTurn, tmp_path: Path) -> None:
+    assert turn.swap(Hands(), Hands(3, 4))
+    assert not turn.swap(Hands(), Hands(7, 8))
+    assert turn.load() == Hands(3, 4)
+    assert struct.unpack("<II", turn_path(tmp_path, 0).read_bytes()[:8]) == (3, 4)
