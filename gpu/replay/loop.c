@@ -179,6 +179,7 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
         return;
     loop->polled_ns = now;
     if (loop->private->error == 0 && replay_poll_driver(replay, now)) {
+        replay_pulse_look(replay, now, true);
         loop->unfinished = false;
         loop->quiet_since_ns = now;
         loop->unfinished_since_ns = 0;

@@ -243,7 +243,8 @@ void replay_pulse_look(struct vgpu_replay *replay, uint64_t now, bool is_idle)
             track->seen = seen;
             track->since_ns = pulse->progress_ns = now;
         }
-        if (is_idle) /* the driver says so, and it does not lie to us */
+        /* The driver says so, and it does not lie to us; but a stream that captures is called empty without asking. */
+        if (is_idle && (track->stream == NULL || track->stream == track || !replay_is_capturing(replay, track->stream)))
             track->unmarked = 0;
         if (track->unmarked != 0 && now - track->unmarked_since_ns > TAIL_NS && replay->private->error == 0 &&
             replay_select_context(replay, track->slot))

@@ -22,7 +22,7 @@ from typing import Any
 from vgpu.gpu._replay import ffi, lib
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.account import open_account_file
-from vgpu.transport.layout import DEVICE_PAGE_SIZE, GRANT_PAGE_SIZE, GrantPage
+from vgpu.transport.layout import DEVICE_PAGE_SIZE, GrantPage
 from vgpu.transport.wire import FLAG_REPLY, CallHeader, Result
 
 HERE = Path(__file__).parent
@@ -188,7 +188,7 @@ class Replayed:
         assert size
         self.segment_fd, self.grant_fd = os.memfd_create("segment"), os.memfd_create("grant")
         os.ftruncate(self.segment_fd, size)
-        os.ftruncate(self.grant_fd, GRANT_PAGE_SIZE)
+        os.ftruncate(self.grant_fd, lib.VGPU_GRANT_FILE_SIZE)
         self.driver = lib.vgpu_replay_driver(self.replay)
         wrong = lib.vgpu_driver_open(self.driver, os.fsencode(library))
         assert wrong == ffi.NULL, ffi.string(wrong)
