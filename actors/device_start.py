@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -62,6 +63,7 @@ class DeviceStarter:
     """Finds, starts and ends the device processes of one run directory."""
 
     run_dir: Path
+    socket_group: Callable[[], str] = str  # who besides us may connect a QEMU to devices that are started now
 
     async def open(self, vm: VmRecord) -> OpenedDevice:
         """Connect to the VM's device; where there is none, or one that is out of date and has no QEMU, start one.
@@ -75,7 +77,7 @@ class DeviceStarter:
         path = device_socket_path(self.run_dir, vm.name)
         link = await _connect(path)
         if link is None:
-            return await _start(self.run_dir, vm, path)
+            return await _start(self.run_dir, vm, path, self.socket_group())
         hello = link.described
         if is_current(hello) and _is_as_registered(hello, vm):
             return OpenedDevice(link)
@@ -85,7 +87,7 @@ class DeviceStarter:
             )
             return OpenedDevice(link)
         await _end(link)
-        return await _start(self.run_dir, vm, path)
+        return await _start(self.run_dir, vm, path, self.socket_group())
 
     async def stop(self, vm: str) -> bool:
         """End the VM's device, if there is one; its sessions end with it. Was a QEMU connected?
@@ -133,10 +135,17 @@ async def _end(link: DeviceLink) -> None:
         await link.aclose()
 
 
-async def _start(run_dir: Path, vm: VmRecord, path: Path) -> OpenedDevice:
+async def _start(run_dir: Path, vm: VmRecord, path: Path, socket_group: str) -> OpenedDevice:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = path.with_suffix(".log")
-    command = stub_command(run_dir, vm.name, bar1_bytes=vm.bar1_bytes, slots=vm.slots, variant=vm.variant)
+    command = stub_command(
+        run_dir,
+        vm.name,
+        bar1_bytes=vm.bar1_bytes,
+        slots=vm.slots,
+        variant=vm.variant,
+        socket_group=socket_group,
+    )
     with log.open("ab") as output:
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

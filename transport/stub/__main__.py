@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: python -m vgpu.transport.stub --run-dir DIR --vm NAME [--bar1-bytes N] [--slots N] [--variant V].
+"""The command: python -m vgpu.transport.stub --run-dir DIR --vm NAME [--bar1-bytes N] [--slots N] [--variant V]
+[--socket-group GROUP].
 
 Exit status: 0 told to leave; 2 wrong options; 3 a living device process of that VM is there; 1 anything else.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import grp
 import logging
 import os
 import sys
@@ -51,6 +53,9 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Geometry]:
     parser.add_argument(
         "--variant", type=Variant, default=Variant.CONVENTIONAL, help="conventional or express"
     )
+    parser.add_argument(
+        "--socket-group", type=_group, metavar="GROUP", help="who besides this user may connect a QEMU"
+    )
     options = parser.parse_args(arguments)
     if not NAME_PATTERN.fullmatch(options.vm):
         parser.error(f"--vm {options.vm!r} is no name for a VM")
@@ -58,6 +63,26 @@ def _parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Geometry]:
         return options, cut_bar1(options.bar1_bytes, options.slots)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _group(name: str) -> int:
+    """A group's number, of its name or number."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no group {name!r}") from None
+
+
+def _let_through(folder: Path, group: int | None) -> None:
+    """Have the members of a group reach the sockets of a folder by their names, and not list them.
+
+    The folder is shared with devices of other VMs; one that was started without a group leaves it as it is.
+    """
+    if group is not None:
+        os.chown(folder, -1, group)
+        folder.chmod(0o710)
 
 
 @contextmanager
@@ -101,7 +126,9 @@ async def _run(options: argparse.Namespace, geometry: Geometry, keeper: Keeper) 
         device = GpuDevice.assemble(registers, memory, options.variant)
         with contextlib.closing(Directory(memory.descriptor, registers)) as directory:
             await make_process(options.vm, device, directory, keeper).run(
-                vfio_socket_path(options.run_dir, options.vm), device_socket_path(options.run_dir, options.vm)
+                vfio_socket_path(options.run_dir, options.vm),
+                device_socket_path(options.run_dir, options.vm),
+                options.socket_group,
             )
 
 
@@ -117,6 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
     devices = device_socket_path(options.run_dir, options.vm).parent
     for folder in (devices, vfio_socket_path(options.run_dir, options.vm).parent):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        _let_through(vfio_socket_path(options.run_dir, options.vm).parent, options.socket_group)
+    except OSError as error:
+        log.error("cannot let the group %d in: %s", options.socket_group, error)
+        return 1
     try:
         with _alone(devices / f"{options.vm}.lock"):
             trio.run(_run, options, geometry, start_keeper())

@@ -50,15 +50,17 @@ def stub_command(
     bar1_bytes: int = DEFAULT_BAR1,
     slots: int = DEFAULT_SLOTS,
     variant: Variant | str = Variant.CONVENTIONAL,
+    socket_group: str = "",
 ) -> list[str]:
     """The command line of a VM's device process. It says on stderr what it does, and leaves with 0 if told to.
 
-    Exit status 3: a living device process of that VM is there already; connect to that one.
+    ``socket_group``: a group of this host whose members may connect a QEMU; "": its own user alone. Exit status 3: a living device process of that VM is there already; connect to that one.
     """
     return [
         *(sys.executable, "-P", "-m", "vgpu.transport.stub"),
         *("--run-dir", str(run_dir), "--vm", vm),
         *("--bar1-bytes", str(bar1_bytes), "--slots", str(slots), "--variant", Variant(variant).value),
+        *(("--socket-group", socket_group) if socket_group else ()),
     ]
 
 

@@ -99,10 +99,10 @@ class DeviceProcess:
         if self.keeper is not None:
             self.server.witness = self.keeper
 
-    async def run(self, vfio_socket: Path, device_socket: Path) -> None:
+    async def run(self, vfio_socket: Path, device_socket: Path, group: int | None = None) -> None:
         """Serve until told to leave, by the mediator, by SIGTERM, or because nobody needs the device any more.
 
-        The device's socket appears last. Both are removed at the end; workers are left to notice the end of
+        QEMUs of this user may connect, and with ``group`` those of its members. The device's socket appears last. Both are removed at the end; workers are left to notice the end of
         their lifelines, which end with the process.
 
         Raises:
@@ -112,7 +112,7 @@ class DeviceProcess:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._perform(self.core.start())
-                await nursery.start(self.server.serve, vfio_socket)
+                await nursery.start(self.server.serve, vfio_socket, group)
                 nursery.start_soon(self._run_clock)
                 nursery.start_soon(self._leave_on, signals)
                 with _listen(device_socket) as listener:

@@ -92,9 +92,15 @@ class DeviceServer:
     _idle: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     async def serve(
-        self, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        path: Path,
+        group: int | None = None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Listen at ``path`` and serve until cancelled; a socket file left there is replaced.
+
+        This user may connect, and with ``group`` its members.
 
         Cancelling closes the connection and removes the file; the device keeps its state. QEMU then reads ones.
 
@@ -105,7 +111,11 @@ class DeviceServer:
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
             await listener.bind(str(path))
             try:
-                path.chmod(0o600)
+                if group is None:
+                    path.chmod(0o600)
+                else:
+                    os.chown(path, -1, group)
+                    path.chmod(0o660)
                 listener.listen(4)
                 async with trio.open_nursery() as nursery:
                     task_status.started()
