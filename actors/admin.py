@@ -40,10 +40,12 @@ from .messages import (
     ListVms,
     RegisterVm,
     Sample,
+    SampleGpu,
     ScheduleState,
     UnregisterVm,
     VmRecord,
 )
+from .metrics import RenderMetrics
 from .trace_desk import TraceDesk
 from .unix_listener import UnixListener
 from .vm_settings import BadVm, changes_from, check_name, pool_from, vm_from
@@ -58,10 +60,12 @@ INTERNAL_ERROR = -32603
 # What a program sees whose session an administrator ended.
 CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 START_SECONDS = 45.0
+LEDGER_SECONDS = 5.0
 FLEET = "mediator/fleet"
 QUARANTINE = "mediator/quarantine"
 
 Parameters = Mapping[str, Any]
+Reload = Callable[[ActorSystem], Awaitable[Any]]
 
 
 def to_json(value: Any) -> Any:
@@ -90,6 +94,7 @@ class Admin(UnixListener):
     gpus: tuple[str, ...]  # supervisors, one for each GPU
     tree: Callable[[], tuple[ActorSnapshot, ...]]
     describe: dict[str, object] = attrs.Factory(dict)
+    reload: Reload | None = None
     _tracing: TraceDesk | None = attrs.field(default=None, init=False)
 
     async def started(self) -> None:
@@ -169,11 +174,19 @@ class Admin(UnixListener):
             "tree": self._tree,
             "schedule": self._schedule,
             "runtime": self._runtime,
+            "metrics": self._metrics,
+            "reload": self._reload,
+            "gpu": self._gpu,
             **(self._tracing.methods(peer) if self._tracing is not None else {}),
         }
 
     async def _health(self, _: Parameters) -> Any:
-        return {"ok": True, **self.describe}
+        try:
+            ledger = await self.find("mediator/ledger").ask(CheckLedger(), timeout_seconds=LEDGER_SECONDS)
+            trouble = [f"ledger: {ledger.trouble} ({ledger.path})"] if ledger.trouble else []
+        except ActorError as error:
+            trouble = [f"ledger: {error}"]
+        return {"ok": not trouble, **self.describe, "trouble": trouble}
 
     async def _sessions(self, _: Parameters) -> Any:
         return await self.find("mediator/telemetry").ask(ListSessions())
@@ -282,6 +295,18 @@ class Admin(UnixListener):
             "dead_letters": system.recent_dead_letters(),
             "stuck_handlers": [str(stuck) for stuck in system.recent_stuck_handlers()],
         }
+
+    async def _gpu(self, _: Parameters) -> Any:
+        return await self.find("mediator/telemetry").ask(SampleGpu())
+
+    async def _metrics(self, _: Parameters) -> Any:
+        text = await self.find("mediator/metrics").ask(RenderMetrics(), timeout_seconds=START_SECONDS)
+        return text.decode()
+
+    async def _reload(self, _: Parameters) -> Any:
+        if self.reload is None:
+            raise ActorError("this mediator was started without a configuration that could be read again")
+        return await self.reload(self.life.system)
 
     async def _schedule(self, _: Parameters) -> Any:
         names = [f"{gpu}/scheduler" for gpu in self.gpus]

@@ -238,7 +238,9 @@ class Device(Actor):
     async def _ask_quarantine(self) -> None:
         while True:
             try:
-                self._is_quarantined = await self.find("mediator/ledger").ask(GetQuarantine(self.vm)) is not None
+                self._is_quarantined = (
+                    await self.find("mediator/ledger").ask(GetQuarantine(self.vm)) is not None
+                )
                 return
             except ActorError as error:
                 _log.warning("nobody can say yet whether %s is quarantined: %s", self.vm, error)

@@ -47,6 +47,16 @@ LEDGER_SECONDS = 10.0
 
 
 @attrs.frozen
+class SetQuantum:
+    """The length of a lease while several sessions compete, from the next lease on.
+
+    How far priorities may be ahead of their share stays as it was when this scheduler began: orders are kept by it.
+    """
+
+    quantum_ns: int
+
+
+@attrs.frozen
 class Expire:
     """Something is due: a holder's time to hand over is past, or somebody has waited for long."""
 
@@ -107,6 +117,10 @@ class Scheduler(Actor):
     def set_pool(self, message: SetPool) -> None:
         now = time.monotonic_ns()
         self._configure(lambda: self._schedule.set_pool(message.pool, message.weight, now))
+
+    @handles(SetQuantum)
+    def set_quantum(self, message: SetQuantum) -> None:
+        self.quantum_ns = self._schedule.quantum_ns = message.quantum_ns
 
     def _configure(self, change: Callable[[], list[Grant]]) -> None:
         try:

@@ -55,6 +55,13 @@ class Spawn(Protocol):
 
 
 @attrs.frozen
+class SetWarm:
+    """Keep so many workers ready from now on; those that are too many end."""
+
+    count: int
+
+
+@attrs.frozen
 class WorkerReady:
     """A worker is warm (or failed to become so)."""
 
@@ -67,6 +74,12 @@ class WorkerReady:
 def _device_page_of(link: WorkerLink) -> bytes:
     """What a warm worker has found out about its GPU. Once it has a guest, that may write there what it likes."""
     return os.pread(link.segment_fd, DEVICE_PAGE_SIZE, 0)
+
+
+def _end(worker: WorkerHandle) -> None:
+    """Kill a warm worker: it has nothing to lose."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGKILL)
 
 
 async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
@@ -110,6 +123,7 @@ class WorkerPool(Actor):
     _driver_version: int = 0
     _device_page: bytes = b""
     _starting: int = 0
+    _surplus: int = 0  # how many of those that are being started nobody wants any more
     _retry_seconds: float = RETRY_SECONDS
     # Why the last start failed, until the next try.
     _trouble: str = ""
@@ -221,7 +235,11 @@ class WorkerPool(Actor):
             self._asking.pop().answer(self._driver_version)
         while self._asking_page:
             self._asking_page.pop().answer(self._device_page)
-        self._ready.append(message.handle)
+        if self._surplus:
+            self._surplus -= 1
+            _end(message.handle)
+        else:
+            self._ready.append(message.handle)
         self._serve()
 
     async def _fill_later(self, seconds: float) -> None:
@@ -229,11 +247,21 @@ class WorkerPool(Actor):
         self._trouble = ""
         self._fill()
 
+    @handles(SetWarm)
+    def set_warm(self, message: SetWarm) -> None:
+        self.warm = message.count
+        while len(self._ready) > self.warm:
+            _end(self._ready.pop())
+        # Those that are just being started may be too many, too.
+        self._surplus = max(len(self._ready) + self._starting - self.warm - len(self._waiting), 0)
+        self._fill()
+
     @handles(TakeWorker)
     def take(self, message: TakeWorker) -> None:
         reply = self.take_reply()
         if reply is not None:
             self._waiting.append(reply)
+            self._surplus = 0
         self._serve()
         self._fill()
 

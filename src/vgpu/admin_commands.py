@@ -51,6 +51,8 @@ class Command:
     ask: Callable[[AdminClient, argparse.Namespace], Any]
     show: Callable[[Any], str]
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    run: Callable[[argparse.Namespace], int] | None = None  # instead of all that: does it itself, is the exit status
+    is_good: Callable[[Any], bool] = lambda answer: True  # else the exit status is 1
 
 
 def _quantity(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -564,7 +566,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set-pool-weight", "a pool's share against other pools', from now on", _set_pool_weight, _show_pool, _pool_weight_options),
     Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
     Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
-    Command("show-health", "is the mediator well, and what does it serve", _health, _show_fields),
+    Command("show-health", "is the mediator well, and what does it serve; ends with 1 if it is not", _health, _show_fields, is_good=lambda a: bool(a["ok"])),
     Command("show-faults", "what programs did that ended in an error, newest first", faults, show_faults, faults_options),
     Command("quarantine", "end a VM's programs, and let no new ones have the GPU", quarantine, show_quarantine, quarantine_options),
     Command("clear-quarantine", "let a quarantined VM have the GPU again", clear_quarantine, show_cleared, _vm_name),

@@ -16,6 +16,8 @@ from pathlib import Path
 from vgpu import __version__
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.admin_commands import COMMANDS, NotDone
+from vgpu.admin_seeing import SEEING
+from vgpu.admin_tables import say
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
 
@@ -27,6 +29,8 @@ EXAMPLES = """examples:
   vgpu-admin set-memory --vm-name=user1 --memory=8GiB
   vgpu-admin show-vm --vm-name=user1 --json
   vgpu-admin kill-session 12
+  vgpu-admin top
+  vgpu-admin doctor
 """
 
 
@@ -42,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion_option(parser)
     _add_common(parser, None, False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for command in (*COMMANDS, *SEEING):
         own = commands.add_parser(command.name, help=command.help, description=f"{command.help}.")
         command.options(own)
         # Before the command or behind it: the one that is said counts.
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     complete_if_asked(parser)
     options = parser.parse_args(arguments)
     try:
+        if options.row.run is not None:
+            return int(options.row.run(options))
         with AdminClient(options.run_dir or run_directory(os.environ)) as client:
             answer = options.row.ask(client, options)
     except RequestRefused as error:
@@ -76,11 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vgpu-admin: {error}", file=sys.stderr)
         return 1
     try:
-        print(json.dumps(answer, indent=2) if options.json else options.row.show(answer))
+        if options.json:
+            print(json.dumps(answer, indent=2))
+        else:
+            say(options.row.show(answer))
     except BrokenPipeError:
         # Whoever read has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return 0 if options.row.is_good(answer) else 1
 
 
 if __name__ == "__main__":

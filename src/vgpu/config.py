@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mediator's settings: command line over configuration file over defaults, read once.
+"""The mediator's settings: command line over configuration file over defaults.
 
 The file is TOML with one table, ``[mediator]``, whose keys are the long options with underscores. An
-unknown key or a value of the wrong kind is refused with the file's name and the key.
+unknown key, a value of the wrong kind or one that is out of range is refused with the file's name, the key and the line.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 GPU_CHOICES = ("auto", "nvidia", "software")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+# What a running mediator can take over; the rest is said to need a restart.
+LIVE: Final = ("warm_workers", "quantum_ms", "log_level", "log_format", "metrics", "socket_group")
 
 
 class ConfigError(ValueError):
-    """The configuration file cannot be meant; the message names file and key."""
+    """A setting that cannot be meant; the message names the key, and file and line where it stands in one."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @attrs.frozen
@@ -36,6 +42,7 @@ class Settings:
     log_level: str = "info"
     log_format: str = "text"
     metrics: tuple[str, int] | None = None
+    socket_group: str = ""  # who besides the mediator's user may connect a QEMU; "": nobody
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -49,6 +56,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "log_level": (str,),
     "log_format": (str,),
     "metrics": (str,),
+    "socket_group": (str,),
 }
 
 
@@ -64,51 +72,110 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     good_host = bool(host) and host.isprintable() and not set(host) & set(" []/@")
     if not colon or not good_host or bracketed is not (":" in host):
-        raise ConfigError(f"metrics is {text!r}, expected HOST:PORT like 127.0.0.1:9400 or [::1]:9400")
+        raise ConfigError(
+            f"metrics is {text!r}, expected HOST:PORT like 127.0.0.1:9400 or [::1]:9400", "metrics"
+        )
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise ConfigError(f"metrics is {text!r}: the port {port!r} is not a number from 0 to 65535")
+        raise ConfigError(
+            f"metrics is {text!r}: the port {port!r} is not a number from 0 to 65535", "metrics"
+        )
     return host, int(port)
 
 
-def read_file(path: Path) -> dict[str, Any]:
+class FileValues(dict[str, Any]):
+    """Values of a configuration file that know where they stand."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, text: str) -> None:
+        super().__init__(values)
+        self.path = path
+        self._text = text
+
+    def place(self, key: str) -> str:
+        """``FILE, line N`` of a key."""
+        return f"{self.path}, line {line_of(self._text, 'mediator', key)}"
+
+
+def line_of(text: str, table: str, key: str | None = None) -> int:
+    """The line, from 1, where a key of a table begins, or the table itself; 0 where a valid text has it not.
+
+    The parser tells no places, so it is asked: the key begins behind the last lines that are a whole file without it.
+    """
+    lines = text.splitlines(keepends=True)
+    whole = 0
+    for count in range(1, len(lines) + 1):
+        try:
+            found = tomllib.loads("".join(lines[:count])).get(table)
+        except tomllib.TOMLDecodeError:
+            continue  # in the middle of a value of several lines
+        if found is not None and (key is None or (isinstance(found, dict) and key in found)):
+            return whole + 1
+        whole = count
+    return 0
+
+
+def read_file(path: Path) -> FileValues:
     """Values of a configuration file.
 
     Raises:
         ConfigError: not to be read, not TOML, an unknown key, or a value of the wrong kind.
     """
     try:
-        document = tomllib.loads(path.read_text())
+        text = path.read_text()
+        document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     for name in document:
         if name != "mediator":
-            raise ConfigError(f"{path}: unknown table [{name}]; settings stand in [mediator]")
-    values: dict[str, Any] = document.get("mediator", {})
+            line = line_of(text, name)
+            if isinstance(document[name], dict):
+                raise ConfigError(
+                    f"{path}, line {line}: unknown table [{name}]; settings stand in [mediator]", name
+                )
+            raise ConfigError(f"{path}, line {line}: {name} stands before [mediator], not in it", name)
+    values = document.get("mediator", {})
+    if not isinstance(values, dict):
+        line = line_of(text, "mediator")
+        raise ConfigError(f"{path}, line {line}: mediator is {values!r}, expected the table [mediator]")
+    known = FileValues(values, path, text)
     for key, value in values.items():
         if key not in _KINDS:
-            raise ConfigError(f"{path}: unknown key {key!r}; known are {', '.join(sorted(_KINDS))}")
+            names = ", ".join(sorted(_KINDS))
+            raise ConfigError(f"{known.place(key)}: unknown key {key!r}; known are {names}", key)
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
             names = " or ".join(k.__name__ for k in _KINDS[key])
-            raise ConfigError(f"{path}: {key} is {value!r}, expected {names}")
-    return values
+            raise ConfigError(f"{known.place(key)}: {key} is {value!r}, expected {names}", key)
+    return known
 
 
 def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
     """Lay values over defaults, later layers winning; None means "not said".
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range; one of a file's is named with its line.
     """
     merged: dict[str, Any] = {}
+    said_by: dict[str, Mapping[str, Any]] = {}
     for layer in layers:
-        merged.update({k: v for k, v in layer.items() if v is not None})
+        for key, value in layer.items():
+            if value is not None:
+                merged[key], said_by[key] = value, layer
+    try:
+        return _checked(defaults, merged)
+    except ConfigError as error:
+        source = said_by.get(error.key)
+        if isinstance(source, FileValues):
+            raise ConfigError(f"{source.place(error.key)}: {error}", error.key) from None
+        raise
+
+
+def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
     for key in ("run_dir", "state_dir", "library"):
         if key in merged:
             merged[key] = Path(merged[key])
     if "metrics" in merged:
-        merged["metrics"] = parse_address(merged["metrics"])
+        merged["metrics"] = parse_address(merged["metrics"]) if merged["metrics"] else None
     if "devices" in merged:
         merged["devices"] = tuple(merged["devices"])
     settings = attrs.evolve(defaults, **merged)
@@ -122,8 +189,26 @@ def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
     )
     for key, good, expected in checks:
         if not good:
-            raise ConfigError(f"{key} is {getattr(settings, key)!r}, expected {expected}")
+            raise ConfigError(f"{key} is {getattr(settings, key)!r}, expected {expected}", key)
+    if settings.socket_group:
+        find_group(settings.socket_group)
     return settings
+
+
+def find_group(name: str) -> int:
+    """The number of a group of this host, by name or number.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    import grp
+
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"socket_group is {name!r}, and there is no such group", "socket_group") from None
 
 
 def _are_devices(devices: tuple[Any, ...]) -> bool:

@@ -35,7 +35,7 @@ from pathlib import Path
 import attrs
 
 from vgpu.actors import ActorSnapshot, ActorSystem, Crashed, StartFailed, open_system
-from vgpu.actors.admin import Admin
+from vgpu.actors.admin import Admin, Reload
 from vgpu.actors.connection import Connection
 from vgpu.actors.device import Device
 from vgpu.actors.device_start import DeviceStarter
@@ -79,14 +79,13 @@ class GpuPlan:
 
 
 @attrs.define(eq=False)
-class MetricsAddress:
-    """Where metrics are served, host and port, or nowhere. Changed by a reload, read by every life of the actor."""
+class LiveSettings:
+    """What a reload changes while the mediator runs. Every life of an actor reads it anew; None: as the plan says."""
 
-    value: tuple[str, int] | None = None
-
-    def get(self) -> tuple[str, int] | None:
-        """As it is now."""
-        return self.value
+    metrics: tuple[str, int] | None = None  # host and port, or nowhere
+    warm_workers: int | None = None
+    quantum_ns: int | None = None
+    socket_group: str = ""
 
 
 @attrs.frozen
@@ -97,13 +96,14 @@ class MediatorPlan:
     state_dir: Path
     gpus: tuple[GpuPlan, ...]
     describe: dict[str, object] = attrs.Factory(dict)
-    metrics: MetricsAddress = attrs.Factory(MetricsAddress)
+    live: LiveSettings = attrs.Factory(LiveSettings)
+    reload: Reload | None = None  # reads the configuration again, for administrators
     library: Path | None = None  # the real libcuda, beside which its NVML is looked for
     quarantine: QuarantineRule = attrs.field(factory=QuarantineRule)
     quarantine_kinds: tuple[str, ...] = COUNTED
 
 
-def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
+def gpu_spec(plan: GpuPlan, run_dir: Path, live: LiveSettings) -> SupervisorSpec:
     """The actors of one GPU. Its scheduler's death restarts what depends on it, never the workers' sessions."""
     name = f"gpu{plan.index}"
     path = f"mediator/gpus/{name}"
@@ -115,20 +115,20 @@ def gpu_spec(plan: GpuPlan, run_dir: Path) -> SupervisorSpec:
         shutdown=5.0,
         start_timeout_seconds=30.0,
     )
-    pool = partial(
-        WorkerPool,
-        f"{path}/executors",
-        run_dir / "workers",
-        plan.spawn,
-        plan.warm_workers,
-        prefix=plan.worker_prefix,
-    )
+
+    def pool() -> WorkerPool:
+        warm = plan.warm_workers if live.warm_workers is None else live.warm_workers
+        workers = run_dir / "workers"
+        return WorkerPool(f"{path}/executors", workers, plan.spawn, warm, prefix=plan.worker_prefix)
+
+    def scheduler() -> Scheduler:
+        quantum_ns = plan.quantum_ns if live.quantum_ns is None else live.quantum_ns
+        return Scheduler(quantum_ns, turn_path(run_dir, plan.index), "mediator/ledger")
+
     return SupervisorSpec(
         name,
         (
-            ChildSpec(
-                "scheduler", Scheduler, (plan.quantum_ns, turn_path(run_dir, plan.index), "mediator/ledger")
-            ),
+            ChildSpec("scheduler", scheduler),
             ChildSpec("watchdog", Watchdog),
             SupervisorSpec("executors", (executor,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
             ChildSpec("workers", pool),
@@ -151,7 +151,12 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     telemetry = partial(Telemetry, f"{gpus[0]}/workers", partial(sampler_for, libcuda=plan.library))
     executors = tuple(f"{gpu}/executors" for gpu in gpus)
     connection = ChildSpec("connection", _connection, (executors,))
-    device = ChildSpec("device", Device, (DeviceStarter(plan.run_dir), executors), shutdown=10.0)
+    device = ChildSpec(
+        "device",
+        Device,
+        (DeviceStarter(plan.run_dir, lambda: plan.live.socket_group), executors),
+        shutdown=10.0,
+    )
     return SupervisorSpec(
         "mediator",
         (
@@ -161,7 +166,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
             SupervisorSpec(
                 "gpus",
-                tuple(gpu_spec(g, plan.run_dir) for g in plan.gpus),
+                tuple(gpu_spec(g, plan.run_dir, plan.live) for g in plan.gpus),
                 Strategy.ONE_FOR_ONE,
                 INTENSITY,
                 PERIOD_SECONDS,
@@ -171,10 +176,14 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             SupervisorSpec(
                 "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
             ),
-            ChildSpec("quarantine", QuarantineKeeper, (gpus, "mediator/devices", plan.quarantine, plan.quarantine_kinds)),
+            ChildSpec(
+                "quarantine",
+                QuarantineKeeper,
+                (gpus, "mediator/devices", plan.quarantine, plan.quarantine_kinds),
+            ),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
-            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe)),
-            ChildSpec("metrics", Metrics, (plan.metrics.get, plan.describe, gpus)),
+            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe, plan.reload)),
+            ChildSpec("metrics", Metrics, (lambda: plan.live.metrics, plan.describe, gpus)),
         ),
         # A ledger's restart must not end sessions; every actor finds the others by name again.
         Strategy.ONE_FOR_ONE,

@@ -3,7 +3,8 @@
 
 Ready means: sd_notify READY was sent (where systemd asked for it) and ``mediator.sock`` exists. SIGTERM
 drains: nobody new is let in, and the daemon ends when the last session has. A second SIGTERM (or SIGINT)
-stops at once: sessions end. A mediator that is killed leaves its sessions to the next one.
+stops at once: sessions end. SIGUSR1 ends the daemon and leaves its sessions to the next one, as a kill does. SIGHUP has it
+read its configuration again.
 """
 
 from __future__ import annotations
@@ -13,29 +14,32 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from vgpu import __version__
-from vgpu.actors import ActorSystem, StartFailed, SystemFailed, TerminateChild
+from vgpu.actors import ActorError, ActorSystem, StartFailed, SystemFailed, TerminateChild
 from vgpu.actors.messages import ListSessions
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
 from vgpu.gpu.process import WorkerOptions, start_worker
-from vgpu.logs import make_handler
-from vgpu.mediator import GpuPlan, MediatorPlan, MetricsAddress, open_mediator
+from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
+from vgpu.notify import keep_watchdog, notify, notify_reloading
 from vgpu.paths import configuration_file, run_directory, state_directory
+from vgpu.reload import NotReloaded, Reloader, live_settings, start_logging
+from vgpu.transport._generated_calls import TABLE_HASH
+from vgpu.transport.attach import LAYOUT_VERSION
 
 _log = logging.getLogger("vgpu.mediator")
 
 DRAIN_LOOK_SECONDS = 0.2
 DRAIN_STOP_SECONDS = 15.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 EXAMPLES = """examples:
   run-mediator                               the real GPU if there is one, else the software GPU
@@ -46,6 +50,8 @@ EXAMPLES = """examples:
 
 Settings come from the command line, then the configuration file, then the defaults.
 SIGTERM drains: no new sessions, and the end with the last one. A second one stops at once.
+SIGHUP reads the configuration file again, as vgpu-admin reload does. SIGUSR1 ends at once and leaves the
+sessions to the next mediator.
 """
 
 
@@ -84,6 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="serve Prometheus metrics at http://HOST:PORT/metrics (default: not)",
     )
+    parser.add_argument(
+        "--socket-group",
+        metavar="GROUP",
+        help="whose members' QEMUs may connect to VMs' devices, besides this user's (default: nobody's)",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="default info")
     parser.add_argument("--log-format", choices=("text", "json"), help="default text")
     return parser
@@ -115,13 +126,14 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
         "log_level": options.log_level,
         "log_format": options.log_format,
         "metrics": options.metrics,
+        "socket_group": options.socket_group,
     }
     defaults = Settings(run_dir=run_directory(os.environ), state_dir=state_directory(os.environ))
     return make_settings(defaults, from_file, line)
 
 
-def make_plan(settings: Settings) -> MediatorPlan:
-    """What to run.
+def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:
+    """What to run; ``read`` reads the settings again.
 
     Raises:
         DriverNotFound: a real GPU was asked for and there is none.
@@ -148,43 +160,77 @@ def make_plan(settings: Settings) -> MediatorPlan:
         "library": str(library) if library else None,
         "version": __version__,
         "pid": os.getpid(),
+        "layout": LAYOUT_VERSION,
+        "calls": f"{TABLE_HASH:016x}",
     }
-    return MediatorPlan(
-        settings.run_dir, settings.state_dir, gpus, describe, MetricsAddress(settings.metrics), library
+    live = live_settings(settings)
+    reloader = Reloader(
+        settings, read, live, tuple(f"mediator/gpus/gpu{device}" for device in settings.devices)
     )
-
-
-def notify(state: str) -> None:
-    """Tell systemd, if it asked (sd_notify protocol)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.send(state.encode())
+    return MediatorPlan(
+        settings.run_dir,
+        settings.state_dir,
+        gpus,
+        describe,
+        live=live,
+        reload=reloader.reload,
+        library=library,
+    )
 
 
 async def serve(plan: MediatorPlan) -> None:
     """Run until told to stop."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
         async with open_mediator(plan) as system, trio.open_nursery() as nursery:
-            notify("READY=1")
+            nursery.start_soon(keep_watchdog)
+            notify("READY=1", f"STATUS=serves {plan.describe['gpu']} GPU")
             _log.info("ready: %s GPU, sockets in %s", plan.describe["gpu"], plan.run_dir)
+            is_draining = False
             async for number in signals:
-                if number == signal.SIGINT or nursery.child_tasks:
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload, plan, system)
+                elif number == signal.SIGUSR1:
+                    await _hand_over(system)
+                elif number == signal.SIGINT or is_draining:
                     _log.info("stopping")
                     notify("STOPPING=1")
                     nursery.cancel_scope.cancel()
                     break
-                _log.info("draining: no new sessions; a second signal stops at once")
-                notify("STOPPING=1")
-                nursery.start_soon(_drain, system, nursery.cancel_scope)
+                else:
+                    _log.info("draining: no new sessions; a second signal stops at once")
+                    notify("STOPPING=1", "STATUS=waits for the last session to end")
+                    is_draining = True
+                    nursery.start_soon(_drain, system)
 
 
-async def _drain(system: ActorSystem, done: trio.CancelScope) -> None:
+async def _reload(plan: MediatorPlan, system: ActorSystem) -> None:
+    if plan.reload is None:
+        return
+    notify_reloading()
+    with contextlib.suppress(NotReloaded):  # which says so in the log
+        await plan.reload(system)
+    notify("READY=1")
+
+
+async def _close_doors(system: ActorSystem) -> None:
     # VMs' devices go on without this mediator, and keep claims for the next one.
     for name in ("listener", "fleet", "devices"):
         await system.ref("mediator").ask(TerminateChild(name), timeout_seconds=DRAIN_STOP_SECONDS)
+
+
+async def _hand_over(system: ActorSystem) -> None:
+    """End as one that is killed does, with its sessions left to the next mediator, but with nothing half-done."""
+    _log.info("handing over: sessions go on, and the next mediator adopts them")
+    notify("STOPPING=1", "STATUS=leaves its sessions to the next mediator")
+    with contextlib.suppress(ActorError):
+        await _close_doors(system)
+    logging.shutdown()
+    # No ordered end, which would be that of the sessions.
+    os._exit(0)
+
+
+async def _drain(system: ActorSystem) -> None:
+    await _close_doors(system)
     while True:
         samples = await system.ref("mediator/telemetry").ask(ListSessions())
         if all(sample.ended for sample in samples):
@@ -198,16 +244,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     complete_if_asked(build_parser())
     try:
         settings = read_settings(arguments)
-        plan = make_plan(settings)
+        plan = make_plan(settings, partial(read_settings, arguments))
     except DriverNotFound as error:
         print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
         return 1
     except ConfigError as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), handlers=[make_handler(settings.log_format, sys.stderr, os.environ)]
-    )
+    start_logging(settings)
     try:
         trio.run(serve, plan)
     except (StartFailed, SystemFailed) as error:

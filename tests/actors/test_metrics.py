@@ -167,8 +167,8 @@ async def test_a_vms_sums_do_not_fall_when_its_sessions_end(tmp_path: Path) -> N
 async def test_faults_actors_and_the_mediator_itself_are_shown(tmp_path: Path) -> None:
     async with serving(tmp_path) as (system, port):
         ledger = system.ref("mediator/ledger")
-        for error in (719, 719, 702):
-            await ledger.send(RecordFault(sample(7).info, error, "it went wrong"))
+        for session, error in ((7, 719), (8, 719), (9, 702)):
+            await ledger.send(RecordFault(sample(session).info, error, "it went wrong"))
         await ledger.ask(EnsureVm("vm1"))
         system.ref("nobody").send_nowait(ListSessions())
         shown = await scrape(port)

@@ -159,7 +159,7 @@ def test_a_mediator_serves_metrics_and_ends_with_0_when_told_to(folder: Path) ->
         try:
             deadline = time.monotonic() + 30
             while not (
-                found := re.search(r"metrics at (http://127\.0\.0\.1:\d+/metrics)\n", log.read_text())
+                found := re.search(r"metrics at (http://127\.0\.0\.1:\d+/metrics)\s", log.read_text())
             ):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
