@@ -15,6 +15,7 @@ from typing import Any, Final
 import attrs
 
 GPU_CHOICES = ("auto", "nvidia", "software")
+QUARANTINE_KINDS = ("hang", "protocol", "crash", "kernel")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # What a running mediator can take over; the rest is said to need a restart.
 LIVE: Final = ("warm_workers", "quantum_ms", "log_level", "log_format", "metrics", "socket_group")
@@ -42,6 +43,9 @@ class Settings:
     log_level: str = "info"
     log_format: str = "text"
     metrics: tuple[str, int] | None = None
+    quarantine_faults: int = 3  # so many in quarantine_seconds quarantine a VM; 0: never
+    quarantine_seconds: float = 600.0
+    quarantine_counts: tuple[str, ...] = ("hang", "protocol", "crash")
     socket_group: str = ""  # who besides the mediator's user may connect a QEMU; "": nobody
 
 
@@ -56,6 +60,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "log_level": (str,),
     "log_format": (str,),
     "metrics": (str,),
+    "quarantine_faults": (int,),
+    "quarantine_seconds": (int, float),
+    "quarantine_counts": (list,),
     "socket_group": (str,),
 }
 
@@ -178,10 +185,19 @@ def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
         merged["metrics"] = parse_address(merged["metrics"]) if merged["metrics"] else None
     if "devices" in merged:
         merged["devices"] = tuple(merged["devices"])
+    if "quarantine_counts" in merged:
+        merged["quarantine_counts"] = tuple(merged["quarantine_counts"])
     settings = attrs.evolve(defaults, **merged)
     checks = (
         ("gpu", settings.gpu in GPU_CHOICES, " or ".join(GPU_CHOICES)),
         ("devices", _are_devices(settings.devices), "device numbers, each once"),
+        ("quarantine_faults", 0 <= settings.quarantine_faults <= 1000, "0 to 1000"),
+        ("quarantine_seconds", 0 < settings.quarantine_seconds <= 30 * 86400, "more than 0, at most 30 days"),
+        (
+            "quarantine_counts",
+            all(kind in QUARANTINE_KINDS for kind in settings.quarantine_counts),
+            f"some of {', '.join(QUARANTINE_KINDS)}",
+        ),
         ("warm_workers", 0 <= settings.warm_workers <= 64, "0 to 64"),
         ("quantum_ms", 0.1 <= settings.quantum_ms <= 1000, "0.1 to 1000"),
         ("log_level", settings.log_level in LOG_LEVELS, " or ".join(LOG_LEVELS)),
