@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from _support import NotSo
+
 from vgpu.transport.attach import WELCOME_SIZE, Hello, Status, Welcome
 from vgpu.transport.layout import DEVICE_PAGE_SIZE as PAGE
 from vgpu.transport.lines import ANCILLARY_SIZE, take_rights

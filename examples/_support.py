@@ -156,7 +156,6 @@ class Host:
         self._guests: list[Guest] = []
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -295,8 +294,10 @@ class Host:
 class Example:
     """One run of an example: what it says, and whether all of it was so."""
 
-    def __init__(self, gpu: str) -> None:
+    def __init__(self, gpu: str, seconds: float = 0.0) -> None:
+        """``seconds``: how long to go on where somebody watches; 0: as long as it takes."""
         self.gpu = gpu
+        self.seconds = seconds
         self.facts = 0
         self.failures: list[str] = []
 
@@ -318,9 +319,11 @@ class Example:
             yield Path(path)
 
     @contextlib.contextmanager
-    def host(self, **how: Any) -> Iterator[Host]:
+    def host(self, *, start: bool = True, **how: Any) -> Iterator[Host]:
         """A mediator that lives as long as the block. If the example fails, the end of its log is shown."""
         with Host(self.gpu, **how) as host:
+            if start:
+                host.start()
             try:
                 yield host
             except Exception:
@@ -409,7 +412,9 @@ def main(description: str | None, body: Callable[[Example], None]) -> int:
     """Run an example: its title, what it says, its verdict. The exit status."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--gpu", default="software", choices=("software", "nvidia"), help="default software")
-    example = Example(parser.parse_args().gpu)
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long to go on, where one can watch")
+    options = parser.parse_args()
+    example = Example(options.gpu, options.seconds)
     print((description or "").splitlines()[0], flush=True)
     began = time.monotonic()
     try:

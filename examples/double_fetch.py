@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from _raw_guest import INVALID_VALUE, RawGuest, SessionDead
 from _support import Example, Host, NotSo, main
+
 from vgpu.transport.wire import FLAG_REPLY, CallId
 
 # Of the header: call u16 at 0, flags u16 at 2, payload_length u32 at 4, slot u16 at 12, arguments from 16 on.

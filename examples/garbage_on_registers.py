@@ -14,6 +14,7 @@ import socket
 from pathlib import Path
 
 from _support import Example, Host, is_alive, main, wait_until
+
 from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.testing import CONFIGURATION, QemuClient
 from vgpu.transport.vfio_user.registers import MAGIC, PAGE, DeviceRegister, SlotRegister

@@ -12,6 +12,7 @@ import random
 
 from _raw_guest import INVALID_VALUE, RawGuest, SessionDead
 from _support import Example, Host, main, wait_until
+
 from vgpu.transport.wire import FLAG_REPLY, CallHeader, CallId
 
 WILD_SESSIONS = 4

@@ -10,6 +10,7 @@ import random
 import socket
 
 from _support import Example, Host, main, wait_until
+
 from vgpu.transport.attach import HELLO_SIZE, WELCOME_SIZE, Hello, Status, Welcome
 from vgpu.transport.wire import TABLE_HASH
 

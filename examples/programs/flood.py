@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that launches as fast as it can and never waits: flood.py [SECONDS].
+"""A program that launches as fast as it can and never waits: flood.py [SECONDS [LAUNCHES [WORDS]]].
 
-Each launch number k computes x = x * 31 + k on one word, so a launch that is lost, done twice or overtaken gives another
+Each launch number k computes x = x * 31 + k on WORDS words (1), so a launch that is lost, done twice or overtaken gives another
 number at the end. Prints one JSON object: launches, seconds, and whether the number is right.
 """
 
@@ -17,15 +17,17 @@ from cuda import WORD, Gpu
 def main() -> int:
     """0 if every launch took effect, in order."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    limit = int(sys.argv[2]) if len(sys.argv) > 2 else 1 << 62
+    words = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     gpu = Gpu()
-    memory = gpu.allocate(4)
-    gpu.mul_add(memory, 1, 0, 1)
+    memory = gpu.allocate(4 * words)
+    gpu.mul_add(memory, words, 0, 1)
     gpu.synchronize()
     print("flooding", flush=True)
     expected, launches, began = 1, 0, time.monotonic()
-    while time.monotonic() - began < seconds:
+    while launches < limit and time.monotonic() - began < seconds:
         launches += 1
-        gpu.mul_add(memory, 1, 31, launches)
+        gpu.mul_add(memory, words, 31, launches)
         expected = (expected * 31 + launches) % WORD
     launched = time.monotonic() - began
     is_right = gpu.download(memory, 1)[0] == expected
