@@ -17,6 +17,7 @@ import trio
 from vgpu.actors import Actor, ActorSpec, ActorSystem, Reply, StartChild, handles, open_system
 from vgpu.actors.device import AGAIN_SECONDS, Device, NoDevice
 from vgpu.actors.device_start import DeviceNotStarted, OpenedDevice
+from vgpu.actors.fault_messages import GetQuarantine
 from vgpu.actors.messages import (
     Attach,
     AttachDevice,
@@ -79,6 +80,10 @@ class Ledger(Actor):
     @handles(GetVm)
     def get(self, message: GetVm) -> VmRecord | None:
         return self.vm
+
+    @handles(GetQuarantine)
+    def quarantine(self, message: GetQuarantine) -> None:
+        """No VM here is quarantined."""
 
 
 @attrs.define(eq=False)
