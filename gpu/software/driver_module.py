@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import struct
 import sys
 import time
@@ -250,9 +251,11 @@ def cuKernelGetParamInfo(device: Device, handle: int, index: int, offset: int, s
 def _attribute(function: Function, attribute: int) -> int:
     kernel = function.kernel
     version = 10 * facts.COMPUTE_CAPABILITY[0] + facts.COMPUTE_CAPABILITY[1]
+    # What the code was written for. CUB takes block sizes from it, so it must be that of the text, also of newer text.
+    written_for = re.match(r"sm_(\d+)", kernel.source.target)
     values = {
         0: kernel.max_threads, 1: kernel.static_shared, 2: 0, 3: kernel.local_size,
-        4: min(max(kernel.registers, 1), 255), 5: version, 6: version, 7: 0,
+        4: min(max(kernel.registers, 1), 255), 5: int(written_for[1][:4]) if written_for else version, 6: version, 7: 0,
         8: function.max_dynamic_shared, 9: function.carveout,
         10: 0, 11: 0, 12: 0, 13: 0, 14: 0, 15: 0,
     }  # fmt: skip

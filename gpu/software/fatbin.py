@@ -182,6 +182,10 @@ def _text(data: bytes) -> str:
 def select_ptx(image: bytes, capability: tuple[int, int]) -> str:
     """The PTX of an image that suits a device best: the newest one not newer than its compute capability.
 
+    Where there is none, the oldest newer one. Libraries carry machine code for many devices and PTX for the last of
+    them only; what executes PTX has no use for the former, and no architecture of its own that would keep it from the
+    latter: an instruction it has not is refused by name.
+
     `image` begins with a fatbin header, ELF or PTX text (which may end in NUL). Code for one architecture only (sm_90a)
     counts where it is this one. Raises: MalformedImage, NoUsableImage.
     """
@@ -193,14 +197,18 @@ def select_ptx(image: bytes, capability: tuple[int, int]) -> str:
         return _text(image)
     listed = entries(image)
     device = capability[0] * 10 + capability[1]
+    usable = [
+        entry
+        for entry in listed
+        if entry.kind == KIND_PTX
+        and (entry.architecture == device or not entry.flags & FLAG_ARCHITECTURE_SPECIFIC)
+    ]
     best: Entry | None = None
-    for entry in listed:
-        if entry.kind != KIND_PTX or entry.architecture > device:
-            continue
-        if entry.flags & FLAG_ARCHITECTURE_SPECIFIC and entry.architecture != device:
-            continue
-        if best is None or entry.architecture >= best.architecture:
+    for entry in usable:
+        if entry.architecture <= device and (best is None or entry.architecture >= best.architecture):
             best = entry
+    if best is None:
+        best = min(usable, key=lambda entry: entry.architecture, default=None)
     if best is None:
         there = ", ".join(entry.name for entry in listed) or "nothing"
         raise NoUsableImage(

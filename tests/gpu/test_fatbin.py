@@ -100,6 +100,17 @@ def test_newest_ptx_not_newer_than_the_device(capability: tuple[int, int], chose
     assert [e.architecture for e in entries(image)] == [80, 90, 75, 80]
 
 
+def test_oldest_newer_ptx_where_all_is_newer() -> None:
+    """Libraries hold machine code for several devices and PTX for the newest: CuPy's CUB module does."""
+    image = fatbin(
+        entry(KIND_ELF, 75, b"\x7fELF..."),
+        entry(KIND_PTX, 120, ptx(120)),
+        entry(KIND_PTX, 90, ptx(90), 0x11 | FLAG_ARCHITECTURE_SPECIFIC),
+        entry(KIND_PTX, 100, ptx(100)),
+    )
+    assert "sm_100" in select_ptx(image, (7, 5))
+
+
 def test_architecture_specific_code_only_for_its_architecture() -> None:
     image = fatbin(
         entry(KIND_PTX, 80, ptx(80)), entry(KIND_PTX, 90, ptx(90), 0x11 | FLAG_ARCHITECTURE_SPECIFIC)
@@ -124,7 +135,8 @@ def test_old_compression_is_refused() -> None:
 
 
 def test_without_usable_ptx_it_says_what_there_is() -> None:
-    image = fatbin(entry(KIND_ELF, 90, b"\x7fELF"), entry(KIND_PTX, 90, ptx(90)))
+    specific = entry(KIND_PTX, 90, ptx(90), 0x11 | FLAG_ARCHITECTURE_SPECIFIC)
+    image = fatbin(entry(KIND_ELF, 90, b"\x7fELF"), specific)
     with pytest.raises(NoUsableImage, match="elf sm_90, ptx sm_90"):
         select_ptx(image, (8, 0))
     with pytest.raises(NoUsableImage, match="machine code"):

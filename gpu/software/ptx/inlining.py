@@ -197,7 +197,7 @@ class Inliner:
             if (
                 shapes != (len(results.elements), len(arguments.elements))
                 or name in chain
-                or function.body is None
+                or not function.is_defined
             ):
                 continue
             if not all(

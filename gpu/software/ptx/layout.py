@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from .syntax import (
@@ -36,12 +37,24 @@ FUNCTION_WINDOW: Final = 4 << 56  # functions have addresses only to be compared
 
 
 def function_addresses(source: Source) -> dict[str, int]:
-    """Addresses of the functions that the module takes the address of, in code or in initial values."""
+    """Addresses of the functions that the module takes the address of, in code or in initial values. Raises: PtxError."""
+    if source.function_addresses is None:
+        source.function_addresses = _function_addresses(source)
+    return source.function_addresses
+
+
+def _function_addresses(source: Source) -> dict[str, int]:
+    callable_names = [re.escape(name) for name, function in source.functions.items() if not function.is_entry]
+    if not callable_names:
+        return {}
+    taking = re.compile(rf"\bmov\b[^;]{{0,99}}[\s,{{](?:{'|'.join(callable_names)})(?![\w$])")
     taken: dict[str, None] = {}
     for variable in source.variables.values():
         for relocation in variable.relocations:
             taken[relocation.symbol] = None
     for function in source.functions.values():
+        if function.deferred is not None and not function.deferred.matches(taking):
+            continue
         for statement in function.body or ():
             if isinstance(statement, Instruction) and statement.opcode == "mov":
                 taken.update(dict.fromkeys(_symbols(statement)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from .errors import PtxError
@@ -27,7 +28,7 @@ _TOKEN: Final = re.compile(
 
 
 class Token(NamedTuple):
-    kind: str  # number, word, directive, string, mark, end
+    kind: str  # number, word, directive, string, mark, body, end
     text: str
     offset: int
 
@@ -42,13 +43,24 @@ class Lines:
         return bisect_right(self._starts, offset)
 
 
-def tokenize(text: str, lines: Lines) -> list[Token]:
-    """Raises: PtxError at the first character that begins no token."""
+def tokenize(
+    text: str, lines: Lines, start: int = 0, end: int | None = None, bodies: Mapping[int, int] | None = None
+) -> list[Token]:
+    """The tokens from `start` to `end`.
+
+    `bodies` are pieces to step over, where they end by where they begin; each becomes one token of kind "body", if
+    its beginning is a token and does not lie in a comment. Raises: PtxError at the first character that begins no token.
+    """
     tokens: list[Token] = []
-    position = 0
+    position, end = start, len(text) if end is None else end
+    bodies = bodies or {}
     match_at = _TOKEN.match
-    while position < len(text):
-        match = match_at(text, position)
+    while position < end:
+        if position in bodies:
+            tokens.append(Token("body", "{...}", position))
+            position = bodies[position]
+            continue
+        match = match_at(text, position, end)
         if match is None:
             if text[position] == "\0":
                 break  # the driver takes NUL-terminated text
@@ -58,5 +70,5 @@ def tokenize(text: str, lines: Lines) -> list[Token]:
             assert kind is not None
             tokens.append(Token(kind, match.group(), position))
         position = match.end()
-    tokens.append(Token("end", "", len(text)))
+    tokens.append(Token("end", "", end))
     return tokens

@@ -35,7 +35,7 @@ class LoweredKernel:
 
 def lower(source: Source, kernel: Function) -> LoweredKernel:
     """Raises: UnsupportedPtx."""
-    if kernel.body is None:
+    if not kernel.is_defined:
         raise UnsupportedPtx(f".entry {kernel.name}", kernel.line, "declared, not defined")
     inliner = Inliner(source)
     inliner.run(kernel)

@@ -9,6 +9,7 @@ runs to its end before it returns (waiting belongs to the caller), and an interr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final
 
 import attrs
@@ -111,16 +112,13 @@ class GlobalVariable:
 
 @attrs.define(eq=False)
 class Kernel:
-    """An entry point; sizes in bytes."""
+    """An entry point; sizes in bytes. What depends on the body is found when it is asked for, and may raise PtxError."""
 
     name: str
     params: list[Param]
     params_size: int
-    static_shared: int
-    registers: int  # estimate: what a compiler might have needed of 32-bit registers
     max_threads: int
     reqntid: Dimensions | None
-    local_size: int
     min_blocks: int
     max_registers: int
     source: Source = attrs.field(repr=False)
@@ -128,6 +126,20 @@ class Kernel:
     _compiled: tuple[LoweredKernel, list[CompiledBlock]] | None = attrs.field(
         default=None, init=False, repr=False
     )
+
+    @cached_property
+    def static_shared(self) -> int:
+        return shared_layout(self.source, self.function)[1]
+
+    @cached_property
+    def local_size(self) -> int:
+        functions, _ = reachable(self.source, self.function)
+        return sum(aligned(v.size, 16) for f in functions for v in f.variables if v.space == "local")
+
+    @cached_property
+    def registers(self) -> int:
+        """An estimate: what a compiler might have needed of 32-bit registers."""
+        return _estimate_registers(self.function)
 
     def compiled(self) -> tuple[LoweredKernel, list[CompiledBlock]]:
         """Lowered and compiled, at the first call. Raises: UnsupportedPtx naming the instruction."""
@@ -162,9 +174,6 @@ def _estimate_registers(function: Function) -> int:
 
 def _kernel(source: Source, function: Function) -> Kernel:
     offsets, size = parameter_layout(function)
-    _, static, _ = shared_layout(source, function)
-    functions, _ = reachable(source, function)
-    local = sum(aligned(v.size, 16) for f in functions for v in f.variables if v.space == "local")
     directives = function.directives
     required: Dimensions | None = None
     if "reqntid" in directives:
@@ -176,11 +185,8 @@ def _kernel(source: Source, function: Function) -> Kernel:
         name=function.name,
         params=[Param(offsets[p], p.size, p.alignment) for p in function.parameters],
         params_size=size,
-        static_shared=static,
-        registers=_estimate_registers(function),
         max_threads=threads,
         reqntid=required,
-        local_size=local,
         min_blocks=directives.get("minnctapersm", (0,))[0],
         max_registers=directives.get("maxnreg", (0,))[0],
         source=source,
@@ -213,14 +219,14 @@ def _global(variable: Variable) -> GlobalVariable:
 
 
 def load_ptx(text: str) -> Module:
-    """Read a module. Raises: PtxError (message with line)."""
+    """Read a module. Raises: PtxError (message with line). Errors in the kernels of a large one come when these are used."""
     source = parse(text)
     if source.address_bits != 64:
         raise PtxError(f".address_size {source.address_bits}: only 64-bit modules are executed")
     kernels = {
         name: _kernel(source, function)
         for name, function in source.functions.items()
-        if function.is_entry and function.body is not None
+        if function.is_entry and function.is_defined
     }
     variables = {
         name: _global(variable)

@@ -11,7 +11,11 @@ import re
 import struct
 from typing import Final
 
+import attrs
+
+from .bodies import entry_bodies
 from .errors import PtxError
+from .lexer import Lines, Token, tokenize
 from .reader import TokenReader
 from .scopes import Scope
 from .syntax import (
@@ -55,9 +59,19 @@ _LARGEST_VARIABLE: Final = 1 << 36  # more than any GPU's memory; sizes are mult
 class Parser(TokenReader):
     """One module's worth of parsing; use `parse`."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
+    def __init__(self, text: str, lines: Lines, tokens: list[Token]) -> None:
+        super().__init__(lines, tokens)
+        self.text = text
         self.source = Source()
+        self.bodies: dict[int, int] = {}
+
+    @classmethod
+    def of_module(cls, text: str) -> Parser:
+        """For a whole module; the bodies of a large one's kernels are stepped over."""
+        lines, bodies = Lines(text), entry_bodies(text)
+        parser = cls(text, lines, tokenize(text, lines, bodies=bodies))
+        parser.bodies = bodies
+        return parser
 
     # --- module -----------------------------------------------------------------------------------------------------
 
@@ -300,12 +314,15 @@ class Parser(TokenReader):
             function.directives[name] = tuple(numbers)
             if name == "pragma":
                 self.accept(";")
-        if self.peek() == "{":
-            self._body(function)
+        if self.kind() == "body":
+            start = self.take().offset
+            function.deferred = _Body(self.text, self.lines, start, self.bodies[start])
+        elif self.peek() == "{":
+            self.read_body(function)
         else:
             self.accept(";")
         known = self.source.functions.get(function.name)
-        if known is None or known.body is None:
+        if known is None or not known.is_defined:
             self.source.functions[function.name] = function
 
     def _parameters(self) -> list[Variable]:
@@ -350,7 +367,8 @@ class Parser(TokenReader):
             raise self.error("a parameter needs a type")
         return self._declarator("param", alignment, vector, kind)
 
-    def _body(self, function: Function) -> None:
+    def read_body(self, function: Function) -> None:
+        """Statements in braces, of a function whose parameters are known."""
         root = Scope(None)
         for parameter in (*function.parameters, *function.results):
             root.variables[parameter.name] = parameter
@@ -541,8 +559,28 @@ class Parser(TokenReader):
 
 def parse(text: str) -> Source:
     """Read a PTX module. Raises: PtxError with the line."""
-    parser = Parser(text)
+    parser = Parser.of_module(text)
     try:
         return parser.module()
     except RecursionError:
         raise parser.error("nested too deeply") from None
+
+
+@attrs.frozen
+class _Body:
+    """A body that is read later; see syntax.DeferredBody."""
+
+    text: str = attrs.field(repr=False)
+    lines: Lines = attrs.field(repr=False)
+    start: int
+    end: int
+
+    def read(self, function: Function) -> None:
+        parser = Parser(self.text, self.lines, tokenize(self.text, self.lines, self.start, self.end))
+        try:
+            parser.read_body(function)
+        except RecursionError:
+            raise parser.error("nested too deeply") from None
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        return pattern.search(self.text, self.start, self.end) is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from .errors import PtxError
-from .lexer import Lines, Token, tokenize
+from .lexer import Lines, Token
 from .syntax import Immediate
 
 _LONGEST_NUMBER: Final = 66  # 0b and 64 digits; Python's own limit would be another kind of error
@@ -15,9 +15,9 @@ _LONGEST_NUMBER: Final = 66  # 0b and 64 digits; Python's own limit would be ano
 class TokenReader:
     """Reads forward; every refusal carries the line of the token that is next."""
 
-    def __init__(self, text: str) -> None:
-        self.lines = Lines(text)
-        self._tokens = tokenize(text, self.lines)
+    def __init__(self, lines: Lines, tokens: list[Token]) -> None:
+        self.lines = lines
+        self._tokens = tokens
         self._next = 0
 
     def kind(self) -> str:

@@ -7,6 +7,9 @@ substitution. Nothing here knows what an instruction does.
 
 from __future__ import annotations
 
+import re
+from typing import Protocol
+
 import attrs
 
 # Width in bits of each fundamental type that a register, a variable or an instruction may have.
@@ -163,6 +166,16 @@ class Variable:
     is_visible: bool = False
 
 
+class DeferredBody(Protocol):
+    """The text of a body that is read when somebody looks at it."""
+
+    def read(self, function: Function) -> None:
+        """Fill in the function's body, variables and branch targets. Raises: PtxError."""
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Does the pattern occur in the text?"""
+
+
 @attrs.define(eq=False)
 class Function:
     name: str
@@ -170,12 +183,37 @@ class Function:
     line: int
     parameters: list[Variable] = attrs.Factory(list)
     results: list[Variable] = attrs.Factory(list)
-    body: list[Statement] | None = None  # None for a declaration
-    variables: list[Variable] = attrs.Factory(list)
+    variables: list[Variable] = attrs.Factory(list)  # whole once `body` has been looked at, as branch_targets
     branch_targets: dict[str, tuple[LabelReference, ...]] = attrs.Factory(dict)
     directives: dict[str, tuple[int, ...]] = attrs.Factory(
         dict
     )  # maxntid, reqntid, minnctapersm, maxnreg, ...
+    deferred: DeferredBody | None = None  # where the body has not been read yet
+    _body: list[Statement] | None = None
+
+    @property
+    def is_defined(self) -> bool:
+        """Is there a body, read or not?"""
+        return self.deferred is not None or self._body is not None
+
+    @property
+    def body(self) -> list[Statement] | None:
+        """The statements; None for a declaration. Raises: PtxError where this look is what reads them."""
+        deferred = self.deferred
+        if deferred is not None:
+            self.deferred = None
+            try:
+                deferred.read(self)
+            except BaseException:  # so that the next look is refused, too
+                self._body, self.deferred = None, deferred
+                self.variables.clear()
+                self.branch_targets.clear()
+                raise
+        return self._body
+
+    @body.setter
+    def body(self, statements: list[Statement]) -> None:
+        self._body = statements
 
 
 @attrs.define
@@ -188,3 +226,4 @@ class Source:
     variables: dict[str, Variable] = attrs.Factory(dict)
     functions: dict[str, Function] = attrs.Factory(dict)
     aliases: dict[str, str] = attrs.Factory(dict)
+    function_addresses: dict[str, int] | None = None  # see layout.function_addresses
