@@ -88,7 +88,7 @@ class MediatorHere:
     def _run(self) -> None:
         try:
             trio.run(self._serve)
-        except BaseException as error:  # whoever waits shall hear of it
+        except BaseException as error:  # noqa: BLE001 - whoever waits shall hear of it
             self._trouble = error
         finally:
             self._ready.set()

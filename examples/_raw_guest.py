@@ -6,6 +6,7 @@ docs/wire.md says what all of this means. Stores through memoryviews are single 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -99,7 +100,7 @@ class RawGuest:
 
     def put(self, record: bytes) -> int:
         """Write bytes at the tail without publishing them; their offset in the segment."""
-        at = self.ring + self.tail % self.ring_size
+        at: int = self.ring + self.tail % self.ring_size
         if at + len(record) > self.ring + self.ring_size:
             raise ValueError("the ring's end is near; this guest writes no padding")
         self.bytes[at : at + len(record)] = record
@@ -115,10 +116,8 @@ class RawGuest:
 
     def ring_bell(self) -> None:
         """Wake the worker. One that has gone does not mind."""
-        try:
+        with contextlib.suppress(OSError):
             self.lifeline.send(b"\1", socket.MSG_NOSIGNAL)
-        except OSError:
-            pass
 
     def record(
         self, call: int, *arguments: int, payload: bytes = b"", flags: int = 0, slot: int = 0
@@ -170,4 +169,4 @@ class RawGuest:
         result = self.ask(CallId.cuMemAlloc_v2, size)
         if result.status:
             raise NotSo(f"no memory: error {result.status}")
-        return result.values[0]
+        return int(result.values[0])

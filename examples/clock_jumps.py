@@ -13,7 +13,7 @@ import time
 from _support import LAUNCH_TIMEOUT, Example, build, main
 
 DEADLINE = 2.0
-ROUNDS = 3
+ROUNDS = 2
 
 
 def body(example: Example) -> None:

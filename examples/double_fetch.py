@@ -39,7 +39,7 @@ def flipper(guest: RawGuest, where: mmap.mmap, fields: list[tuple[int, int, int,
     pid = os.fork()
     if pid == 0:
         position = memoryview(where).cast("Q")
-        views = {size: guest.bytes.cast(kind) for size, kind in ((2, "H"), (4, "I"), (8, "Q"))}
+        views = {2: guest.bytes.cast("H"), 4: guest.bytes.cast("I"), 8: guest.bytes.cast("Q")}
         flips = 0
         while True:
             at = position[0]

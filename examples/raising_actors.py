@@ -34,38 +34,39 @@ class Pace:
 
 
 def body(example: Example) -> None:
-    with example.host(start=False) as host, mediator_here(host) as mediator:
-        with example.neighbours(host, 2) as neighbours:
-            before = {s["info"]["session"] for s in host.sessions()}
-            pace = Pace()
-            for name in [name for name in mediator.actors() if "/executors/" not in name]:
-                pace.wait(name)
-                reason = mediator.make_raise(name)
-                is_ours = isinstance(reason, Crashed) and isinstance(reason.error, InjectedFault)
-                example.goes_on(neighbours)
-                example.fact(is_ours, f"{name} raised, was restarted, and the neighbours computed on")
-            wait_until(lambda: len(host.sessions()) == len(before), "the sessions are known again")
-            example.fact(
-                {s["info"]["session"] for s in host.sessions()} == before,
-                "all sessions are the same as before",
-            )
-
-            victim = host.begin("neighbour.py", vm="victim")
-            victim.until("turn")
-            session = host.session_of(victim)["info"]["session"]
-            executors = [name for name in mediator.actors() if "/executors/" in name]
-            mediator.make_raise(
-                max(executors, key=lambda name: int(name.rpartition("-")[2])), comes_back=False
-            )
-            status, last = victim.finish_by_itself()
-            example.fact(
-                status == 1 and '"failed": 1' in last and '"wrong": 0' in last,
-                f"the executor of session {session} raised: its program got an error, and no wrong number",
-            )
+    with (
+        example.host(start=False) as host,
+        mediator_here(host) as mediator,
+        example.neighbours(host, 2) as neighbours,
+    ):
+        before = {s["info"]["session"] for s in host.sessions()}
+        pace = Pace()
+        for name in [name for name in mediator.actors() if "/executors/" not in name]:
+            pace.wait(name)
+            reason = mediator.make_raise(name)
+            is_ours = isinstance(reason, Crashed) and isinstance(reason.error, InjectedFault)
             example.goes_on(neighbours)
-            newcomer = host.begin("neighbour.py", vm="victim")
-            newcomer.until("turn")
-            example.settle("a newcomer", newcomer)
+            example.fact(is_ours, f"{name} raised, was restarted, and the neighbours computed on")
+        wait_until(lambda: len(host.sessions()) == len(before), "the sessions are known again")
+        example.fact(
+            {s["info"]["session"] for s in host.sessions()} == before,
+            "all sessions are the same as before",
+        )
+
+        victim = host.begin("neighbour.py", vm="victim")
+        victim.until("turn")
+        session = host.session_of(victim)["info"]["session"]
+        executors = [name for name in mediator.actors() if "/executors/" in name]
+        mediator.make_raise(max(executors, key=lambda name: int(name.rpartition("-")[2])), comes_back=False)
+        status, last = victim.finish_by_itself()
+        example.fact(
+            status == 1 and '"failed": 1' in last and '"wrong": 0' in last,
+            f"the executor of session {session} raised: its program got an error, and no wrong number",
+        )
+        example.goes_on(neighbours)
+        newcomer = host.begin("neighbour.py", vm="victim")
+        newcomer.until("turn")
+        example.settle("a newcomer", newcomer)
 
 
 if __name__ == "__main__":
