@@ -26,7 +26,7 @@ from .fault_messages import (
     QuarantineRule,
     SetRule,
 )
-from .ledger_health import CheckLedger
+from .ledger_health import CheckLedger, CheckOutbox
 from .messages import (
     ChangePool,
     ChangeVm,
@@ -181,12 +181,31 @@ class Admin(UnixListener):
         }
 
     async def _health(self, _: Parameters) -> Any:
+        trouble = []
         try:
             ledger = await self.find("mediator/ledger").ask(CheckLedger(), timeout_seconds=LEDGER_SECONDS)
-            trouble = [f"ledger: {ledger.trouble} ({ledger.path})"] if ledger.trouble else []
+            if ledger.trouble:
+                trouble.append(
+                    f"the ledger cannot be written: {ledger.trouble} ({ledger.path},"
+                    f" {ledger.free_bytes >> 20} MiB free on its file system)"
+                )
         except ActorError as error:
-            trouble = [f"ledger: {error}"]
-        return {"ok": not trouble, **self.describe, "trouble": trouble}
+            trouble.append(f"the ledger does not answer, its disk may be full: {error}")
+        waiting = lost = None
+        with contextlib.suppress(ActorError):
+            outbox = await self.find("mediator/outbox").ask(CheckOutbox(), timeout_seconds=LEDGER_SECONDS)
+            waiting, lost = outbox.waiting, outbox.lost
+        if waiting and trouble:
+            trouble.append(f"{waiting} records wait for it")
+        if lost:
+            trouble.append(f"{lost} records were lost while it could not be written")
+        return {
+            "ok": not trouble,
+            **self.describe,
+            "trouble": trouble,
+            "records_waiting": waiting,
+            "records_lost": lost,
+        }
 
     async def _sessions(self, _: Parameters) -> Any:
         return await self.find("mediator/telemetry").ask(ListSessions())

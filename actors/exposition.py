@@ -22,9 +22,18 @@ from vgpu.gpu.sampling import GpuSample
 
 from . import ActorSnapshot, SystemStatistics
 from .exposition_runtime import LoopLag, actor_families, mediator_families
-from .exposition_tenants import NANOSECOND, clean, device_families, limit_families, schedule_families
-from .ledger_health import LedgerHealth, ledger_families
-from .messages import DeviceState, FaultCount, SessionSample, SessionSurvey, VmRecord
+from .exposition_tenants import (
+    NANOSECOND,
+    account_families,
+    clean,
+    device_families,
+    limit_families,
+    quarantine_families,
+    schedule_families,
+)
+from .fault_messages import QuarantineRecord
+from .ledger_health import LedgerHealth, OutboxHealth, ledger_families, outbox_families
+from .messages import AccountState, DeviceState, FaultCount, SessionSample, SessionSurvey, VmRecord
 
 # Of CUDA: ended by an administrator, illegal address, watchdog, launch failed.
 USUAL_FAULTS = (46, 700, 702, 719)
@@ -90,6 +99,9 @@ class Knowledge:
     tree: tuple[ActorSnapshot, ...] = ()
     lag: LoopLag = attrs.Factory(LoopLag)
     ledger: LedgerHealth | None = None
+    outbox: OutboxHealth | None = None
+    accounts: tuple[AccountState, ...] | None = None
+    quarantines: tuple[QuarantineRecord, ...] | None = None
 
 
 def render(knowledge: Knowledge) -> bytes:
@@ -113,6 +125,10 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
     registered = {vm.name: vm.pool for vm in knowledge.vms or ()}
     if knowledge.vms is not None:
         yield from limit_families(knowledge.vms)
+        if knowledge.quarantines is not None:
+            yield from quarantine_families(knowledge.vms, knowledge.quarantines)
+        if knowledge.accounts is not None:
+            yield from account_families(knowledge.vms, knowledge.accounts)
     if knowledge.devices is not None:
         yield from device_families(knowledge.devices)
     if knowledge.survey is not None:
@@ -127,6 +143,8 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
         yield _faults(knowledge.faults, registered)
     if knowledge.ledger is not None:
         yield from ledger_families(knowledge.ledger)
+    if knowledge.outbox is not None:
+        yield from outbox_families(knowledge.outbox)
 
 
 def _faults(counts: tuple[FaultCount, ...], registered: Iterable[str]) -> Metric:

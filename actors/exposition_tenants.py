@@ -13,7 +13,9 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from .exposition_runtime import buckets
-from .messages import DeviceState, VmRecord
+from .fault_messages import QuarantineRecord
+from .limits import NAMES
+from .messages import AccountState, DeviceState, VmRecord
 
 NANOSECOND: Final = 1e-9
 
@@ -59,6 +61,43 @@ def limit_families(vms: Iterable[VmRecord]) -> Iterator[Metric]:
         for vm in known:
             family.add_metric((clean(vm.name),), getattr(vm, field))
         yield family
+
+
+def quarantine_families(vms: Iterable[VmRecord], quarantines: Iterable[QuarantineRecord]) -> Iterator[Metric]:
+    """Who is kept away."""
+    kept_away = {quarantine.vm for quarantine in quarantines if not quarantine.ended}
+    family = GaugeMetricFamily("vgpu_vm_quarantined", "Whether it is kept away from the GPU.", labels=("vm",))
+    for vm in sorted({vm.name for vm in vms} | kept_away):
+        family.add_metric((clean(vm),), float(vm in kept_away))
+    yield family
+
+
+def account_families(vms: Iterable[VmRecord], accounts: Iterable[AccountState]) -> Iterator[Metric]:
+    """How VMs met their limits, since the mediator began."""
+    known = {account.vm: account for account in accounts}
+    names = sorted({vm.name for vm in vms} | set(known))
+    held = CounterMetricFamily(
+        "vgpu_vm_held_back", "Times its calls were held back by a rate.", labels=("vm",)
+    )
+    seconds = CounterMetricFamily(
+        "vgpu_vm_held_back_seconds", "Time its calls were held back by a rate.", labels=("vm",)
+    )
+    now = GaugeMetricFamily("vgpu_vm_is_held_back", "Whether its calls are held back now.", labels=("vm",))
+    sessions = CounterMetricFamily(
+        "vgpu_vm_sessions_refused", "Sessions refused because it has as many as it may.", labels=("vm",)
+    )
+    refused = CounterMetricFamily(
+        "vgpu_vm_limit_refusals", "Requests refused for want of room under a limit.", labels=("vm", "limit")
+    )
+    for vm in names:
+        account, label = known.get(vm), (clean(vm),)
+        held.add_metric(label, account.held_back if account else 0)
+        seconds.add_metric(label, account.held_back_ns * NANOSECOND if account else 0)
+        now.add_metric(label, float(account.is_held_back) if account else 0)
+        sessions.add_metric(label, account.sessions_refused if account else 0)
+        for limit in NAMES.values():
+            refused.add_metric((*label, limit), account.refused.get(limit, 0) if account else 0)
+    yield from (held, seconds, now, sessions, refused)
 
 
 def device_families(devices: Iterable[DeviceState]) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from . import Request
 
@@ -73,3 +73,24 @@ def ledger_families(health: LedgerHealth) -> Iterator[Metric]:
     yield GaugeMetricFamily("vgpu_ledger_file_bytes", "Size of the ledger.", health.file_bytes)
     yield GaugeMetricFamily("vgpu_ledger_wal_bytes", "Size of its write-ahead log.", health.wal_bytes)
     yield GaugeMetricFamily("vgpu_ledger_free_bytes", "Room left on its file system.", health.free_bytes)
+
+
+@attrs.frozen
+class OutboxHealth:
+    """Records on their way to the ledger: how many wait, and how many were lost since the mediator began."""
+
+    waiting: int
+    lost: int
+
+
+@attrs.frozen
+class CheckOutbox(Request[OutboxHealth]):
+    """To the outbox: how it is."""
+
+
+def outbox_families(health: OutboxHealth) -> Iterator[Metric]:
+    """As Prometheus metrics."""
+    yield GaugeMetricFamily("vgpu_ledger_waiting_records", "Records that wait to be written.", health.waiting)
+    yield CounterMetricFamily(
+        "vgpu_ledger_lost_records", "Records given up because too many waited.", health.lost
+    )

@@ -24,8 +24,18 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from . import Actor, ActorError, Refused, Reply, Request, handles
 from .exposition import Knowledge, render
 from .exposition_runtime import LoopLag
-from .ledger_health import CheckLedger
-from .messages import BoundAddress, CountFaults, ListDevices, ListVms, SampleGpu, ScheduleState, Survey
+from .fault_messages import ListQuarantines
+from .ledger_health import CheckLedger, CheckOutbox
+from .messages import (
+    BoundAddress,
+    CountFaults,
+    ListAccounts,
+    ListDevices,
+    ListVms,
+    SampleGpu,
+    ScheduleState,
+    Survey,
+)
 
 _log = logging.getLogger("vgpu.metrics")
 
@@ -86,6 +96,8 @@ class Metrics(Actor):
     telemetry: str = "mediator/telemetry"
     ledger: str = "mediator/ledger"
     fleet: str = "mediator/fleet"
+    outbox: str = "mediator/outbox"
+    limits: str = "mediator/limits"
     request_seconds: float = REQUEST_SECONDS
     _bound: tuple[str, int] | None = None
     _serving: trio.CancelScope | None = None
@@ -269,6 +281,9 @@ class Metrics(Actor):
             tree=tree,
             lag=self._lag,
             ledger=await self._ask(self.ledger, CheckLedger()),
+            outbox=await self._ask(self.outbox, CheckOutbox()),
+            accounts=await self._ask(self.limits, ListAccounts()),
+            quarantines=await self._ask(self.ledger, ListQuarantines()),
         )
 
     async def _ask(self, name: str, question: Request[T]) -> T | None:

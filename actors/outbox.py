@@ -18,6 +18,7 @@ import trio
 
 from . import Actor, ActorError, ExitReason, handles
 from .fault_messages import FaultKept, Keep
+from .ledger_health import CheckOutbox, OutboxHealth
 from .messages import RecordEnd, RecordFault, RecordStart
 
 _log = logging.getLogger("vgpu.outbox")
@@ -60,6 +61,10 @@ class Outbox(Actor):
             _log.error("the ledger takes nothing: %d records lost so far", self.lost)
         self.waiting.append(message.record)
         self._wake.set()
+
+    @handles(CheckOutbox)
+    def check(self, message: CheckOutbox) -> OutboxHealth:
+        return OutboxHealth(len(self.waiting), self.lost)
 
     async def _deliver(self) -> None:
         pause = FIRST_PAUSE_SECONDS

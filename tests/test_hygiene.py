@@ -77,7 +77,7 @@ def test_an_ordinary_path_is_not(line: str) -> None:
     assert not PLACES.search(line)
 
 
-@pytest.mark.parametrize("generator", ["tools/gen_calls.py", "tools/gen_nvml.py"])
+@pytest.mark.parametrize("generator", ["tools/gen_calls.py", "tools/gen_nvml.py", "tools/gen_metrics.py"])
 def test_generated_files_are_current(generator: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / generator, "--check"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboard, the alert rules and docs/metrics.md against what a running mediator serves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.vm_device import DeviceMediator
+from tests.src.test_admin import admin, answer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DASHBOARD = ROOT / "contrib" / "grafana" / "vgpu.json"
+RULES = ROOT / "contrib" / "prometheus" / "vgpu.rules.yml"
+PAGE = ROOT / "docs" / "metrics.md"
+# Served by a GPU's sensors, which the software GPU has few of; docs/metrics.md has them from the code.
+SENSORS = "vgpu_host_gpu_"
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.fixture(scope="module")
+def text() -> Iterator[str]:
+    """The exposition of a mediator with a VM that has a device and one that has none, both quiet."""
+    with DeviceMediator() as mediator:
+        for words in (["--vm-name=red", "--bar1=16MiB"], ["--vm-name=blue", "--no-device", "--pool=B"]):
+            assert admin(mediator, "register-vm", *words).returncode == 0
+        shown = admin(mediator, "show-metrics")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        as_json = answer(mediator, "show-metrics")
+        assert {"name": "vgpu_vm_sessions", "labels": {"vm": "red"}, "value": 0.0}.items() <= next(
+            s for s in as_json if s["name"] == "vgpu_vm_sessions" and s["labels"] == {"vm": "red"}
+        ).items()
+        yield shown.stdout
+
+
+@pytest.fixture(scope="module")
+def samples(text: str) -> dict[str, list[dict[str, str]]]:
+    """Labels of all samples, by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    return found
+
+
+def documented() -> dict[str, str]:
+    """Types by name, out of the page."""
+    return dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", PAGE.read_text(), re.MULTILINE))
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
+
+
+def expressions() -> list[str]:
+    """All that is asked of Prometheus, anywhere."""
+    asked = [target["expr"] for panel in panels() for target in panel.get("targets", ())]
+    variables = json.loads(DASHBOARD.read_text())["templating"]["list"]
+    asked += [v["query"]["query"] for v in variables if v["type"] == "query"]
+    return asked + [rule["expr"] for rule in rules()]
+
+
+def test_every_vm_has_its_series_before_anything_has_happened(
+    samples: dict[str, list[dict[str, str]]],
+) -> None:
+    by_vm = {
+        name: {labels["vm"] for labels in found}
+        for name, found in samples.items()
+        if name.startswith(("vgpu_vm_", "vgpu_scheduler_")) and any("vm" in labels for labels in found)
+    }
+    assert len(by_vm) > 35
+    for name, vms in by_vm.items():
+        assert vms == ({"red"} if name.startswith("vgpu_vm_device_") else {"red", "blue"}), name
+    errors = {labels["error"] for labels in samples["vgpu_vm_faults_total"]}
+    assert {"702", "719"} <= errors
+    assert {labels["pool"] for labels in samples["vgpu_pool_weight"]} == {"default", "B"}
+
+
+def test_the_mediator_and_its_actors_are_there(samples: dict[str, list[dict[str, str]]]) -> None:
+    actors = {labels["actor"]: labels["kind"] for labels in samples["vgpu_actor_messages_total"]}
+    assert actors["mediator/gpus/gpu0/scheduler"] == "Scheduler"
+    assert actors["mediator/devices/red"] == "Device"
+    assert {labels["source"] for labels in samples["vgpu_source_up"]} == {
+        "telemetry", "ledger", "fleet", "scheduler 0",
+    }  # fmt: skip
+    (build,) = samples["vgpu_build_info"]
+    assert re.fullmatch(r"[0-9a-f]{16}", build["calls"])
+    for name in (
+        "process_open_fds",
+        "process_max_fds",
+        "vgpu_mediator_loop_lag_seconds_bucket",
+        "vgpu_ledger_writable",
+    ):
+        assert name in samples, name
+
+
+def test_the_page_has_all_that_is_served_and_no_more(text: str) -> None:
+    served = {
+        family.name + {"counter": "_total"}.get(family.type, ""): family.type
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("vgpu_")
+    }
+    # The info family is a gauge on the wire.
+    assert {name: kind for name, kind in served.items() if documented().get(name) not in (kind, "info")} == {}
+    missing = {name for name in documented() if name not in served and not name.startswith(SENSORS)}
+    assert missing == set()
+
+
+def test_names_keep_to_prometheus_conventions() -> None:
+    for name, kind in documented().items():
+        assert re.fullmatch(r"vgpu(_[a-z0-9]+)+", name), name
+        assert name.endswith("_total") == (kind == "counter"), name
+        for unit in ("milliseconds", "_ms", "_ns", "percent", "kilobytes", "megabytes", "mhz"):
+            assert unit not in name, name
+
+
+def test_what_dashboard_and_rules_ask_for_is_served(samples: dict[str, list[dict[str, str]]]) -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    known = set(samples) | {name for name in documented() if name.startswith(SENSORS)} | recorded | {"up"}
+    # A family that has no sample while no session lives.
+    known |= {name for name in documented() if name.startswith("vgpu_session_")}
+    asked = expressions()
+    assert len(asked) > 40
+    for expression in asked:
+        names = re.findall(r"\b(?:vgpu|process)[a-z0-9_:]*", re.sub(r'"[^"]*"', '""', expression))
+        assert names or "up{" in expression, expression
+        assert not set(names) - known, expression
+
+
+def test_labels_that_are_asked_for_are_served(samples: dict[str, list[dict[str, str]]]) -> None:
+    """A matcher on a label that a metric has not finds nothing and says nothing."""
+    checked = 0
+    for expression in expressions():
+        for name, matchers in re.findall(r"\b(vgpu_\w+)\{([^}]*)\}", expression):
+            labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers)) - {"instance", "job"}
+            if name in samples:
+                checked += 1
+                assert all(labels <= set(found) for found in samples[name]), (name, labels)
+    assert checked > 20
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert {"uid", "title", "schemaVersion", "templating", "panels", "time"} <= set(dashboard)
+    assert "id" not in dashboard or dashboard["id"] is None
+    numbers = [panel["id"] for panel in panels()]
+    assert len(numbers) == len(set(numbers)) > 20
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, f"{panel['title']} lies on another"
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            references = [target["refId"] for target in panel["targets"]]
+            assert len(references) == len(set(references)) > 0
+
+
+def test_rules_are_whole() -> None:
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len(alerts) > 10
+    assert len({rule["alert"] for rule in alerts}) == len(alerts)
+    for rule in alerts:
+        assert rule["labels"]["severity"] in ("critical", "warning", "info"), rule["alert"]
+        assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
+    for rule in rules():
+        assert rule["expr"].count("(") == rule["expr"].count(")"), rule
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_takes_rules_and_exposition(text: str) -> None:
+    assert PROMTOOL is not None
+    for words, said in ((["check", "rules", str(RULES)], None), (["check", "metrics"], text)):
+        done = subprocess.run(
+            [PROMTOOL, *words], input=said, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
