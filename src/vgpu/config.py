@@ -7,6 +7,7 @@ unknown key, a value of the wrong kind or one that is out of range is refused wi
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,12 +128,19 @@ def read_file(path: Path) -> FileValues:
         ConfigError: not to be read, not TOML, an unknown key, or a value of the wrong kind.
     """
     try:
-        text = path.read_text()
+        data = path.read_bytes()
+        text = data.decode()
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: this is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        what, _, place = str(error).rpartition(" (at ")
+        found = re.match(r"line (\d+)", place)
+        line = int(found[1]) if found else max(len(text.splitlines()), 1)  # else it says: end of document
+        raise ConfigError(f"{path}, line {line}: {what}") from None
     for name in document:
         if name != "mediator":
             line = line_of(text, name)

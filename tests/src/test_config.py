@@ -29,12 +29,31 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("[mediator]\ngup = 1\n", "unknown key 'gup'"),
         ("[mediator]\nwarm_workers = true\n", "warm_workers is True"),
         ("[other]\n", r"unknown table \[other\]"),
-        ("nonsense", "mediator.toml"),
+        ("nonsense", "mediator.toml, line 1: Expected"),
+        (
+            "[mediator]\ngpu = 'auto'\n\n# about it\ngup = [\n  1,\n]\nwarm_workers = 1\n",
+            "toml, line 5: unknown key 'gup'",
+        ),
+        (
+            'mediator.gpu = "auto"\nmediator.warm_workers = "x"\n',
+            "toml, line 2: warm_workers is 'x', expected int",
+        ),
+        ("mediator = { gpu = 'auto', devices = 3 }\n", "toml, line 1: devices is 3"),
+        ("gpu = 'auto'\n[mediator]\n", r"toml, line 1: gpu stands before \[mediator\]"),
+        ("\n[mediator]\nlog_level = 'info'\n[other]\n", r"toml, line 4: unknown table \[other\]"),
+        ("mediator = 3\n", "toml, line 1: mediator is 3"),
+        ("[mediator]\nquantum_ms = \n", "line 2: Invalid value"),
+        ("[mediator]\ngpu = 'auto'\ngpu = 1\n", "line 3: Cannot overwrite"),
+        ("[mediator]\n# caf\xe9\n", "line 2: this is not UTF-8"),
+        (
+            '[mediator]\nlibrary = """\nwarm_workers = 1\n"""\nwarm_workers = "1"\n',
+            "toml, line 5: warm_workers",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mediator.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=message):
         read_file(path)
 
@@ -53,6 +72,21 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, messa
 def test_values_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
         make_settings(Settings(), {key: value})
+
+
+def test_a_value_out_of_range_is_named_with_its_line_unless_the_command_line_said_it(tmp_path: Path) -> None:
+    path = tmp_path / "mediator.toml"
+    path.write_text('[mediator]\ngpu = "software"\n\nquantum_ms = 5000\nmetrics = "nowhere"\n')
+    with pytest.raises(
+        ConfigError, match=r"mediator\.toml, line 4: quantum_ms is 5000, expected 0\.1 to 1000"
+    ):
+        read_settings(["--config", str(path), "--metrics", ""])
+    with pytest.raises(ConfigError, match=r"mediator\.toml, line 5: metrics is 'nowhere'"):
+        read_settings(["--config", str(path), "--quantum-ms", "5"])
+    with pytest.raises(ConfigError, match=r"^quantum_ms is 0"):
+        read_settings(["--config", str(path), "--metrics", "", "--quantum-ms", "0"])
+    settings = read_settings(["--config", str(path), "--metrics", "", "--quantum-ms", "5"])
+    assert (settings.metrics, settings.quantum_ms) == (None, 5)
 
 
 @pytest.mark.parametrize(

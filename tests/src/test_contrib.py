@@ -24,7 +24,9 @@ RULES = ROOT / "contrib" / "prometheus" / "vgpu.rules.yml"
 PAGE = ROOT / "docs" / "metrics.md"
 # Served by a GPU's sensors, which the software GPU has few of; docs/metrics.md has them from the code.
 SENSORS = "vgpu_host_gpu_"
+SYSTEMD = ROOT / "contrib" / "systemd"
 PROMTOOL = shutil.which("promtool")
+SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,42 @@ def test_promtool_takes_rules_and_exposition(text: str) -> None:
             [PROMTOOL, *words], input=said, capture_output=True, text=True, timeout=60, check=False
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+
+
+def unit() -> dict[str, list[str]]:
+    """Settings of the service, by name."""
+    found: dict[str, list[str]] = {}
+    for line in (SYSTEMD / "vgpu-mediator.service").read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def test_a_restart_of_the_service_leaves_sessions_where_they_are() -> None:
+    """What test_reload shows of the signals, and what the unit has systemd do, belong together."""
+    settings = unit()
+    assert settings["KillMode"] == ["process"]
+    assert (settings["KillSignal"], settings["RestartKillSignal"]) == (["SIGTERM"], ["SIGUSR1"])
+    assert settings["OOMPolicy"] == ["continue"]
+    assert "RuntimeDirectory" not in settings
+    for hides_gpus in (
+        "PrivateDevices",
+        "DevicePolicy",
+        "MemoryDenyWriteExecute",
+        "PrivateUsers",
+        "ProcSubset",
+    ):
+        assert hides_gpus not in settings
+
+
+@pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    assert SYSTEMD_ANALYZE is not None
+    text = (SYSTEMD / "vgpu-mediator.service").read_text()
+    copy = tmp_path / "vgpu-mediator.service"
+    copy.write_text(re.sub(r"/usr/local/bin/[\w-]+", "/bin/true", text))
+    done = subprocess.run(
+        [SYSTEMD_ANALYZE, "verify", str(copy)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vgpu-admin doctor on hosts that are made up: what it finds, what it says to do, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.src.test_commands import command
+from vgpu import doctor, kvm_probe
+from vgpu.config import Settings
+from vgpu.doctor import FAIL, OK, WARN, Finding, Host
+
+ADMIN = "vgpu.admin_main"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """An empty one."""
+    root = tmp_path / "root"
+    root.mkdir()
+    return Host(tmp_path / "run", tmp_path / "state", tmp_path / "mediator.toml", root=root)
+
+
+def put(host: Host, path: str, text: str = "") -> Path:
+    place = host.root / path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    return place
+
+
+def only(findings: list[Finding], what: str) -> Finding:
+    (found,) = [finding for finding in findings if finding.what == what]
+    return found
+
+
+def qemu(tmp_path: Path, version: str, devices: str) -> str:
+    program = tmp_path / "qemu"
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo 'QEMU emulator version {version}';; *) echo '{devices}';; esac\n"
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "level", "words"),
+    [
+        ("10.1.0 (Debian 1:10.1)", 'name "vfio-user-pci", bus PCI', OK, "10.1.0"),
+        ("11.1.3", 'name "vfio-user-pci", bus PCI', OK, "with vfio-user-pci"),
+        ("10.0.4", 'name "vfio-pci", bus PCI', FAIL, "has no vfio-user-pci"),
+        ("10.2.0", 'name "vfio-pci", bus PCI', FAIL, "built without vfio-user-pci"),
+        ("unknown", "", FAIL, "does not tell its version"),
+    ],
+)
+def test_qemu(host: Host, tmp_path: Path, version: str, devices: str, level: str, words: str) -> None:
+    (found,) = doctor.check_qemu(
+        Host(host.run_dir, host.state_dir, host.configuration, qemu(tmp_path, version, devices))
+    )
+    assert (found.level, words in found.found) == (level, True), found
+    assert bool(found.remedy) == (level != OK)
+
+
+def test_kvm_that_is_there_and_of_no_use_is_told_from_kvm(host: Host) -> None:
+    (none,) = doctor.check_kvm(host)
+    assert (none.level, "no /dev/kvm" in none.found) == (WARN, True)
+    node = put(host, "dev/kvm")
+    assert kvm_probe.probe(str(node)).startswith("cannot ask its version: ")
+    assert kvm_probe.probe(str(host.root / "dev" / "nothing")).startswith("cannot open it: ")
+
+
+def test_a_driver_that_is_half_there(host: Host) -> None:
+    (none,) = doctor.check_driver(host)
+    assert none.level == WARN
+    assert "software GPU" in none.found
+    put(host, "sys/module/nvidia/version", "580.1")
+    wanted = Host(
+        host.run_dir,
+        host.state_dir,
+        host.configuration,
+        root=host.root,
+        settings=Settings(library=Path("/nonexistent")),
+    )
+    (found,) = doctor.check_driver(wanted)
+    assert (found.level, found.found) == (FAIL, "/nonexistent is not a file")
+
+
+def test_places(host: Host) -> None:
+    findings = list(doctor.check_places(host))
+    assert [f.level for f in findings] == [OK, OK, OK]
+    host.run_dir.mkdir()
+    host.run_dir.chmod(0o777)
+    found = only(list(doctor.check_places(host)), "run directory")
+    assert (found.level, found.remedy) == (FAIL, f"chmod go-w {host.run_dir}")
+    long = Host(Path("/" + "x" * 100), host.state_dir, host.configuration)
+    assert "names of VMs could have 0 characters" in next(doctor.check_places(long)).found
+
+
+def test_a_socket_that_everybody_may_open_fails(host: Host) -> None:
+    folder = host.run_dir / "vfio-user"
+    folder.mkdir(parents=True)
+    socket = folder / "red.sock"
+    socket.touch()
+    socket.chmod(0o666)
+    found = next(doctor.check_sockets(host))
+    assert (found.what, found.level, found.remedy) == ("socket red.sock", FAIL, f"chmod o= {socket}")
+    socket.chmod(0o660)
+    (found,) = doctor.check_sockets(host)
+    assert found.level == OK
+
+
+def test_memory_that_vms_were_promised(host: Host) -> None:
+    put(host, "proc/meminfo", "MemTotal:       1048576 kB\nMemFree: 1 kB\nMemAvailable:    524288 kB\n")
+    for promised, level in ((256 << 20, OK), (768 << 20, WARN), (2 << 30, FAIL)):
+        (found,) = doctor.check_memory(host, [{"bar1_bytes": promised}])
+        assert found.level == level, found
+    assert "512 MiB of 1 GiB available" in found.found
+
+
+def test_huge_pages(host: Host) -> None:
+    for text, level in (
+        ("always within_size advise [never] deny force", WARN),
+        ("always [advise] never", OK),
+        ("", WARN),
+    ):
+        put(host, "sys/kernel/mm/transparent_hugepage/shmem_enabled", text)
+        assert only(list(doctor.check_limits(host)), "huge pages for BAR1").level == level
+
+
+def test_a_configuration_that_cannot_be_meant_fails_with_its_line(host: Host) -> None:
+    (found,) = doctor.check_configuration(host)
+    assert found.level == OK
+    host.configuration.write_text("[mediator]\nwarm_workers = 100\n")
+    (found,) = doctor.check_configuration(host)
+    assert found.level == FAIL
+    assert "mediator.toml, line 2: warm_workers is 100" in found.found
+
+
+def test_the_command_has_a_remedy_for_all_that_is_not_ok_and_ends_with_1_on_failure(tmp_path: Path) -> None:
+    words: list[str | Path] = ["doctor", "--run-dir", tmp_path / "run", "--state-dir", tmp_path / "state", "--json"]
+    done = command(ADMIN, *words, XDG_CONFIG_HOME=str(tmp_path))
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["ok"] else 1), done.stderr
+    by_name = {finding["what"]: finding for finding in told["findings"]}
+    assert {
+        "system",
+        "Python",
+        "vgpu",
+        "packages",
+        "driver",
+        "QEMU",
+        "KVM",
+        "run directory",
+        "locked memory",
+        "mediator",
+    } <= set(by_name)
+    assert all(finding["remedy"] for finding in told["findings"] if finding["level"] != OK)
+    assert by_name["mediator"]["level"] == WARN
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[mediator]\ngup = 1\n")
+    done = command(
+        ADMIN, "doctor", "--config", bad, "--run-dir", tmp_path / "run", XDG_CONFIG_HOME=str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert f"{bad}, line 2: unknown key 'gup'" in done.stdout
+    assert os.listdir(tmp_path) == ["bad.toml"]
