@@ -122,7 +122,7 @@ def main() -> int:
             health = ask(run_dir, "health")
             print(f"mediator: {health['gpu']} GPU, pid {mediator.pid}")
             print("running examples/cupy_program.py, a program that knows nothing of us")
-            environment = dict(os.environ, CUPY_ACCELERATORS="", CUPY_CACHE_DIR=str(Path(folder) / "cupy"))
+            environment = dict(os.environ, CUPY_CACHE_DIR=str(Path(folder) / "cupy"))
             if health["gpu"] == "software":
                 # The software GPU executes PTX, so CuPy shall stop at PTX.
                 environment["CUPY_COMPILE_WITH_PTX"] = "1"

@@ -248,6 +248,17 @@ def cuKernelGetParamInfo(device: Device, handle: int, index: int, offset: int, s
     cuFuncGetParamInfo(device, handle, index, offset, size)
 
 
+def registers(function: Function) -> int:
+    """Of a thread, as a compiler would have given them: as many blocks as the kernel promises room for have it.
+
+    So no block that may be launched has an occupancy of 0, from which programs make empty grids.
+    """
+    kernel = function.kernel
+    warps = -(-kernel.max_threads // 32) * max(kernel.min_blocks, 1)
+    room = max(facts.REGISTERS // (32 * warps) // 8 * 8, 8)
+    return min(max(kernel.registers, 1), room, 255)
+
+
 def _attribute(function: Function, attribute: int) -> int:
     kernel = function.kernel
     version = 10 * facts.COMPUTE_CAPABILITY[0] + facts.COMPUTE_CAPABILITY[1]
@@ -255,7 +266,7 @@ def _attribute(function: Function, attribute: int) -> int:
     written_for = re.match(r"sm_(\d+)", kernel.source.target)
     values = {
         0: kernel.max_threads, 1: kernel.static_shared, 2: 0, 3: kernel.local_size,
-        4: min(max(kernel.registers, 1), 255), 5: int(written_for[1][:4]) if written_for else version, 6: version, 7: 0,
+        4: registers(function), 5: int(written_for[1][:4]) if written_for else version, 6: version, 7: 0,
         8: function.max_dynamic_shared, 9: function.carveout,
         10: 0, 11: 0, 12: 0, 13: 0, 14: 0, 15: 0,
     }  # fmt: skip
@@ -331,14 +342,14 @@ def blocks_per_multiprocessor(function: Function, block: int, dynamic_shared: in
     if block > kernel.max_threads:
         return 0
     warps = -(-block // 32)
-    registers = -(-max(kernel.registers, 1) // 8) * 8 * 32 * warps
+    register_file = -(-registers(function) // 8) * 8 * 32 * warps
     shared = -(-(kernel.static_shared + dynamic_shared) // 256) * 256
     if kernel.static_shared + dynamic_shared > facts.SHARED_PER_BLOCK_OPTIN:
         return 0
     limits = [
         facts.BLOCKS_PER_MULTIPROCESSOR,
         facts.THREADS_PER_MULTIPROCESSOR // (warps * 32),
-        facts.REGISTERS // registers,
+        facts.REGISTERS // register_file,
     ]
     if shared:
         limits.append(facts.SHARED_PER_MULTIPROCESSOR // shared)

@@ -81,10 +81,21 @@ def test_cupy(mediator: Mediator, cupy_python: Path, tmp_path: Path) -> None:
         PROGRAMS / "arrays.py",
         CUPY_CACHE_DIR=str(tmp_path),
         CUPY_COMPILE_WITH_PTX="1",
-        CUPY_ACCELERATORS="",
         CUPY_DISABLE_JITIFY_CACHE="1",
     )
     assert lines == ["element-wise", "reductions", "raw kernel", "streams", "done"]
+
+
+def test_cupy_with_cub_and_thrust(mediator: Mediator, cupy_python: Path, tmp_path: Path) -> None:
+    """Results, where a module without PTX for this device once gave zeros and no error."""
+    lines = mediator.run(
+        cupy_python,
+        PROGRAMS / "accelerated.py",
+        CUPY_CACHE_DIR=str(tmp_path),
+        CUPY_COMPILE_WITH_PTX="1",
+        CUPY_DISABLE_JITIFY_CACHE="1",
+    )
+    assert lines == ["reductions", "scans", "histograms", "sorting"]
 
 
 def test_visible_devices(mediator: Mediator, compile_cuda: Compile) -> None:
