@@ -60,6 +60,7 @@ from .messages import (
 _log = logging.getLogger("vgpu.ledger")
 T = TypeVar("T")
 
+LOG_BYTES = 16 << 20
 SCHEMA_VERSION = 4
 # Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
 _STEPS = (
@@ -125,7 +126,10 @@ class LedgerFile:
         self._path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
+        # Every commit is synced: NORMAL would lose what was acknowledged last when the host loses its power.
         self._db.execute("PRAGMA synchronous = FULL")
+        # A log that grew while the file could not be written gives its room back.
+        self._db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise RuntimeError(f"{path} has schema {version}; this program knows {SCHEMA_VERSION}")
