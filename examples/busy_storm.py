@@ -19,12 +19,12 @@ from vgpu.gpu.process import WorkerOptions, start_worker
 
 RATE = 400  # calls a second, burst one second
 LAUNCHES = 1000
-LIMITED = 3
-KNOCKING = 6
+LIMITED = 2
+KNOCKING = 4
 
 
 def limited(example: Example, host: Host) -> None:
-    """Three VMs that send as fast as they can, and may send 400 calls a second each."""
+    """VMs that send as fast as they can, and may send 400 calls a second each."""
     for number in range(LIMITED):
         host.admin(
             "register-vm", f"--vm-name=limited-{number}", "--no-device", f"--rate={RATE}", "--queue-depth=64"
@@ -77,8 +77,8 @@ def knocking(example: Example, host: Host, workers: Workers, neighbours: list[Gu
     workers.is_broken = True
     used_up = host.begin("neighbour.py", vm="used-up")  # takes the warm worker
     used_up.until("turn")
-    guests = [host.begin("neighbour.py", vm=f"knocks-{n % 4}") for n in range(KNOCKING)]
-    example.say(f"no worker can be started; {KNOCKING} programs of four VMs come")
+    guests = [host.begin("neighbour.py", vm=f"knocks-{n % 2}") for n in range(KNOCKING)]
+    example.say(f"no worker can be started; {KNOCKING} programs come")
     wait_until(lambda: told(host) >= 2 * KNOCKING, "they are told BUSY, again and again")
     waiting = sum(g.process.poll() is None and g.turn() == 0 for g in guests)
     example.fact(waiting == KNOCKING, f"{waiting} wait; they were told BUSY {told(host)} times")

@@ -40,7 +40,10 @@ def body(example: Example) -> None:
                 "the newcomers wait: no session begins that the ledger does not have",
             )
             example.goes_on(neighbours)
-            example.fact(host.ask("health")["ok"], "administrators are answered")
+            health = host.ask("health")
+            example.fact(
+                not health["ok"] and bool(health["trouble"]), f"show-health says so: {health['trouble'][0]}"
+            )
             restarts = {actor["name"]: actor["restarts"] for actor in host.ask("tree")[0]["children"]}
             tries = restarts["mediator/ledger"]
             example.fact(
@@ -55,6 +58,12 @@ def body(example: Example) -> None:
             for number, newcomer in enumerate(newcomers, 1):
                 example.settle(f"newcomer {number}", newcomer)
             wait_until(lambda: len(host.sessions()) == sessions, "their sessions have ended")
+            wait_until(lambda: host.ask("health")["ok"], "the ledger is well again")
+            health = host.ask("health")
+            example.fact(
+                health["records_lost"] == health["records_waiting"] == 0,
+                "what was to be written then is written, all of it",
+            )
 
 
 if __name__ == "__main__":

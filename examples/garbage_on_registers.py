@@ -19,8 +19,8 @@ from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.testing import CONFIGURATION, QemuClient
 from vgpu.transport.vfio_user.registers import MAGIC, PAGE, DeviceRegister, SlotRegister
 
-ACCESSES = 1500
-NOISES = 20
+ACCESSES = 800
+NOISES = 10
 MESSAGES = 40
 BAR0, BAR1 = 0, 1
 ONES = 0xFFFFFFFF

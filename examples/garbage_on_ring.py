@@ -15,8 +15,9 @@ from _support import Example, Host, main, wait_until
 
 from vgpu.transport.wire import FLAG_REPLY, CallHeader, CallId
 
-WILD_SESSIONS = 4
-WILD_CALLS = 400
+WILD_SESSIONS = 3
+WILD_CALLS = 300
+FAULTS = 3  # that quarantine a VM
 
 
 def header(**changes: int) -> bytes:
@@ -39,9 +40,9 @@ def broken(noise: random.Random) -> dict[str, tuple[bytes, int | None]]:
     }
 
 
-def ends(host: Host, data: bytes, tail: int | None) -> tuple[bool, int]:
+def ends(host: Host, vm: str, data: bytes, tail: int | None) -> tuple[bool, int]:
     """Is the session over, and with which error?"""
-    with RawGuest(host.run_dir, "hostile") as guest:
+    with RawGuest(host.run_dir, vm) as guest:
         guest.put(data)
         guest.publish(tail)
         guest.ring_bell()
@@ -80,11 +81,18 @@ def wild_calls(example: Example, host: Host, noise: random.Random) -> None:
 def body(example: Example) -> None:
     noise = random.Random(21)
     with example.host() as host, example.neighbours(host) as neighbours:
-        for what, (data, tail) in broken(noise).items():
-            is_dead, code = ends(host, data, tail)
+        for number, (what, (data, tail)) in enumerate(broken(noise).items()):
+            # A VM that does so three times is quarantined, so others take turns.
+            is_dead, code = ends(host, f"hostile-{number // FAULTS}", data, tail)
             example.fact(is_dead and code == INVALID_VALUE, f"{what}: that session ended, with error {code}")
+        wait_until(
+            lambda: "hostile-0" in host.admin("list-quarantines"), "a VM that did so is quarantined", 10
+        )
+        example.fact(True, f"a VM that did so {FAULTS} times is quarantined")
         wild_calls(example, host, noise)
-        reasons = {s["ended"] for s in host.ask("sessions") if s["ended"] and s["info"]["vm"] == "hostile"}
+        reasons = {
+            s["ended"] for s in host.ask("sessions") if s["ended"] and s["info"]["vm"].startswith("hostile")
+        }
         example.say(f"the mediator says why: {', '.join(sorted(reasons))}")
         example.goes_on(neighbours)
 

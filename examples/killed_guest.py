@@ -9,7 +9,7 @@ import time
 from _support import Example, is_alive, main, wait_until
 
 PROMISED_SECONDS = 2.0
-ROUNDS = 4
+ROUNDS = 3
 
 
 def body(example: Example) -> None:

@@ -104,7 +104,7 @@ def hanging(example: Example, host: Host) -> None:
 
 
 def body(example: Example) -> None:
-    seconds = example.seconds or 2.0
+    seconds = example.seconds or 1.5
     if seconds < 1:
         raise NotSo("--seconds must be 1 or more")
     with example.host() as host:
