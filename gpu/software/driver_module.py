@@ -52,21 +52,21 @@ def image_texts(address: int) -> list[str]:
         parts.append(part)
     texts: list[str] = []
     for part in parts:
-        # nvcc lists its device runtime, too, as machine code. What a kernel misses from a part that is left out here
-        # is named when the rest is loaded.
+        # nvcc lists its device runtime, too, whose text is for newer devices. What a kernel misses from a part that is
+        # left out here is named when the rest is loaded.
         with contextlib.suppress(CudaError):
-            texts.append(_text_of(part))
+            texts.append(_text_of(part, newer=False))
     return texts or [_text_of(image)]
 
 
-def _text_of(address: int) -> str:
+def _text_of(address: int, *, newer: bool = True) -> str:
     magic = unpack("<I", address)[0]
     if magic == ELF_MAGIC:
         raise CudaError(NO_BINARY_FOR_GPU, "machine code; the software GPU executes PTX only")
     if magic == FATBIN_MAGIC:
         _magic, _version, header, size = unpack("<IHHQ", address)
         try:
-            return select_ptx(get_bytes(address, header + size), facts.COMPUTE_CAPABILITY)
+            return select_ptx(get_bytes(address, header + size), facts.COMPUTE_CAPABILITY, newer=newer)
         except ImageError as error:
             raise CudaError(NO_BINARY_FOR_GPU, str(error)) from None
     return get_text(address)

@@ -179,10 +179,10 @@ def _text(data: bytes) -> str:
         raise MalformedImage(f"neither a known container nor text: {error}") from None
 
 
-def select_ptx(image: bytes, capability: tuple[int, int]) -> str:
+def select_ptx(image: bytes, capability: tuple[int, int], *, newer: bool = True) -> str:
     """The PTX of an image that suits a device best: the newest one not newer than its compute capability.
 
-    Where there is none, the oldest newer one. Libraries carry machine code for many devices and PTX for the last of
+    Where there is none, the oldest newer one, unless ``newer`` says no. Libraries carry machine code for many devices and PTX for the last of
     them only; what executes PTX has no use for the former, and no architecture of its own that would keep it from the
     latter: an instruction it has not is refused by name.
 
@@ -207,7 +207,7 @@ def select_ptx(image: bytes, capability: tuple[int, int]) -> str:
     for entry in usable:
         if entry.architecture <= device and (best is None or entry.architecture >= best.architecture):
             best = entry
-    if best is None:
+    if best is None and newer:
         best = min(usable, key=lambda entry: entry.architecture, default=None)
     if best is None:
         there = ", ".join(entry.name for entry in listed) or "nothing"
