@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -164,6 +165,8 @@ class Worker:
         from .errors import result_name
         from .turn import turn_path
 
+        # Here, since a signal may end the process in the middle of a first import, and ``leave`` needs this.
+        importlib.import_module("vgpu.transport.layout")
         lib.vgpu_thread_stacks(THREAD_STACK_BYTES)
         replay = lib.vgpu_replay_new()
         if replay == ffi.NULL:
