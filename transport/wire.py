@@ -12,8 +12,8 @@ import struct
 import attrs
 
 # Public here: a client that writes records by hand needs the calls' numbers and the table that they are from.
-from ._generated_calls import TABLE_HASH as TABLE_HASH
-from ._generated_calls import CallId as CallId
+from ._generated_calls import TABLE_HASH as TABLE_HASH  # noqa: PLC0414 - exported
+from ._generated_calls import CallId as CallId  # noqa: PLC0414
 from .errors import LocalProtocolError, RemoteProtocolError
 
 CALL_HEADER_SIZE = 80
