@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mediator import Mediator, is_alive, wait_until
-from tests.src.test_commands import command
+from tests.src.test_commands import command, completions
 from vgpu.notify import watchdog_seconds
 
 ADMIN = "vgpu.admin_main"
@@ -165,3 +166,44 @@ def test_a_mediator_that_hands_over_ends_with_0_and_its_workers_go_on(mediator: 
 )
 def test_how_often_systemd_wants_to_hear(environment: dict[str, str], seconds: float | None) -> None:
     assert watchdog_seconds(environment, 7) == seconds
+
+
+WORKING = (
+    "import ctypes as c, sys\n"
+    "d = c.CDLL('libcuda.so.1'); x = c.c_void_p(); p = c.c_uint64()\n"
+    "def ok(status): assert status == 0, status\n"
+    "ok(d.cuInit(0)); ok(d.cuDevicePrimaryCtxRetain(c.byref(x), 0)); ok(d.cuCtxSetCurrent(x))\n"
+    "ok(d.cuMemAlloc_v2(c.byref(p), c.c_size_t(4096)))\n"
+    "turn = 0\n"
+    "while True:\n"
+    "    turn += 1; back = (c.c_ubyte * 4096)()\n"
+    "    ok(d.cuMemsetD8_v2(p, turn % 251, c.c_size_t(4096)))\n"
+    "    ok(d.cuMemcpyDtoH_v2(back, p, c.c_size_t(4096)))\n"
+    "    assert bytes(back) == bytes([turn % 251]) * 4096\n"
+    "    print('turn', turn, flush=True)\n"
+)
+
+
+def test_programs_compute_on_through_a_hand_over(mediator: Configured) -> None:
+    guest = mediator.begin(sys.executable, "-c", WORKING, vm="red")
+    guest.until("turn")
+    session = mediator.session_of(guest)["info"]["session"]
+    for _ in range(2):
+        os.kill(mediator.pid, signal.SIGUSR1)
+        assert mediator._process is not None
+        # Its output is read all the while: a program that has the GPU alone needs no mediator.
+        while mediator._process.poll() is None:
+            guest.line()
+        before = int(guest.line().split()[1])
+        mediator.start()
+        while int(guest.line().split()[1]) < before + 100:
+            pass
+        wait_until(lambda: len(mediator.sessions()) == 1, 20, "the session is adopted")
+        assert mediator.session_of(guest)["info"]["session"] == session
+    guest.kill()
+
+
+def test_new_commands_and_their_options_are_completed() -> None:
+    assert completions(ADMIN, "vgpu-admin do") == ["doctor"]
+    assert completions(ADMIN, "vgpu-admin top --int") == ["--interval"]
+    assert completions("vgpu.mediator_main", "run-mediator --socket-g") == ["--socket-group"]
