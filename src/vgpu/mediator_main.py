@@ -24,7 +24,6 @@ import trio
 from vgpu import __version__
 from vgpu.actors import ActorError, ActorSystem, StartFailed, SystemFailed, TerminateChild
 from vgpu.actors.fault_messages import QuarantineRule
-from vgpu.actors.fault_messages import QuarantineRule
 from vgpu.actors.messages import ListSessions
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file

@@ -138,6 +138,6 @@ class Reloader:
 def _plain(value: Any) -> Any:
     """As JSON and people have it."""
     if isinstance(value, tuple):
-        is_address = len(value) == 2 and isinstance(value[0], str)
+        is_address = len(value) == 2 and isinstance(value[1], int) and isinstance(value[0], str)
         return f"{value[0]}:{value[1]}" if is_address else list(value)
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
