@@ -102,7 +102,12 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
             values, "bytes_per_second", 0, 0, MAX_NUMBER, "bytes a second, 0 for no limit"
         ),
         session_limit=_number(
-            values, "session_limit", max(default.session_limit, slots), 1, MAX_SESSIONS, f"1 to {MAX_SESSIONS}"
+            values,
+            "session_limit",
+            max(default.session_limit, slots),
+            1,
+            MAX_SESSIONS,
+            f"1 to {MAX_SESSIONS}",
         ),
         arena_limit_bytes=_number(
             values, "arena_limit_bytes", default.arena_limit_bytes, 0, MAX_NUMBER, "bytes, 0 for no limit"

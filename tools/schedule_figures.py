@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,12 @@ def waits(axes: Any) -> None:
         )
         for n in counts
     ]
-    for label, value in (
+    curves: tuple[tuple[str, Callable[[Any], float]], ...] = (
         ("longest", lambda o: max(o.longest_wait_ns(v) for v in o.vms)),
         ("P99", lambda o: max(o.wait_percentile_ns(v, 99) for v in o.vms)),
         ("one round of quanta", lambda o: (len(o.vms) - 1) * o.scenario.quantum_ns),
-    ):
+    )
+    for label, value in curves:
         style = ":" if label.startswith("one") else "-"
         axes.plot(counts, [value(o) / MS for o in outcomes], style, label=label)
     axes.set(

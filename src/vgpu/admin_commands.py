@@ -51,7 +51,9 @@ class Command:
     ask: Callable[[AdminClient, argparse.Namespace], Any]
     show: Callable[[Any], str]
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    run: Callable[[argparse.Namespace], int] | None = None  # instead of all that: does it itself, is the exit status
+    run: Callable[[argparse.Namespace], int] | None = (
+        None  # instead of all that: does it itself, is the exit status
+    )
     is_good: Callable[[Any], bool] = lambda answer: True  # else the exit status is 1
 
 

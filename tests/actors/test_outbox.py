@@ -7,6 +7,7 @@ import sqlite3
 from collections import deque
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -118,7 +119,7 @@ async def test_a_full_disk_is_waited_for_in_order(autojump_clock: trio.testing.M
             ChildSpec("outbox", Outbox, (deque(),)),
         ),
     )
-    records = [ending(1), RecordFault(info(1), 702, "hung", "hang"), ending(2)]
+    records: list[Any] = [ending(1), RecordFault(info(1), 702, "hung", "hang"), ending(2)]
     async with open_system(spec) as system:
         for record in records:
             await keep(system, record)

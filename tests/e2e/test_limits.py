@@ -70,7 +70,7 @@ def test_a_flooder_slows_to_its_rate_and_its_neighbour_does_not_notice(
     change(mediator, "register_vm", vm_name="calm")
     calm = mediator.begin(driver_program("steady"), kernels, vm="calm")
     calm.until("turn 3")
-    flooder = mediator.begin(driver_program("flood"), count, vm="flooder")
+    flooder = mediator.begin(driver_program("flood"), str(count), vm="flooder")
     flooder.until("ready")
     before = records(mediator, flooder)
     turn = int(calm.until("turn").split()[1])
@@ -96,7 +96,7 @@ def test_a_flooder_slows_to_its_rate_and_its_neighbour_does_not_notice(
 def test_two_sessions_of_a_vm_share_its_rate(mediator: DeviceMediator, driver_program: Build) -> None:
     rate, count = 400, 1000
     change(mediator, "register_vm", vm_name="flooder", rate=rate)
-    pair = [mediator.begin(driver_program("flood"), count, vm="flooder") for _ in range(2)]
+    pair = [mediator.begin(driver_program("flood"), str(count), vm="flooder") for _ in range(2)]
     for guest in pair:
         guest.until("ready")
     began = time.monotonic()
@@ -110,7 +110,7 @@ def test_two_sessions_of_a_vm_share_its_rate(mediator: DeviceMediator, driver_pr
 
 def test_a_rate_is_changed_under_a_flooder(mediator: DeviceMediator, driver_program: Build) -> None:
     change(mediator, "register_vm", vm_name="flooder", rate=20)
-    flooder = mediator.begin(driver_program("flood"), 5000, vm="flooder")
+    flooder = mediator.begin(driver_program("flood"), "5000", vm="flooder")
     flooder.until("ready")
     flooder.say()
     wait_until(lambda: account(mediator, "flooder")["is_held_back"], 5, "it is held back")

@@ -280,14 +280,15 @@ def test_what_people_read() -> None:
 
 def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
     assert answer(mediator, "register-vm", "--vm-name=bounded", "--no-device")["vm"]["rate"] == 0
-    for words, expected in [
+    changes: list[tuple[list[str], dict[str, object]]] = [
         (["set-rate-limit", "--rate=200", "--queue-depth=100"], {"rate": 200, "queue_depth": 100}),
         (["set-rate-limit", "--bytes-per-second=1GiB"], {"rate": 200, "bytes_per_second": 1 << 30}),
         (["set-memory", "--memory=64MiB"], {"memory_limit_bytes": 64 << 20}),
         (["set-weight", "--weight=80"], {"weight": 80}),
         (["set-priority", "--priority=low"], {"priority": "low"}),
         (["set-limits", "--max-sessions=3", "--max-arena=1GiB"], {"session_limit": 3, "module_limit": 65536}),
-    ]:
+    ]
+    for words, expected in changes:
         vm = answer(mediator, words[0], "--vm-name=bounded", *words[1:])
         assert {name: vm[name] for name in expected} == expected
     text = admin(mediator, "show-vm", "--vm-name=bounded").stdout

@@ -140,7 +140,14 @@ def test_a_configuration_that_cannot_be_meant_fails_with_its_line(host: Host) ->
 
 
 def test_the_command_has_a_remedy_for_all_that_is_not_ok_and_ends_with_1_on_failure(tmp_path: Path) -> None:
-    words: list[str | Path] = ["doctor", "--run-dir", tmp_path / "run", "--state-dir", tmp_path / "state", "--json"]
+    words: list[str | Path] = [
+        "doctor",
+        "--run-dir",
+        tmp_path / "run",
+        "--state-dir",
+        tmp_path / "state",
+        "--json",
+    ]
     done = command(ADMIN, *words, XDG_CONFIG_HOME=str(tmp_path))
     told = json.loads(done.stdout)
     assert done.returncode == (0 if told["ok"] else 1), done.stderr

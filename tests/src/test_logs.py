@@ -120,7 +120,10 @@ def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> Non
             text = ours.recv(65536).decode()
             assert done.returncode == 0, text
             if is_ours:
-                assert text == "<6>INFO x: one\n<3>ERROR x: two\n<3>three\n<7>DEBUG x: four\n<2>CRITICAL x: five\n"
+                assert (
+                    text
+                    == "<6>INFO x: one\n<3>ERROR x: two\n<3>three\n<7>DEBUG x: four\n<2>CRITICAL x: five\n"
+                )
             else:
                 assert "<" not in text
                 assert "ERROR x: two" in text
