@@ -119,6 +119,7 @@ def all_programs() -> list[Program]:
         _python("numba_kernel", "numba"),
         _python("jax_jit", "jax"),
         _python("torch_decode", "torch", "transformers"),
+        _python("torch_small_decode", "torch"),
         _python("torch_compile", "torch", "triton"),
     ]
     return programs
