@@ -142,7 +142,7 @@ def test_a_session_is_trapped_ten_times_at_most(
     alpha.host.wait_idle("alpha")
     before = alpha.host.accesses("alpha")
     launches = 5000
-    result = alpha.run([driver_program("busy"), kernels, str(launches)], seconds=SLOW_SECONDS)
+    result = alpha.run([driver_program("many_launches"), kernels, str(launches)], seconds=SLOW_SECONDS)
     assert result.lines == [f"done {launches}"]
     alpha.host.wait_idle("alpha")
     used = alpha.host.accesses("alpha").since(before)
