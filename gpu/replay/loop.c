@@ -35,6 +35,8 @@
 #define TIMER_SLACK_NS 2000ul         /* of the replay thread's short sleeps; the kernel's default is 50000 */
 #define TELL_NS 500000000ull
 #define SHORT_WAIT_NS 50000ull       /* for the VM's limits: not worth to sleep */
+#define VM_NAP_NS 50000ull           /* a doorbell out of a VM costs an exit: short pauses are slept through without */
+#define VM_NAPS_NS 8000000ull        /* as long as a virtual processor may be off its processor on a busy host */
 #define POLL_DRAIN_NS 3000ull        /* when the turn is to be passed on as soon as the device is empty */
 
 /* One session's loop, on the stack of run(). */
@@ -418,7 +420,8 @@ static void count_gpu_wait(struct loop *loop, uint64_t *since, uint64_t now)
     *since = now;
 }
 
-/* No record waits. Spins, then sleeps; returns when something may have changed. */
+/* No record waits. Spins, then sleeps; returns when something may have changed. A guest in a VM is asked to knock only after
+ * some milliseconds of naps. */
 static int wait_for_records(struct loop *loop)
 {
     struct replay_private *private = loop->private;
@@ -448,7 +451,10 @@ static int wait_for_records(struct loop *loop)
         uint64_t timeout = tend_lease(loop, now);
         if (loop->unfinished)
             timeout = poll_interval(loop, now);
-        atomic_store(replay_word(&page->doorbell_wanted), 1);
+        if (private->in_vm && now - loop->idle_since_ns < private->spin_ns + VM_NAPS_NS)
+            timeout = timeout < VM_NAP_NS ? timeout : VM_NAP_NS;
+        else
+            atomic_store(replay_word(&page->doorbell_wanted), 1);
         /* SAFETY: the sequentially consistent store above pairs with the guest's full barrier between its store of `tail`
          * and its look at doorbell_wanted. */
         if (fetch_tail(loop, &leave) || leave != 0) {
