@@ -188,9 +188,10 @@ class _Device:
         status = self.call(name, self.handle, *map(ctypes.c_uint, choice), ctypes.byref(value))
         return value.value if status == SUCCESS else None
 
-    def quad(self, name: str) -> int | None:
+    def quad(self, name: str, *choice: int) -> int | None:
         value = ctypes.c_uint64()
-        return value.value if self.call(name, self.handle, ctypes.byref(value)) == SUCCESS else None
+        status = self.call(name, self.handle, *map(ctypes.c_uint, choice), ctypes.byref(value))
+        return value.value if status == SUCCESS else None
 
     def pair(self, name: str) -> tuple[int, int] | None:
         first, second = ctypes.c_uint(), ctypes.c_uint()
@@ -367,6 +368,9 @@ def _live(device: _Device) -> dict[str, Any]:
     values["encoder_utilization_percent"] = device.first("nvmlDeviceGetEncoderUtilization")
     values["decoder_utilization_percent"] = device.first("nvmlDeviceGetDecoderUtilization")
     values["ecc_enabled"] = device.first("nvmlDeviceGetEccMode")
+    for kind, error in enumerate(("corrected", "uncorrected")):
+        for life, counter in enumerate(("volatile", "aggregate")):
+            values[f"ecc_{error}_{counter}"] = device.quad("nvmlDeviceGetTotalEccErrors", kind, life)
     values["energy_millijoules"] = device.quad("nvmlDeviceGetTotalEnergyConsumption")
     values["throttle_reasons"] = device.throttle_reasons()
     values["memory_temperature_celsius"] = device.memory_temperature()

@@ -60,6 +60,10 @@ class GpuSample:
     encoder_utilization_percent: int | None = None
     decoder_utilization_percent: int | None = None
     ecc_enabled: int | None = None
+    ecc_corrected_volatile: int | None = None
+    ecc_corrected_aggregate: int | None = None
+    ecc_uncorrected_volatile: int | None = None
+    ecc_uncorrected_aggregate: int | None = None
     persistence_mode: int | None = None
     compute_mode: int | None = None
     brand: int | None = None

@@ -129,6 +129,10 @@ DEVICE_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "pcie_rx_kilobytes": (1980, "I"),
     "memory_bus_width_bits": (1984, "I"),
     "device_state": (1988, "I"),
+    "ecc_corrected_volatile": (2168, "Q"),
+    "ecc_corrected_aggregate": (2176, "Q"),
+    "ecc_uncorrected_volatile": (2184, "Q"),
+    "ecc_uncorrected_aggregate": (2192, "Q"),
 }
 DEVICE_TEXTS: Final[dict[str, tuple[int, int]]] = {
     "name": (16, 256),
@@ -138,7 +142,7 @@ DEVICE_TEXTS: Final[dict[str, tuple[int, int]]] = {
     "nvml_version": (2024, 80),
     "serial": (2104, 32),
     "board_part_number": (2136, 32),
-    "process": (2168, 3072),
+    "process": (2200, 3072),
 }
 # An entry of "process": pid, sm_utilization_percent, memory_used_bytes, session_id.
 PROCESS_FORMAT: Final = "<IIQQ"

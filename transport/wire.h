@@ -100,6 +100,8 @@ struct vgpu_device_page {
     uint32_t pcie_generation, pcie_generation_max, pcie_width, pcie_width_max, pcie_tx_kilobytes, pcie_rx_kilobytes;
     uint32_t memory_bus_width_bits, device_state; /* VGPU_STATE_* */
     char vbios_version[32], nvml_version[80], serial[32], board_part_number[32];
+    /* ECC errors of the card; volatile: since its driver was loaded. */
+    uint64_t ecc_corrected_volatile, ecc_corrected_aggregate, ecc_uncorrected_volatile, ecc_uncorrected_aggregate;
     struct vgpu_process {
         uint32_t pid; /* as the VM numbers it; on the host itself, the host's */
         uint32_t sm_utilization_percent;

@@ -61,6 +61,7 @@ nvmlReturn_t nvml_check(nvmlDevice_t device);
 
 /* One 32-bit field into *value; NOT_SUPPORTED if unknown. */
 nvmlReturn_t nvml_read_u32(nvmlDevice_t device, size_t offset, unsigned *value);
+nvmlReturn_t nvml_read_u64(nvmlDevice_t device, size_t offset, unsigned long long *value);
 /* A text into a caller's buffer; INSUFFICIENT_SIZE if it does not fit, NOT_SUPPORTED if it is empty. */
 nvmlReturn_t nvml_give_text(const char *text, char *buffer, unsigned length);
 

@@ -49,6 +49,17 @@ EXPORT nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, struct nvml
     return NVML_SUCCESS;
 }
 
+/* kind: 0 corrected, 1 uncorrected; counter: 0 volatile, 1 aggregate. */
+EXPORT nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, unsigned kind, unsigned counter, unsigned long long *count)
+{
+    static const size_t offset[2][2] = {
+        {offsetof(struct vgpu_device_page, ecc_corrected_volatile), offsetof(struct vgpu_device_page, ecc_corrected_aggregate)},
+        {offsetof(struct vgpu_device_page, ecc_uncorrected_volatile), offsetof(struct vgpu_device_page, ecc_uncorrected_aggregate)},
+    };
+    if (kind > 1 || counter > 1) return nvml_refuse_device(device, NVML_ERROR_INVALID_ARGUMENT);
+    return nvml_read_u64(device, offset[kind][counter], count);
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, unsigned *current, unsigned *pending)
 {
     if (current != NULL && pending == NULL) return nvml_refuse_device(device, NVML_ERROR_INVALID_ARGUMENT);

@@ -136,7 +136,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t de
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t read_u64(nvmlDevice_t device, size_t offset, unsigned long long *value)
+nvmlReturn_t nvml_read_u64(nvmlDevice_t device, size_t offset, unsigned long long *value)
 {
     struct vgpu_device_page page;
     nvmlReturn_t status = nvml_read(device, &page);
@@ -151,7 +151,7 @@ static nvmlReturn_t read_u64(nvmlDevice_t device, size_t offset, unsigned long l
 
 EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules)
 {
-    return read_u64(device, offsetof(struct vgpu_device_page, energy_millijoules), millijoules);
+    return nvml_read_u64(device, offsetof(struct vgpu_device_page, energy_millijoules), millijoules);
 }
 
 /* ---- clocks ---- */
@@ -198,7 +198,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMaxCustomerBoostClock(nvmlDevice_t device, unsi
 
 EXPORT nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons)
 {
-    return read_u64(device, offsetof(struct vgpu_device_page, throttle_reasons), reasons);
+    return nvml_read_u64(device, offsetof(struct vgpu_device_page, throttle_reasons), reasons);
 }
 EXPORT nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons)
 {
