@@ -270,9 +270,11 @@ def test_a_host_is_asked_at_most_once_a_second(
     host.status = Status.NO_DEVICE
     host.hang_up()
     began = time.monotonic()
-    while time.monotonic() - began < 1.5:
+    # The first HELLO was that of nvmlInit; one at once when the host has gone, and one after a second.
+    while len(host.hellos) < 3 and time.monotonic() - began < 20:
         assert number(nvml, device, "nvmlDeviceGetPowerUsage") == 412_345
-    assert 2 <= len(host.hellos) <= 3
+    assert len(host.hellos) >= 3
+    assert len(host.hellos) <= 2 + (time.monotonic() - began)
 
 
 def test_a_page_taken_away_is_an_error_and_no_signal(
