@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
 Thread = tuple[int, int]
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c")
+COLOURS = (
+    *("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c"),
+    *("#b8a13a", "#3f9aa8", "#2f4b7c", "#7a9a01", "#a05195", "#5f6b6d"),
+)
 MOST_ARROWS = 400
 
 
@@ -53,15 +57,23 @@ def draw(trace: Event, out: Path, start_ms: float, length_ms: float) -> None:
     }
     rows = [thread for thread in threads if shown.get(thread)]
     place = {thread: len(rows) - 1 - index for index, thread in enumerate(rows)}
-    names = sorted({name for thread in rows for _, _, name in shown[thread]})
+    # A message has one colour where it is sent and where it is handled.
+    names = sorted({name.removeprefix("send ") for thread in rows for _, _, name in shown[thread]})
     colour = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    figure, axes = pyplot.subplots(figsize=(13, 0.42 * len(rows) + 1.4))
+    figure, axes = pyplot.subplots(figsize=(13, 0.42 * len(rows) + 1.8))
     for thread in rows:
         for begin, length, name in shown[thread]:
             left, right = max(begin, zero), min(begin + length, until)
             at = (left - zero) / 1e3
             width = max((right - left) / 1e3, length_ms / 1500)
-            axes.barh(place[thread], width, left=at, height=0.7, color=colour[name], linewidth=0)
+            axes.barh(
+                place[thread],
+                width,
+                left=at,
+                height=0.7,
+                color=colour[name.removeprefix("send ")],
+                linewidth=0,
+            )
             if width > length_ms * 0.0075 * len(name):
                 axes.text(
                     at + width / 2, place[thread], name, ha="center", va="center", fontsize=6.5, color="white"
@@ -88,6 +100,18 @@ def draw(trace: Event, out: Path, start_ms: float, length_ms: float) -> None:
     axes.set_xlabel(f"milliseconds, from {start_ms:g} ms after the recording began", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
     axes.grid(axis="x", linewidth=0.3)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour[name]) for name in names]
+    place_below = {
+        "loc": "upper center",
+        "bbox_to_anchor": (0.4, -0.5 / (0.42 * len(rows) + 1)),
+        "frameon": False,
+    }
+    axes.legend(handles, names, ncol=7, fontsize=7, **place_below)
+    # Where one process ends and the next begins.
+    for above, below in itertools.pairwise(rows):
+        if above[0] != below[0]:
+            axes.axhline(place[above] - 0.5, color="#999999", linewidth=0.6, linestyle=":")
+    axes.margins(y=0.01)
     figure.tight_layout()
     # A picture that is text (.svg) is the same for the same trace, and has no folder or date of the machine in it.
     matplotlib.rcParams["svg.hashsalt"] = "vgpu"

@@ -274,13 +274,14 @@ def _plain(look: Callable[[], dict[str, Any]], options: argparse.Namespace) -> i
 def _live(look: Callable[[], dict[str, Any]], interval: float) -> int:
     from rich.live import Live
 
-    with _keys() as quits_within, Live(_drawing(look()), screen=True, auto_refresh=False) as live:
+    with _keys() as quits_within, Live(drawing(look()), screen=True, auto_refresh=False) as live:
         while not quits_within(interval):
-            live.update(_drawing(look()), refresh=True)
+            live.update(drawing(look()), refresh=True)
     return 0
 
 
-def _drawing(found: dict[str, Any]) -> Any:
+def drawing(found: dict[str, Any]) -> Any:
+    """The screen: a line about the card, then the tables."""
     from rich.console import Group
     from rich.text import Text
 
