@@ -63,6 +63,7 @@ from .messages import (
     Watch,
     WorkerHandle,
 )
+from .worker_look import ReplayThread, is_stopped
 
 _log = logging.getLogger("vgpu.executor")
 
@@ -74,6 +75,8 @@ GONE_SECONDS = 3.0
 LEAVE_SECONDS = 1.0
 # Less than a connection waits for its attachment, so that it hears why there is none.
 TAKE_SECONDS = 45.0
+# A warm worker answers in milliseconds, and takes its guest in less than a second; one that is stopped never does.
+HANDSHAKE_SECONDS = 10.0
 # A connection asks at once; one that ended before it could leaves an executor nobody will ever ask.
 UNASKED_SECONDS = 30.0
 
@@ -110,6 +113,7 @@ class Executor(Actor):
     _grant: GrantPage | None = None
     _page: SessionPage | None = None
     _pidfd: int = -1
+    _thread: ReplayThread | None = None
     _reported_ns: int = 0
     _reported_held_ns: int = 0
     _reported_token: int = 0
@@ -145,12 +149,19 @@ class Executor(Actor):
         reply = self.take_reply()
         try:
             attachment = await self._begin(self.origin)
-        except (OSError, trio.BrokenResourceError, RemoteProtocolError, ActorError) as error:
+        except (
+            OSError,
+            trio.BrokenResourceError,
+            trio.TooSlowError,
+            RemoteProtocolError,
+            ActorError,
+        ) as error:
             # Nothing of this session is of use to anybody; the guest will be told to try again.
             is_refusal = isinstance(error, (TooManySessions, Quarantined))
             self.stop() if is_refusal else self.stop(Crashed(error))
             if reply is not None:
-                reply.refuse(error if is_refusal else NotAttachable(f"{self.name}: {error}"))
+                why = str(error) or "its worker does not answer"
+                reply.refuse(error if is_refusal else NotAttachable(f"{self.name}: {why}"))
             return
         if reply is None or not reply.answer(attachment):
             # The connection ended meanwhile. Kept open, the lifeline would have the worker wait for ever.
@@ -166,12 +177,14 @@ class Executor(Actor):
         self._open_process(handle)
         session = await ledger.ask(NextSession())
         self._claim(request.vm, session, handle.pid)
-        link = await self._open_link(handle)
+        with trio.fail_after(HANDSHAKE_SECONDS):
+            link = await self._open_link(handle)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(ours.close)
             cleanup.callback(theirs.close)
-            await self._assign(link, request, session, theirs.fileno())
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                await self._assign(link, request, session, theirs.fileno())
             info = SessionInfo(
                 session,
                 request.vm.name,
@@ -298,6 +311,7 @@ class Executor(Actor):
 
     def _open_process(self, handle: WorkerHandle) -> None:
         self._pidfd = os.pidfd_open(handle.pid)
+        self._thread = ReplayThread(handle.pid)
 
     async def _open_link(self, handle: WorkerHandle) -> WorkerLink:
         self._link = link = await open_worker_link(handle.socket_path)
@@ -489,15 +503,18 @@ class Executor(Actor):
             raise Refused(NotAttachable(f"{self.name} has no session yet"))
         read = self._grant.get
         looked = read("looked_ns")  # stored last, so read first
+        in_call = read("current_call")
         return SessionProgress(
             read("records"),
-            read("current_call"),
+            in_call,
             read("oldest_mark_ns"),
             read("last_mark_ns"),
             looked,
             read("fences_done"),
             read("oldest_fence_ns"),
             self._info.watchdog_seconds,
+            is_stopped(self._info.worker_pid),
+            self._thread.starved_ns() if in_call and self._thread is not None else 0,
         )
 
     def _take_sample(self, ended: str) -> SessionSample:

@@ -19,6 +19,9 @@ class FaultKind(enum.StrEnum):
     PROTOCOL = "protocol"  # what came through the ring was nothing that a guest library sends
     CRASH = "crash"  # the worker died of a signal of its own making while it worked for the session
     KILLED = "killed"  # the worker was ended from outside
+    STOPPED = (
+        "stopped"  # the worker was stopped (SIGSTOP) from outside and did not go on within the VM's deadline
+    )
     DEVICE = "device"  # hardware: an uncorrectable memory error, a broken link
     ADMIN = "admin"  # an administrator ended the session
 
@@ -30,7 +33,11 @@ COUNTED = (FaultKind.HANG, FaultKind.PROTOCOL, FaultKind.CRASH)
 
 @attrs.frozen
 class SessionProgress:
-    """What of a session's counters tells whether it gets on; fields as in ``vgpu_grant_page``."""
+    """What of a session's counters tells whether it gets on; fields as in ``vgpu_grant_page``.
+
+    is_stopped: a signal has stopped the worker. starved_ns: its replay thread was ready and had no processor for so long,
+    read while a call is in the driver, else 0.
+    """
 
     records: int
     current_call: int
@@ -40,6 +47,8 @@ class SessionProgress:
     fences_done: int
     oldest_fence_ns: int
     watchdog_seconds: float
+    is_stopped: bool = False
+    starved_ns: int = 0
 
 
 @attrs.frozen

@@ -13,6 +13,8 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +29,16 @@ from vgpu.transport.layout import DEVICE_PAGE_SIZE
 
 from . import Actor, ActorError, ExitReason, Reply, StartChild, handles
 from .messages import Adoption, DescribeGpu, DriverVersion, TakeWorker, WorkerHandle
+from .worker_look import is_stopped
 
 _log = logging.getLogger("vgpu.workers")
 
 # After a worker failed to start; doubles up to the limit.
 RETRY_SECONDS = 0.5
 RETRY_LIMIT_SECONDS = 10.0
+# Workers of an earlier mediator: how long they are waited for at the start, and how long before they are given up.
+HELLO_SECONDS = 2.0
+LATE_HELLO_SECONDS = 30.0
 
 
 class NoWorker(ActorError):
@@ -80,6 +86,20 @@ def _end(worker: WorkerHandle) -> None:
     """Kill a warm worker: it has nothing to lose."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker.pid, signal.SIGKILL)
+
+
+async def _end_silent(path: Path) -> None:
+    """Kill whoever listens there and has said nothing for long."""
+    with contextlib.suppress(OSError), trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        with trio.fail_after(1):
+            await link.connect(str(path))
+        # Of who called listen(), which runs as this user: the directory is this user's.
+        pid = int.from_bytes(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        _log.error(
+            "worker %s (pid %d) has not answered for %g s; it is ended", path.stem, pid, LATE_HELLO_SECONDS
+        )
+        os.kill(pid, signal.SIGKILL)
+    path.unlink(missing_ok=True)
 
 
 async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
@@ -142,23 +162,38 @@ class WorkerPool(Actor):
                 os.kill(handle.pid, signal.SIGKILL)
 
     async def _take_over(self) -> None:
-        for path in sorted(self.directory.glob(f"{self.prefix}*.sock")):
-            try:
-                with trio.fail_after(2):
-                    link = await open_worker_link(str(path))
-            except (OSError, trio.TooSlowError, RemoteProtocolError):
-                path.unlink(missing_ok=True)
-                continue
-            hello = link.hello
-            self._driver_version = int(hello["device"]["driver_version"])
-            if hello["state"] == "warm":
-                self._device_page = _device_page_of(link)
-            await link.aclose()
-            handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
-            if hello["state"] == "warm":
-                self._ready.append(handle)
-            else:
-                self.nursery.start_soon(self._start_adopter, handle)
+        found = sorted(self.directory.glob(f"{self.prefix}*.sock"))
+        answered = [trio.Event() for _ in found]
+        for path, event in zip(found, answered, strict=True):
+            self.nursery.start_soon(self._take_over_one, path, event)
+        # Whoever is slow, or stopped, holds up nobody: it is waited for on the side.
+        with trio.move_on_after(HELLO_SECONDS):
+            for event in answered:
+                await event.wait()
+
+    async def _take_over_one(self, path: Path, answered: trio.Event) -> None:
+        try:
+            with trio.fail_after(LATE_HELLO_SECONDS):
+                link = await open_worker_link(str(path))
+        except trio.TooSlowError:
+            # Its guest would wait for ever for a lease that nobody gives it.
+            await _end_silent(path)
+            return
+        except (OSError, RemoteProtocolError):
+            path.unlink(missing_ok=True)
+            return
+        finally:
+            answered.set()
+        hello = link.hello
+        self._driver_version = int(hello["device"]["driver_version"])
+        if hello["state"] == "warm":
+            self._device_page = _device_page_of(link)
+        await link.aclose()
+        handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
+        if hello["state"] == "warm":
+            self._ready.append(handle)
+        else:
+            await self._start_adopter(handle)
 
     async def _start_adopter(self, handle: WorkerHandle) -> None:
         supervisor = self.find(self.executors)
@@ -272,6 +307,10 @@ class WorkerPool(Actor):
                 continue
             handle = self._ready.popleft()
             if not Path(f"/proc/{handle.pid}").exists():
+                continue
+            if is_stopped(handle.pid):
+                _log.warning("warm worker %s (pid %d) is stopped; it is ended", handle.worker, handle.pid)
+                _end(handle)
                 continue
             self._waiting.popleft().answer(handle)
         if self._trouble and not self._starting:

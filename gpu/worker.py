@@ -109,7 +109,7 @@ def _relocate() -> None:
 
 
 def _set_title(text: str) -> None:
-    """The name that ``ps`` and ``top`` show for the process (15 characters)."""
+    """The name that ``ps`` and ``top`` show for the process, or for another thread that asks (15 characters)."""
     pr_set_name = 15
     ctypes.CDLL(None).prctl(pr_set_name, ctypes.c_char_p(text.encode()[:15]), 0, 0, 0)
 
@@ -437,6 +437,7 @@ class Worker:
         self._say({"event": "assigned", "session": message["session"]})
 
     def _replay_calls(self) -> None:
+        _set_title("vgpu-replay")  # this thread's: the mediator looks how long it waits for a processor
         self._lib.vgpu_replay_run(self._replay)
 
     def _replay_event(self, _events: int) -> None:

@@ -2,7 +2,7 @@
 """The watchdog actor of one GPU: compares every session's progress with its deadline.
 
 Deciding is ``_progress``; this actor reads the counters and tells the executor of a hung session to end it with
-CUDA_ERROR_LAUNCH_TIMEOUT. Other sessions are not touched. It looks every CHECK_SECONDS, and again when the earliest
+CUDA_ERROR_LAUNCH_TIMEOUT, and that of one whose worker has been stopped for as long. Other sessions are not touched. It looks every CHECK_SECONDS, and again when the earliest
 deadline of all is due: a hang is found within a tenth of a second of its deadline. An executor that does not answer
 holds up nobody else's turn.
 """
@@ -10,6 +10,7 @@ holds up nobody else's turn.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 
 import attrs
@@ -19,9 +20,12 @@ from vgpu.actors import Actor, ActorError, Ref, handles
 from vgpu.actors.fault_messages import FaultKind, MeasureProgress, SessionProgress
 from vgpu.actors.messages import Fault, SessionId, Unwatch, Watch
 
-from ._progress import Hang, Progress, ProgressWatch
+from ._progress import STOPPED, Hang, Progress, ProgressWatch
+
+_log = logging.getLogger("vgpu.watchdog")
 
 CUDA_ERROR_LAUNCH_TIMEOUT = 702
+CUDA_ERROR_UNKNOWN = 999
 # How late a call may be seen to have begun; what a check costs is some 50 us for each session.
 CHECK_SECONDS = 0.06
 ASK_SECONDS = 1.0
@@ -44,6 +48,8 @@ def progress_of(found: SessionProgress) -> Progress:
         found.looked_ns,
         found.fences_done,
         found.oldest_fence_ns,
+        found.is_stopped,
+        found.starved_ns,
     )
 
 
@@ -91,7 +97,11 @@ class Watchdog(Actor):
         watch = known[1] or ProgressWatch(deadline)
         watch.deadline_ns = deadline
         self._watched[session] = (executor, watch)
+        was_stopped = watch.is_stopped
         hang = watch.observe(progress_of(found), time.monotonic_ns())
+        if watch.is_stopped != was_stopped:
+            what = f"is stopped, and may be for {found.watchdog_seconds:g} s"
+            _log.warning("the worker of session %d %s", session, what if watch.is_stopped else "goes on")
         if hang is not None:
             with contextlib.suppress(ActorError):  # its mailbox is full: the next look finds it again
                 executor.notify(self._fault(hang, found.watchdog_seconds))
@@ -99,5 +109,8 @@ class Watchdog(Actor):
 
     @staticmethod
     def _fault(hang: Hang, seconds: float) -> Fault:
+        if hang.what == STOPPED:
+            what = f"the worker was stopped (SIGSTOP), and may be for {seconds:g} s"
+            return Fault(CUDA_ERROR_UNKNOWN, what, FaultKind.STOPPED, hang.since_ns)
         what = f"{hang.what} does not end, and may take {seconds:g} s"
         return Fault(CUDA_ERROR_LAUNCH_TIMEOUT, what, FaultKind.HANG, hang.since_ns)

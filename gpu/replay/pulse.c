@@ -9,6 +9,10 @@
  * gets a mark when it has been unfinished for TAIL_NS. Between two marks there is then a kernel, or very little, and a mark
  * that stays away for as long as a kernel may take tells of a hang (supervision/_progress.py).
  *
+ * What counts is time in which the device was watched. Where no record was taken between two looks and they are far apart, this
+ * thread had no processor or was stopped; then the device, its other threads or this whole host may have stood still as well, and
+ * the gap counts for GAP_NS. A gap in which a call was replayed counts: that call had its own deadline.
+ *
  * Must never: put a mark into a stream that is capturing; wait.
  */
 #include "flight.h"
@@ -21,6 +25,7 @@
 #define LIGHT_NS 2000000ull
 #define LOOK_NS 1000000ull   /* words are looked at so often; more exact than anybody needs */
 #define TAIL_NS 5000000ull
+#define GAP_NS 50000000ull   /* the loop looks far more often than that while the device is at work: it was kept from looking */
 #define KEPT 64u             /* launches remembered with their marks, for each stream */
 #define GROWTH 4u            /* a launch of so many times the blocks is measured anew */
 #define REGISTER_PORTABLE 1u
@@ -46,6 +51,7 @@ struct replay_pulse {
     unsigned used, last; /* tracks ever used; the one used last */
     unsigned waiting;    /* tracks with launches that are not known to be done */
     uint64_t looked_ns, progress_ns;
+    uint64_t records;    /* taken when last looked */
 };
 
 static bool tell_driver(struct vgpu_replay *replay, struct replay_pulse *pulse)
@@ -224,7 +230,10 @@ void replay_pulse_look(struct vgpu_replay *replay, uint64_t now, bool is_idle)
     struct vgpu_grant_page *grant = replay->grant;
     if (pulse == NULL || pulse->waiting == 0 || (now - pulse->looked_ns < LOOK_NS && !is_idle))
         return;
+    bool was_away = grant->records == pulse->records && now - pulse->looked_ns > GAP_NS;
+    uint64_t before_ns = pulse->looked_ns;
     pulse->looked_ns = now;
+    pulse->records = grant->records;
     uint64_t oldest = 0;
     const struct track *stuck = NULL;
     unsigned before = replay->private->current, waiting = 0;
@@ -242,6 +251,11 @@ void replay_pulse_look(struct vgpu_replay *replay, uint64_t now, bool is_idle)
                 measure(replay, track, now);
             track->seen = seen;
             track->since_ns = pulse->progress_ns = now;
+        } else if (was_away) {
+            uint64_t from = track->since_ns > before_ns ? track->since_ns : before_ns;
+            if (now - from > GAP_NS)
+                track->since_ns += now - from - GAP_NS;
+            track->measured = 0; /* nobody can tell how long that took */
         }
         /* The driver says so, and it does not lie to us; but a stream that captures is called empty without asking. */
         if (is_idle && (track->stream == NULL || track->stream == track || !replay_is_capturing(replay, track->stream)))

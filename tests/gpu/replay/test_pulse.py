@@ -5,6 +5,7 @@ queues are none. And what is left to read of a session's last calls."""
 from __future__ import annotations
 
 import ctypes
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -205,3 +206,68 @@ def test_the_flight_recorder_has_the_last_calls(session: Replayed, kernel: int) 
     times = [call.began_ns for call in flight.calls]
     assert times == sorted(times)
     assert flight.fatal_signal == 0
+
+
+HOLD = """
+#include <time.h>
+#include <signal.h>
+#include <string.h>
+static volatile long milliseconds;
+static void hold(int number)
+{
+    (void)number;
+    struct timespec pause = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    nanosleep(&pause, NULL);
+}
+int prepare(long how_long)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = hold;
+    milliseconds = how_long;
+    return sigaction(SIGUSR2, &action, NULL);
+}
+"""
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Callable[[Replayed, float], None]]:
+    """Keeps the replay thread, and it alone, from running for so long, as a host with too much to do keeps it."""
+    (tmp_path / "hold.c").write_text(HOLD)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", str(tmp_path / "hold.c"), "-o", str(tmp_path / "hold.so")], check=True
+    )
+    library = ctypes.CDLL(str(tmp_path / "hold.so"))
+
+    def apply(session: Replayed, seconds: float) -> None:
+        assert library.prepare(ctypes.c_long(int(seconds * 1000))) == 0
+        assert session.thread.ident is not None
+        signal.pthread_kill(session.thread.ident, signal.SIGUSR2)
+
+    before = signal.getsignal(signal.SIGUSR2)
+    yield apply
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_time_in_which_nobody_could_look_does_not_count(
+    session: Replayed, kernel: int, hold: Callable[[Replayed, float], None]
+) -> None:
+    """The kernel takes longer than the deadline by the clock, but the device was seen at it for far less."""
+    launch(session, kernel, int(4 * DEADLINE * 1000))
+    assert until(lambda: look(session).oldest_mark_ns != 0)
+    looked = look(session).looked_ns
+    hold(session, 3.5 * DEADLINE)
+    assert watch(session, 6 * DEADLINE) is None
+    assert until(lambda: look(session).oldest_mark_ns == 0)
+    assert look(session).looked_ns - looked > 3.5 * DEADLINE * 1e9
+
+
+def test_a_hang_is_found_though_the_thread_was_kept_from_looking(
+    session: Replayed, kernel: int, hold: Callable[[Replayed, float], None]
+) -> None:
+    launch(session, kernel, FOREVER)
+    assert until(lambda: look(session).oldest_mark_ns != 0)
+    hold(session, 2 * DEADLINE)
+    begun = time.monotonic()
+    assert watch(session, 5) is not None
+    assert time.monotonic() - begun > 2 * DEADLINE
