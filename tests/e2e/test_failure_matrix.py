@@ -22,7 +22,7 @@ Build = Callable[[str], Path]
 
 MIB = 1 << 20
 GONE_SECONDS = 2.0
-INVALID_VALUE, ILLEGAL_ADDRESS, OUT_OF_MEMORY = 1, 700, 2
+INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, UNKNOWN = 1, 2, 700, 999
 
 
 @pytest.fixture
@@ -160,3 +160,29 @@ def test_a_stopped_worker_holds_up_its_own_program_alone(
         status, lines = one.finish()
         assert (status, lines[-1].split()[0]) == (0, "done")
     assert mediator.ask("faults") == []
+
+
+def test_a_worker_that_crashes_is_its_own_programs_error(
+    mediator: DeviceMediator, driver_program: Build, kernels: Path
+) -> None:
+    """A signal of its own making: the program gets CUDA_ERROR_UNKNOWN at once and for ever, and the crash is written down."""
+    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
+    neighbour.until("turn 3")
+    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
+    guest.until("turn 3")
+    worker = int(mediator.session_of(guest)["info"]["worker_pid"])
+    os.kill(worker, signal.SIGSEGV)
+    crashed = time.monotonic()
+    assert guest.until("error").split()[1] == str(UNKNOWN)
+    assert time.monotonic() - crashed < GONE_SECONDS
+    assert guest.line() == f"then {UNKNOWN}"
+    assert guest.finish()[0] == 3
+    wait_until(lambda: mediator.ask("faults") != [], 5, "the fault is written down")
+    (fault,) = mediator.ask("faults")
+    assert (fault["vm"], fault["kind"]) == ("red", "crash")
+    turn = int(neighbour.until("turn").split()[1])
+    neighbour.until(f"turn {turn + 10}")
+    assert neighbour.finish()[0] == 0
+    again = mediator.begin(driver_program("steady"), kernels, vm="red")
+    again.until("turn 3")
+    assert again.finish()[0] == 0
