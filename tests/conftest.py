@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures that every room's tests may use: the CUDA toolchain, small guest programs, and the rule for a real GPU."""
+"""What holds for every room's tests: the CUDA toolchain, small guest programs, the rule for a real GPU, and a limit for each test."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from tests import toolchain
 from tests.e2e.mediator import PROGRAMS
+from tests.hang_guard import HangGuard, end_run, limit_of
 from vgpu.gpu.conformance.kernels import PTX
 from vgpu.shim.locate import library_directory
 
@@ -28,6 +29,35 @@ DONE:
     ret;
 }
 """
+
+
+_GUARD = pytest.StashKey[HangGuard]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One guard for the run."""
+    config.stash[_GUARD] = HangGuard(end_run(config))
+
+
+def _limited(item: pytest.Item, phase: str) -> Generator[None, object, object]:
+    guard = item.config.stash[_GUARD]
+    with guard.limit(f"{item.nodeid} ({phase})", limit_of(item, phase)):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _limited(item, "setup"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _limited(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _limited(item, "teardown"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

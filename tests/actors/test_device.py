@@ -374,9 +374,11 @@ async def test_guests_are_told_the_driver_as_soon_as_it_is_known(tmp_path: Path)
 async def test_a_mediator_that_starts_anew_says_at_once_what_the_device_knows(tmp_path: Path) -> None:
     async with world(tmp_path) as it:
         it.device.bar1.write(16384 + 60, (12090).to_bytes(4, "little"))
+        before = it.device.link
         it.device.hang_up()
-        while it.device.opened < 2:
-            await trio.sleep(0.01)
+        with trio.fail_after(10):
+            while it.device.link is before:  # it is opened a while before there is a new one
+                await trio.sleep(0.01)
         assert (await it.device.status())["driver_version"] == 12090
 
 

@@ -72,7 +72,9 @@ class Page:
 
     def consistent(self) -> dict[str, Any]:
         """All numbers, the name and the processes, of one round."""
+        deadline = time.monotonic() + 10
         while True:
+            assert time.monotonic() < deadline, "the page is never of one round"
             data = self._read()
             page: dict[str, Any] = {
                 name: struct.unpack_from(f"<{kind}", data, offset)[0]
