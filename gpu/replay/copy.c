@@ -12,7 +12,7 @@
 static CUresult fail(struct vgpu_replay *replay, uint64_t index, uint64_t value, CUresult status)
 {
     if (index <= UINT32_MAX)
-        replay_fence_now(replay, (uint32_t)index, value);
+        replay_fence_failed(replay, (uint32_t)index, value, status);
     return status;
 }
 

@@ -35,6 +35,15 @@ void replay_fence_now(struct vgpu_replay *replay, uint32_t index, uint64_t value
     replay_wake(replay);
 }
 
+/* A fault is the session's error before anybody is released: who waits finds that, and never takes the work for done. */
+void replay_fence_failed(struct vgpu_replay *replay, uint32_t index, uint64_t value, CUresult status)
+{
+    if (replay_is_sticky(status))
+        replay_fault(replay, status);
+    else
+        replay_fence_now(replay, index, value);
+}
+
 bool replay_fence_is_done(struct vgpu_replay *replay, uint32_t index, uint64_t value)
 {
     return index != 0 && index < replay->fence_count && atomic_load_explicit(fence_word(replay, index), memory_order_acquire) >= value;
@@ -291,7 +300,7 @@ CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, 
     if (replay->gpu_fences) {
         CUresult status = write_word(replay, stream, index, value);
         if (status != CUDA_SUCCESS)
-            replay_fence_now(replay, index, value); /* the waiter then finds the error */
+            replay_fence_failed(replay, index, value, status);
         return status;
     }
     int status = replay->driver.cuStreamQuery(stream);
@@ -304,7 +313,7 @@ CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, 
         if (status == 0)
             status = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    replay_fence_now(replay, index, value);
+    replay_fence_failed(replay, index, value, (CUresult)status);
     return (CUresult)status;
 }
 
@@ -318,7 +327,7 @@ CUresult replay_fence_event(struct vgpu_replay *replay, void *event, uint32_t in
         return CUDA_ERROR_INVALID_VALUE;
     int status = replay->driver.cuEventQuery(event);
     if (status != CUDA_ERROR_NOT_READY) {
-        replay_fence_now(replay, index, value);
+        replay_fence_failed(replay, index, value, (CUresult)status);
         return (CUresult)status;
     }
     struct replay_helper *helper = replay->gpu_fences ? idle_helper(replay) : NULL;
@@ -410,7 +419,7 @@ static CUresult fence_context(struct vgpu_replay *replay, uint32_t index, uint64
     join = (struct join){.helper = helper->stream, .status = CUDA_SUCCESS};
     each_dirty(replay, &join);
     if (join.status != CUDA_SUCCESS) {
-        replay_fence_now(replay, index, value);
+        replay_fence_failed(replay, index, value, join.status);
         return join.status;
     }
     CUresult status = replay_fence(replay, helper->stream, index, value);

@@ -78,13 +78,15 @@ void replay_stream_dirty(struct vgpu_replay *replay, uint64_t stream_id);
  * address equals the device address of registered arena memory. */
 void *replay_arena(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
 bool replay_arena_is_registered(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
-/* A guest thread waits for the word: a handler that was given a fence and fails calls replay_fence_now with it
+/* A guest thread waits for the word: a handler that was given a fence and fails calls replay_fence_failed with it
  * before it returns its error, or the waiter stays until the session ends. */
 /* Make fence word `index` become `value` once all work submitted to `stream` so far is done. Index 0 is "no fence". */
 CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, uint64_t value);
 CUresult replay_fence_event(struct vgpu_replay *replay, void *event, uint32_t index, uint64_t value);
 /* Store the fence word now (work was synchronous). */
 void replay_fence_now(struct vgpu_replay *replay, uint32_t index, uint64_t value);
+/* Let go whoever waits for work that could not be submitted, for this reason; CUDA_SUCCESS: it was done already. */
+void replay_fence_failed(struct vgpu_replay *replay, uint32_t index, uint64_t value, CUresult status);
 /* Called when the driver returned an error that poisons the context (700-class): becomes the session's sticky error. */
 void replay_fault(struct vgpu_replay *replay, CUresult error);
 bool replay_is_sticky(CUresult error);
