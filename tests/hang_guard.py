@@ -2,9 +2,9 @@
 """No test waits for ever: past its limit it fails, with what every thread was doing; and where not even that can interrupt it, the
 whole run ends.
 
-The first is an alarm signal, whose handler raises in the main thread: it interrupts system calls, locks and Python code, also in
-the middle of trio's loop, which may then say so in words of its own. The second is a thread, for a test that sits in native
-code and hears no signal.
+The first is an alarm signal, whose handler raises in the main thread: it interrupts system calls, locks and Python code. In the middle
+of trio's loop that would leave ruins for the tests that follow, so there it is an interrupt as from the keyboard first, which trio
+knows to deliver. The second is a thread, for a test that sits in native code and hears no signal.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 import attrs
 import pytest
+import trio
 
 TEST_SECONDS = 300.0
 # Fixtures of the whole session build compilers' environments and images of machines.
@@ -30,6 +32,8 @@ SETUP_SECONDS = 1200.0
 MACHINE_SECONDS = 1800.0
 # After the alarm, until the run is ended.
 GRACE_SECONDS = 60.0
+# Between two alarms, where the first did not end it.
+AGAIN_SECONDS = 10.0
 EXIT_STATUS = 70
 
 
@@ -43,6 +47,20 @@ def stacks() -> str:
         faulthandler.dump_traceback(file=file, all_threads=True)
         file.seek(0)
         return file.read()
+
+
+def tasks() -> str:
+    """Where every task of the running trio loop waits."""
+    lines = []
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        if task is None:
+            continue
+        frames = traceback.StackSummary.extract(iter(task.iter_await_frames())).format()
+        lines += [f"Task {task.name} (outermost call first):\n", *frames]
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return "".join(lines)
 
 
 def limit_of(item: pytest.Item, phase: str) -> float:
@@ -66,8 +84,15 @@ class HangGuard:
     def limit(self, what: str, seconds: float) -> Iterator[None]:
         """Raises Hung in the main thread when the block takes longer."""
 
+        rung: list[str] = []
+
         def ring(number: int, frame: FrameType | None) -> None:
-            raise Hung(f"{what} is not over after {seconds:g} s\n{stacks()}")
+            rung.append(f"{what} is not over after {seconds:g} s\n{stacks()}")
+            if trio.lowlevel.in_trio_run() and len(rung) == 1:
+                rung[0] += tasks()
+                signal.raise_signal(signal.SIGINT)
+            else:
+                raise Hung(rung[0])
 
         before = signal.signal(signal.SIGALRM, ring)
         self._what, self._ends = what, time.monotonic() + seconds + self.grace_seconds
@@ -75,9 +100,13 @@ class HangGuard:
             self._thread = threading.Thread(target=self._watch, name="hang guard", daemon=True)
             self._thread.start()
         began = time.monotonic()
-        left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+        left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
         try:
             yield
+        except BaseException as error:
+            if rung and not isinstance(error, Hung):
+                raise Hung(rung[0]) from error
+            raise
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

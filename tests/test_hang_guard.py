@@ -36,7 +36,15 @@ def wait_for_a_process() -> None:
 
 
 def wait_in_trio() -> None:
-    trio.run(trio.sleep, 60)
+    async def sleeper() -> None:
+        await trio.sleep(60)
+
+    async def start() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleeper)
+            await trio.sleep_forever()
+
+    trio.run(start)
 
 
 def wait_busily() -> None:
@@ -61,6 +69,7 @@ def test_what_waits_for_ever_is_interrupted(wait: Callable[[], None]) -> None:
     assert isinstance(error, Hung), caught.value
     assert "this is not over after 0.3 s" in str(error)
     assert wait.__name__ in str(error)
+    assert ("in sleeper" in str(error)) == (wait is wait_in_trio)
     # What was cut off in the middle of trio's loop leaves here, and not in somebody else's test.
     caught.__dict__.clear()
     del caught, error
