@@ -37,12 +37,13 @@ FOUND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def top_picture() -> Any:
-    spec = importlib.util.spec_from_file_location("top_picture", ROOT / "tools" / "top_picture.py")
+def tool(name: str) -> Any:
+    """A program of ``tools/``, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["top_picture"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -60,7 +61,7 @@ def test_a_picture_is_text_and_needs_nothing_else(path: Path) -> None:
 
 
 def test_top_is_drawn_as_it_is_shown() -> None:
-    drawn: str = top_picture().picture(FOUND)
+    drawn: str = tool("top_picture").picture(FOUND)
     assert FETCHED.findall(drawn) == []
     assert "@font-face" not in drawn
     texts = {
@@ -71,3 +72,22 @@ def test_top_is_drawn_as_it_is_shown() -> None:
     # Numbers stand to the right, by their place and not by spaces, which some viewers drop.
     assert texts["61"] > texts["GPU\N{NO-BREAK SPACE}%"]
     assert not [text for text in texts if text.strip() and text != text.strip()]
+
+
+def test_slices_of_a_trace() -> None:
+    """Whole ones, pairs that nest, and fences, which begin and end by their id."""
+    here = {"pid": 1, "tid": 2}
+    events = [
+        {**here, "ph": "X", "ts": 5.0, "dur": 2.0, "name": "lease"},
+        {**here, "ph": "B", "ts": 10.0, "name": "outer"},
+        {**here, "ph": "B", "ts": 11.0, "name": "inner"},
+        {**here, "ph": "E", "ts": 12.0, "name": ""},
+        {**here, "ph": "E", "ts": 14.0, "name": ""},
+        {**here, "ph": "E", "ts": 15.0, "name": "of one that began before the recording"},
+        {**here, "ph": "b", "id": 7, "ts": 20.0, "name": "fence 7"},
+        {**here, "ph": "b", "id": 8, "ts": 21.0, "name": "fence 8"},
+        {**here, "ph": "e", "id": 7, "ts": 25.0, "name": "fence 7"},
+    ]
+    assert tool("draw_trace").slices_of(events) == {
+        (1, 2): [(5.0, 2.0, "lease"), (11.0, 1.0, "inner"), (10.0, 4.0, "outer"), (20.0, 5.0, "fence")]
+    }
