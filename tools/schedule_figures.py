@@ -68,6 +68,7 @@ def lag(axes: Any) -> None:
     bound = max((1 - p) * unit + p * unit * 2 for p in outcome.configured.values())
     axes.axhline(bound, color="black", linestyle=":", label="largest of the bounds")
     axes.set(xlabel="milliseconds", ylabel="ms behind GPS", title="Lag behind the ideal", xlim=(0, 200))
+    axes.set_ylim(top=bound * 1.5)  # room for the legend above the line
     axes.legend(fontsize=7)
 
 
