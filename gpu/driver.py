@@ -7,6 +7,7 @@ candidate is looked into before it is taken; loading our own would make a worker
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from enum import Enum
@@ -49,8 +50,16 @@ def is_guest_library(path: Path) -> bool:
     return path.stat().st_size <= GUEST_LIBRARY_AT_MOST and GUEST_MARKER in path.read_bytes()
 
 
-def find_library(given: Path | None = None, folders: Iterable[str | Path] = USUAL_FOLDERS) -> Path:
+def library_folders() -> list[str]:
+    """Where the driver's library may be: the usual places, then where the loader was told to look."""
+    told = os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    return [*USUAL_FOLDERS, *(folder for folder in told if folder)]
+
+
+def find_library(given: Path | None = None, folders: Iterable[str | Path] | None = None) -> Path:
     """The real libcuda: the given path, else ``libcuda.so.1`` in the first folder that has one.
+
+    ``folders``: where to look, else ``library_folders``.
 
     Raises:
         DriverNotFound: nothing there, or only the guest library.
@@ -62,7 +71,7 @@ def find_library(given: Path | None = None, folders: Iterable[str | Path] = USUA
             raise DriverNotFound(f"{given} is this project's guest library, not a driver")
         return given.resolve()
     seen = []
-    for folder in folders:
+    for folder in library_folders() if folders is None else folders:
         candidate = Path(folder) / "libcuda.so.1"
         seen.append(str(candidate))
         if candidate.is_file() and not is_guest_library(candidate):

@@ -51,6 +51,19 @@ def test_guest_library_is_never_taken(tmp_path: Path) -> None:
     assert opens(ours) == "this is the guest library of this project, not a driver"
 
 
+def test_the_loaders_folders_are_looked_into_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a machine has its driver on the library path alone; our own library there is passed over."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "real").mkdir()
+    ours, real = make_guest_library(tmp_path / "ours"), build_fake_driver(tmp_path / "real")
+    monkeypatch.setattr(driver, "USUAL_FOLDERS", (str(tmp_path / "none"),))
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{ours.parent}::{real.parent}")
+    assert driver.find_library() == real
+    monkeypatch.setattr(driver, "USUAL_FOLDERS", (str(real.parent),))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(ours.parent))
+    assert driver.find_library() == real
+
+
 @pytest.mark.skipif(
     not (ROOT / "build/native/libcuda.so.1").exists(), reason="the guest library is not built"
 )
