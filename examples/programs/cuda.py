@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 
 # mul_add(pointer, count, factor, summand): pointer[i] = pointer[i] * factor + summand, modulo 2^32.
-# spin(is_forever): never ends if told so.
+# spin(nanoseconds): looks at the GPU's clock until so much time has gone by.
 PTX = b"""
 .version 6.3
 .target sm_70
@@ -41,15 +41,16 @@ DONE:
     ret;
 }
 
-.visible .entry spin(.param .u32 is_forever)
+.visible .entry spin(.param .u64 nanoseconds)
 {
-    .reg .pred %p<2>; .reg .b32 %r<2>;
-    ld.param.u32 %r1, [is_forever];
-    setp.eq.u32 %p1, %r1, 0;
-    @%p1 bra DONE;
+    .reg .pred %p<2>; .reg .b64 %rd<5>;
+    ld.param.u64 %rd1, [nanoseconds];
+    mov.u64 %rd2, %globaltimer;
 AGAIN:
-    bra.uni AGAIN;
-DONE:
+    mov.u64 %rd3, %globaltimer;
+    sub.u64 %rd4, %rd3, %rd2;
+    setp.lt.u64 %p1, %rd4, %rd1;
+    @%p1 bra AGAIN;
     ret;
 }
 \0"""
@@ -128,9 +129,9 @@ class Gpu:
         words = [ctypes.c_uint32(value % WORD) for value in (count, factor, summand)]
         self._launch("mul_add", blocks, threads, [ctypes.c_uint64(address), *words])
 
-    def spin(self, is_forever: bool) -> None:
-        """Launch a kernel that ends at once, or never; does not wait."""
-        self._launch("spin", 1, 1, [ctypes.c_uint32(is_forever)])
+    def spin(self, seconds: float) -> None:
+        """Launch a kernel that runs for so long by the GPU's clock; does not wait."""
+        self._launch("spin", 1, 1, [ctypes.c_uint64(int(seconds * 1e9))])
 
     def _launch(self, name: str, blocks: int, threads: int, values: Sequence[object]) -> None:
         parameters = (ctypes.c_void_p * len(values))(
