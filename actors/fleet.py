@@ -17,6 +17,7 @@ import trio
 from vgpu.transport.stub.launch import vfio_socket_path
 
 from . import Actor, ActorError, Down, Refused, Reply, StartChild, TerminateChild, WhichChildren, handles
+from .end_sessions import end_sessions
 from .ledger import NoSuchPool, NoSuchVm, PoolExists
 from .messages import (
     ApplyLimits,
@@ -51,6 +52,8 @@ LEDGER = "mediator/ledger"
 LIMITS = "mediator/limits"
 DESCRIBE_SECONDS = 30.0  # a first worker may just be starting
 AGAIN_SECONDS = 0.5
+# What a program sees whose VM is there no more.
+CUDA_ERROR_DEVICE_UNAVAILABLE = 46
 START_SECONDS = 40.0
 SHOW_SECONDS = 2.0
 # What the kernel takes as the path of a unix socket, with its NUL.
@@ -146,12 +149,18 @@ class Fleet(Actor):
             async with self._turn:
                 # Forgotten first: a device whose VM is not registered does not come back, whatever happens next.
                 await self.find(LEDGER).ask(RemoveVm(name))
-                self.find(LIMITS).notify(ApplyLimits(VmRecord(name)))  # who comes by that name later
-                was_connected = False
-                if await self._has(name):
-                    device = self.find(f"{self.devices}/{name}")
-                    was_connected = await device.ask(EndDevice(), timeout_seconds=START_SECONDS)
-                    await self.find(self.devices).ask(TerminateChild(name))
+                try:
+                    # With a device or without: nothing of the VM may run on when its limits go.
+                    await end_sessions(
+                        self.find, self.gpus, name, CUDA_ERROR_DEVICE_UNAVAILABLE, "the VM was unregistered"
+                    )
+                    was_connected = False
+                    if await self._has(name):
+                        device = self.find(f"{self.devices}/{name}")
+                        was_connected = await device.ask(EndDevice(), timeout_seconds=START_SECONDS)
+                        await self.find(self.devices).ask(TerminateChild(name))
+                finally:
+                    self.find(LIMITS).notify(ApplyLimits(VmRecord(name)))  # who comes by that name later
         except ActorError as error:
             if reply is not None:
                 reply.refuse(error)

@@ -36,7 +36,7 @@ from .fault_messages import (
     QuarantineRule,
     SetRule,
 )
-from .ledger_health import CheckLedger, LedgerHealth, check_ledger
+from .ledger_health import CheckLedger, LedgerHealth, check_ledger, closed_health, will_pass
 from .messages import (
     CountFaults,
     EnsureVm,
@@ -61,6 +61,9 @@ _log = logging.getLogger("vgpu.ledger")
 T = TypeVar("T")
 
 LOG_BYTES = 16 << 20
+# Between two tries to open a file that could not be opened for now.
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 5.0
 SCHEMA_VERSION = 4
 # Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
 _STEPS = (
@@ -125,6 +128,13 @@ class LedgerFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            self._prepare(path)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         # Every commit is synced: NORMAL would lose what was acknowledged last when the host loses its power.
         self._db.execute("PRAGMA synchronous = FULL")
@@ -167,14 +177,14 @@ class LedgerFile:
         return registered
 
     def remove_vm(self, name: str) -> VmRecord:
-        """Forget a registered VM.
+        """Forget a VM, registered or come by itself.
 
         Raises:
-            NoSuchVm: none of that name is registered.
+            NoSuchVm: there is none of that name.
         """
         known = self.get_vm(name)
-        if known is None or known.ad_hoc:
-            raise NoSuchVm(f"no VM {name!r} is registered")
+        if known is None:
+            raise NoSuchVm(f"no VM {name!r} is registered; list-vms has those there are")
         self._db.execute("DELETE FROM vms WHERE name = ?", (name,))
         return known
 
@@ -309,16 +319,54 @@ def is_worker(name: str, pid: int) -> bool:
 
 @attrs.define(eq=False)
 class Ledger(Actor):
-    """The only writer of the ledger file. A request is answered once it is on disk."""
+    """The only writer of the ledger file. A request is answered once it is on disk.
+
+    A file that cannot be opened for now (its disk is full) does not keep it from starting: whoever asks is refused with CannotWrite, so
+    that newcomers are told to come again, while it is tried again. Any other trouble with the file fails the start.
+    """
 
     path: Path
     _file: LedgerFile | None = None
+    _trouble: str = ""
 
     async def started(self) -> None:
-        self._file = await trio.to_thread.run_sync(LedgerFile, self.path)
-        lost = await trio.to_thread.run_sync(self._file.end_lost, is_worker)
+        try:
+            await self._open_file()
+        except (sqlite3.OperationalError, OSError) as error:
+            if not will_pass(error, self.path):
+                raise
+            self._note(error)
+            self.nursery.start_soon(self._open_later)
+
+    async def _open_file(self) -> None:
+        file = await trio.to_thread.run_sync(LedgerFile, self.path)
+        try:
+            lost = await trio.to_thread.run_sync(file.end_lost, is_worker)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
         if lost:
             _log.warning("%d sessions ended while there was no mediator", lost)
+
+    def _note(self, error: Exception) -> None:
+        if self._trouble != str(error):
+            self._trouble = str(error)
+            _log.error("%s cannot be opened: %s; new sessions wait until it can", self.path, error)
+
+    async def _open_later(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while self._file is None:
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            try:
+                await self._open_file()
+            except (sqlite3.OperationalError, OSError) as error:
+                if not will_pass(error, self.path):
+                    raise
+                self._note(error)
+        _log.warning("%s is open again", self.path)
+        self._trouble = ""
 
     async def stopped(self, reason: ExitReason) -> None:
         if self._file is not None:
@@ -326,12 +374,13 @@ class Ledger(Actor):
 
     @property
     def _open(self) -> LedgerFile:
-        assert self._file is not None
+        if self._file is None:
+            raise Refused(CannotWrite(f"{self.path} cannot be opened: {self._trouble}"))
         return self._file
 
     @handles(EnsureVm)
     async def ensure_vm(self, message: EnsureVm) -> VmRecord:
-        return await trio.to_thread.run_sync(self._open.ensure_vm, message.name)
+        return await _write(self._open.ensure_vm, message.name)
 
     @handles(GetVm)
     async def get_vm(self, message: GetVm) -> VmRecord | None:
@@ -340,21 +389,21 @@ class Ledger(Actor):
     @handles(SaveVm)
     async def save_vm(self, message: SaveVm) -> VmRecord:
         try:
-            return await trio.to_thread.run_sync(self._open.save_vm, message.vm)
+            return await _write(self._open.save_vm, message.vm)
         except VmExists as error:
             raise Refused(error) from error
 
     @handles(RemoveVm)
     async def remove_vm(self, message: RemoveVm) -> VmRecord:
         try:
-            return await trio.to_thread.run_sync(self._open.remove_vm, message.name)
+            return await _write(self._open.remove_vm, message.name)
         except NoSuchVm as error:
             raise Refused(error) from error
 
     @handles(UpdateVm)
     async def update_vm(self, message: UpdateVm) -> VmRecord:
         try:
-            return await trio.to_thread.run_sync(self._open.update_vm, message.vm)
+            return await _write(self._open.update_vm, message.vm)
         except NoSuchVm as error:
             raise Refused(error) from error
 
@@ -366,7 +415,7 @@ class Ledger(Actor):
     async def save_pool(self, message: SavePool) -> PoolRecord:
         save = partial(self._open.save_pool, message.pool, is_new=message.is_new)
         try:
-            return await trio.to_thread.run_sync(save)
+            return await _write(save)
         except (PoolExists, NoSuchPool) as error:
             raise Refused(error) from error
 
@@ -376,7 +425,7 @@ class Ledger(Actor):
 
     @handles(NextSession)
     async def next_session(self, message: NextSession) -> SessionId:
-        return await trio.to_thread.run_sync(self._open.next_session)
+        return await _write(self._open.next_session)
 
     @handles(RecordStart)
     async def record_start(self, message: RecordStart) -> None:
@@ -432,4 +481,6 @@ class Ledger(Actor):
 
     @handles(CheckLedger)
     async def check_health(self, message: CheckLedger) -> LedgerHealth:
-        return await trio.to_thread.run_sync(self._open.check)
+        if self._file is None:
+            return closed_health(self.path, self._trouble)
+        return await trio.to_thread.run_sync(self._file.check)

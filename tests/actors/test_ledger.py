@@ -94,12 +94,13 @@ def test_a_registered_vm_is_kept_as_it_was_given(tmp_path: Path) -> None:
     assert file.vms() == (vm,)
     assert file.ensure_vm("a") == vm
     assert (file.get_vm("a"), file.get_vm("b")) == (vm, None)
-    file.ensure_vm("b")
-    for name in ("b", "c"):
-        with pytest.raises(NoSuchVm):
-            file.remove_vm(name)
+    by_itself = file.ensure_vm("b")
+    with pytest.raises(NoSuchVm):
+        file.remove_vm("c")
     assert file.remove_vm("a") == vm
     assert [row.name for row in file.vms()] == ["b"]
+    assert file.remove_vm("b") == by_itself
+    assert file.vms() == ()
     file.close()
 
 
