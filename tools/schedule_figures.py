@@ -69,7 +69,7 @@ def lag(axes: Any) -> None:
     axes.axhline(bound, color="black", linestyle=":", label="largest of the bounds")
     axes.set(xlabel="milliseconds", ylabel="ms behind GPS", title="Lag behind the ideal", xlim=(0, 200))
     axes.set_ylim(top=bound * 1.5)  # room for the legend above the line
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncol=2)
 
 
 def waits(axes: Any) -> None:
