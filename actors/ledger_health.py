@@ -7,6 +7,7 @@ page or not, be mounted read-only, or be over a quota.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import attrs
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from . import Request
+
+_PASSING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 @attrs.frozen
@@ -46,6 +49,24 @@ def check_ledger(database: sqlite3.Connection, path: Path) -> LedgerHealth:
     return LedgerHealth(
         str(path), not trouble, trouble, _size(path), _size(path.with_name(f"{path.name}-wal")), _free(path)
     )
+
+
+def closed_health(path: Path, trouble: str) -> LedgerHealth:
+    """Of a ledger that could not be opened yet."""
+    return LedgerHealth(
+        str(path), False, trouble, _size(path), _size(path.with_name(f"{path.name}-wal")), _free(path)
+    )
+
+
+def will_pass(error: Exception, path: Path) -> bool:
+    """Is it the kind of trouble that ends by itself or by somebody's making room, rather than a wrong file or a wrong place?"""
+    if isinstance(error, sqlite3.OperationalError):
+        kind = error.sqlite_errorcode & 0xFF
+        # A file that is not there yet cannot be made, either, and that says no more than that it cannot be opened.
+        return kind in _PASSING or (
+            kind == sqlite3.SQLITE_CANTOPEN and path.parent.is_dir() and not _free(path)
+        )
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _size(path: Path) -> int:

@@ -19,12 +19,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.e2e.mediator import Mediator, wait_until
 from tests.src.test_commands import command
-from vgpu.actors.ledger import LedgerFile
+from vgpu.actors import StartFailed, open_system
+from vgpu.actors.ledger import CannotWrite, Ledger, LedgerFile
+from vgpu.actors.ledger_health import CheckLedger
+from vgpu.actors.messages import EnsureVm, ListVms
+from vgpu.supervision import ChildSpec, SupervisorSpec
 
 KILLS = 20
+# A program of a VM that makes a context, says what became of it, and stays until it reads a line.
+NEWCOMER = """
+import ctypes, sys
+cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+print(cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0), flush=True)
+sys.stdin.readline()
+"""
 # Writes as the mediator does, through the actor, and says a word only when it was told that it is kept.
 WRITER = """
 import sys, trio
@@ -194,3 +206,88 @@ def test_administrators_are_told_of_a_full_disk(small_disk: Path) -> None:
         filler.unlink()
         wait_until(lambda: show("show-health").returncode == 0, 20, "it is well again")
         assert "\nvgpu_ledger_writable 1.0\n" in show("show-metrics").stdout
+
+
+class Unwell(Mediator):
+    """A mediator that has started when it says how it is, whatever it says."""
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.ask("health")["pid"])
+        return False
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room; what to remove for some."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_ledger_that_starts_on_a_full_disk_waits_for_room(
+    small_disk: Path, is_new: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It neither fails its start nor is started again and again; whoever asks is refused, and what was kept is there afterwards."""
+    path = small_disk / "ledger.sqlite"
+    if not is_new:
+        LedgerFile(path).close()
+        ledger = LedgerFile(path)
+        ledger.ensure_vm("before")
+        ledger.close()
+    filler = fill(small_disk)
+    spec = SupervisorSpec("mediator", (ChildSpec("ledger", Ledger, (path,)),), intensity=0)
+    async with open_system(spec) as system:
+        ledger_ref = system.ref("mediator/ledger")
+        for _ in range(3):
+            with pytest.raises(CannotWrite, match=r"cannot be opened|full"):
+                await ledger_ref.ask(EnsureVm("early"))
+        health = await ledger_ref.ask(CheckLedger())
+        assert not health.writable
+        assert health.trouble
+        filler.unlink()
+        with trio.fail_after(20):
+            while not (await ledger_ref.ask(CheckLedger())).writable:
+                await trio.sleep(0.05)
+        await ledger_ref.ask(EnsureVm("late"))
+        names = [vm.name for vm in await ledger_ref.ask(ListVms())]
+        assert names == (["late"] if is_new else ["before", "late"])
+        assert system.statistics().restarts == 0
+    if is_new:  # one that is there can be opened, and says at the first write that it is full
+        assert "new sessions wait until it can" in caplog.text
+        assert "is open again" in caplog.text
+
+
+async def test_a_file_that_is_none_fails_the_start(tmp_path: Path) -> None:
+    """No room would make it one."""
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"no database at all " * 100)
+    with pytest.raises(StartFailed, match="not a database"):
+        async with open_system(SupervisorSpec("mediator", (ChildSpec("ledger", Ledger, (path,)),))):
+            pass
+
+
+def test_a_mediator_that_starts_on_a_full_disk_lets_newcomers_wait(small_disk: Path) -> None:
+    """Nobody is told of an error: the program that came is in as soon as there is room."""
+    mediator = Unwell()
+    mediator.state_dir = small_disk
+    with mediator:
+        mediator.kill()
+        filler = fill(small_disk)
+        mediator.start()
+        pid = mediator.pid
+        health = mediator.ask("health")
+        assert (health["ok"], bool(health["trouble"])) == (False, True)
+        waiting = mediator.begin(sys.executable, "-c", NEWCOMER)
+        wait_until(lambda: "no session for pid" in mediator.log.read_text(), 20, "it is told to come again")
+        assert waiting.process.poll() is None
+        filler.unlink()
+        assert waiting.line(30) == "0"
+        waiting.say()
+        assert waiting.finish()[0] == 0
+        assert mediator.pid == pid
+        wait_until(lambda: mediator.ask("health")["ok"], 20, "all is well")
+        restarts = {actor["name"]: actor["restarts"] for actor in mediator.ask("tree")[0]["children"]}
+        assert restarts["mediator/ledger"] == 0
