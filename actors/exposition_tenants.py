@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from vgpu.transport.text import printable
+
 from .exposition_runtime import buckets
 from .fault_messages import QuarantineRecord
 from .limits import NAMES
@@ -43,8 +45,8 @@ DEVICE: Final = (
 
 
 def clean(text: str) -> str:
-    """A guest's word that is certain to be encodable."""
-    return text.encode("utf-8", "replace").decode()
+    """A guest's word as a label: harmless, and certain to be encodable."""
+    return printable(text)
 
 
 def limit_families(vms: Iterable[VmRecord]) -> Iterator[Metric]:

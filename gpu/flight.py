@@ -14,6 +14,7 @@ import struct
 import attrs
 
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.text import printable
 
 __all__ = ["FLIGHT_SIZE", "Flight", "FlightCall", "read_flight"]
 
@@ -95,4 +96,5 @@ def _name(data: bytes, function: int) -> str:
     at = _NAMES_AT + slot * _NAME_SIZE
     if int.from_bytes(data[at : at + 8], "little") != function:
         return "?"
-    return data[at + 8 : at + _NAME_SIZE].split(b"\0", 1)[0].decode("utf-8", "replace") or "?"
+    # The guest's word, out of its module: it is kept and shown.
+    return printable(data[at + 8 : at + _NAME_SIZE].split(b"\0", 1)[0].decode("utf-8", "replace")) or "?"

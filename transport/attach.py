@@ -13,6 +13,7 @@ import struct
 import attrs
 
 from .errors import LocalProtocolError, RemoteProtocolError
+from .text import printable
 
 LAYOUT_VERSION = 1
 HELLO_SIZE = 256
@@ -52,6 +53,11 @@ def _padded(text: str, what: str) -> bytes:
     if len(raw) >= NAME_SIZE or b"\0" in raw:
         raise LocalProtocolError(f"{what} is {len(raw)} bytes, at most {NAME_SIZE - 1} and no NUL")
     return raw
+
+
+def _program(raw: bytes) -> str:
+    """A guest's name for its program: shown and kept, so made harmless. It may have been cut in mid-letter."""
+    return printable(raw.split(b"\0", 1)[0].decode("utf-8", "replace"))
 
 
 @attrs.frozen
@@ -94,7 +100,7 @@ class Hello:
         magic, version, table_hash, pid, flags, vm, program = _HELLO.unpack_from(data)
         if magic != HELLO_MAGIC:
             raise RemoteProtocolError(f"HELLO begins with {magic:#x}, expected {HELLO_MAGIC:#x}")
-        return cls(pid, table_hash, _name(vm, "vm name"), _name(program, "program name"), flags, version)
+        return cls(pid, table_hash, _name(vm, "vm name"), _program(program), flags, version)
 
 
 @attrs.frozen

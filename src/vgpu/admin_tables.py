@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from vgpu.trace_views import Table
+from vgpu.transport.text import printable, printable_lines
 
 STYLES = {
     "quarantined": "bold red",
@@ -45,7 +46,7 @@ def rich_table(table: Table, *, title: bool = False) -> Any:
         numbers = index > 0 and bool(table.rows) and all(_is_number(row[index]) for row in table.rows)
         drawn.add_column(name, justify="right" if numbers else "left", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(Text(word, style=STYLES.get(word, "")) for word in row))
+        drawn.add_row(*(Text(printable(word), style=STYLES.get(word, "")) for word in row))
     return drawn
 
 
@@ -55,6 +56,7 @@ _WORDS = re.compile("|".join(rf"(?<![\w-]){re.escape(word)}(?![\w-])" for word i
 
 def say(text: str) -> None:
     """Print what a command found: on a terminal with the headers of its tables and the words that matter standing out."""
+    text = printable_lines(text)
     if not sys.stdout.isatty():
         print(text)
         return

@@ -22,6 +22,7 @@ import attrs
 from vgpu.admin_client import AdminClient
 from vgpu.paths import run_directory
 from vgpu.trace_views import Table, as_text
+from vgpu.transport.text import printable
 from vgpu.units import show_seconds, show_size
 
 SENSORS = (
@@ -167,7 +168,7 @@ def summary(found: dict[str, Any]) -> str:
             words.append(form.format(show_size(value) if factor is None else value * factor))
     sensors = " ".join(words).replace(" of ", "/") if words else "no sensors"
     line = f"GPU ({found['kind']}): {sensors}   VMs: {len(found['vms'])}   sessions: {len(found['sessions'])}"
-    return line if found["ok"] else f"{line}\nNOT WELL: {'; '.join(found['trouble'])}"
+    return line if found["ok"] else f"{line}\nNOT WELL: {printable('; '.join(found['trouble']))}"
 
 
 def tables(found: dict[str, Any], limit: int = 40) -> tuple[Table, Table]:

@@ -30,6 +30,7 @@ from vgpu.paths import run_directory
 from vgpu.trace_convert import convert
 from vgpu.trace_recording import BadRecording, fetch_recording, read_recording
 from vgpu.trace_views import Look, Table, as_text, top_json, top_tables, tree_lines
+from vgpu.transport.text import printable
 
 EXAMPLES = """examples:
   vgpu-trace record --seconds=5 --vm=user1 --output=user1.json
@@ -317,7 +318,8 @@ def _live(look: Callable[[], tuple[Any, tuple[Table, ...]]], interval: float) ->
             for index, name in enumerate(table.header):
                 rich.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
             for row in table.rows:
-                rich.add_row(*map(Text, row))  # a guest's words are text and no markup
+                # A guest's words are text and no markup.
+                rich.add_row(*(Text(printable(word)) for word in row))
             drawn.append(rich)
         return Group(*drawn)
 

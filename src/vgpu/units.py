@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from vgpu.transport.text import printable
+
 _SIZES: Final = {
     "": 1,
     "b": 1,
@@ -60,7 +62,8 @@ def show_seconds(seconds: float) -> str:
 
 def show_table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     """Columns as wide as their longest value, numbers to the right; the header is left away from nothing."""
-    texts = [tuple(map(str, row)) for row in rows]
+    # Guests' words are harmless already; this is the last door before a terminal.
+    texts = [tuple(printable(str(value)) for value in row) for row in rows]
     widths = [max(len(line[i]) for line in (header, *texts)) for i in range(len(header))]
     right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
 

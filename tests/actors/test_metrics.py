@@ -199,7 +199,7 @@ async def test_a_guests_words_cannot_break_the_text(tmp_path: Path) -> None:
         shown = await scrape(port)
     assert not [name for name, _ in shown if name == "vgpu_forged"]
     (labels,) = [dict(labels) for name, labels in shown if name == "vgpu_session_info"]
-    assert labels["program"] == 'a"} 1\nvgpu_forged 1\n\\?'
+    assert labels["program"] == 'a"} 1?vgpu_forged 1?\\?'
 
 
 @pytest.mark.parametrize(

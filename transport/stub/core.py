@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import attrs
 
 from vgpu.transport.errors import RemoteProtocolError
+from vgpu.transport.text import printable
 from vgpu.transport.vfio_user.pci import Variant
 from vgpu.transport.vfio_user.registers import (
     CallSubmitted,
@@ -412,5 +413,4 @@ class Core:
 
 def _program(raw: bytes) -> str:
     """A guest's text, made harmless: printable, at most 63 characters."""
-    text = raw.split(b"\0", 1)[0].decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:PROGRAM_LENGTH]
+    return printable(raw.split(b"\0", 1)[0].decode("utf-8", "replace"), PROGRAM_LENGTH)
