@@ -26,6 +26,7 @@ from .fault_messages import (
     QuarantineRule,
     SetRule,
 )
+from .gpu_time import MeasureGpuTime
 from .ledger_health import CheckLedger, CheckOutbox
 from .messages import (
     ChangePool,
@@ -177,6 +178,7 @@ class Admin(UnixListener):
             "metrics": self._metrics,
             "reload": self._reload,
             "gpu": self._gpu,
+            "gpu_time": self._gpu_time,
             **(self._tracing.methods(peer) if self._tracing is not None else {}),
         }
 
@@ -317,6 +319,9 @@ class Admin(UnixListener):
 
     async def _gpu(self, _: Parameters) -> Any:
         return await self.find("mediator/telemetry").ask(SampleGpu())
+
+    async def _gpu_time(self, _: Parameters) -> Any:
+        return await self.find("mediator/telemetry").ask(MeasureGpuTime())
 
     async def _metrics(self, _: Parameters) -> Any:
         text = await self.find("mediator/metrics").ask(RenderMetrics(), timeout_seconds=START_SECONDS)

@@ -18,9 +18,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.sampling import GpuSample
 
 from . import ActorSnapshot, SystemStatistics
+from .exposition_gpu_time import gpu_time_families
 from .exposition_runtime import LoopLag, actor_families, mediator_families
 from .exposition_tenants import (
     NANOSECOND,
@@ -93,6 +95,7 @@ class Knowledge:
     survey: SessionSurvey | None
     faults: tuple[FaultCount, ...] | None
     gpu_now: GpuSample | None = None
+    gpu_times: dict[str, tuple[GpuTimeWindow, ...]] | None = None  # by GPU
     vms: tuple[VmRecord, ...] | None = None
     devices: tuple[DeviceState, ...] | None = None
     schedules: dict[str, dict[str, Any] | None] = attrs.Factory(dict)  # by GPU
@@ -139,6 +142,8 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
         yield from schedule_families(schedules, registered)
     if knowledge.gpu_now is not None:
         yield from _host_gpu(knowledge.gpu_now)
+    if knowledge.gpu_times is not None:
+        yield from gpu_time_families(knowledge.gpu_times)
     if knowledge.faults is not None:
         yield _faults(knowledge.faults, registered)
     if knowledge.ledger is not None:

@@ -25,6 +25,7 @@ from . import Actor, ActorError, Refused, Reply, Request, handles
 from .exposition import Knowledge, render
 from .exposition_runtime import LoopLag
 from .fault_messages import ListQuarantines
+from .gpu_time import MeasureGpuTime
 from .ledger_health import CheckLedger, CheckOutbox
 from .messages import (
     BoundAddress,
@@ -275,6 +276,7 @@ class Metrics(Actor):
             survey=await self._ask(self.telemetry, Survey()),
             faults=await self._ask(self.ledger, CountFaults()),
             gpu_now=await self._ask(self.telemetry, SampleGpu()),
+            gpu_times=await self._ask(self.telemetry, MeasureGpuTime()),
             vms=await self._ask(self.ledger, ListVms()),
             devices=await self._ask(self.fleet, ListDevices()),
             schedules=schedules,

@@ -50,6 +50,7 @@ class PageWriter:
 
     description: Description | None = None
     sample: GpuSample = UNKNOWN_SAMPLE
+    work: dict[int, int] = attrs.Factory(dict)  # GPU time by worker, as it was measured with
     _sampler: PatientSampler | None = None
     _uses: tuple[SessionUse, ...] = ()
     _measured_at: float = float("-inf")
@@ -150,7 +151,8 @@ class PageWriter:
         """Measure the GPU, and remember what its sessions used by now. Waits for the sensors, for a bounded time."""
         if self._sampler is None:
             raise NoPage("nobody can say yet what GPU this is")
-        self.sample = await self._sampler.sample(self._work(uses))
+        self.work = self._work(uses)
+        self.sample = await self._sampler.sample(self.work)
         self._uses = uses
         self._measured_at = trio.current_time()
         return self.sample

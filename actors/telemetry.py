@@ -5,7 +5,8 @@ Holds the list of sessions for whoever asks (admin tool, metrics, demo) and read
 executors only when asked: nothing runs per call, and nothing runs while nobody looks.
 
 Device pages are somebody looking: while a VM has a device or a process of this host has asked for its VM's page, the
-GPU is measured twice a second and every page written (``page_writer``).
+GPU is measured twice a second and every page written (``page_writer``). So is who asks for metrics: for minutes after that
+counted GPU time is compared with the card's, once a second (``gpu_time``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.sampling import DeviceIdentity, GpuSample, Sampler
 from vgpu.gpu.schedule import SessionId
 
-from . import Actor, ActorError, ActorGone, AskTimeout, ExitReason, Ref, Reply, handles
+from . import Actor, ActorError, ActorGone, AskTimeout, ExitReason, Ref, Reply, WhichChildren, handles
+from .gpu_time import INTEREST_SECONDS, LOOK_SECONDS, GpuTimes, MeasureGpuTime, gpu_of
 from .messages import (
     AttachDevice,
     DescribeGpu,
@@ -56,7 +59,7 @@ PERIOD_SECONDS = 0.5
 FRESH_SECONDS = 1.0
 # For a first worker to say what GPU this is. A guest that waits for its page gives up after five seconds.
 DESCRIBE_SECONDS = 4.0
-LOOK_SECONDS = 0.5
+KNOWN_SECONDS = 0.5
 USE_SECONDS = 0.2
 
 # Enough to see what a busy host has been doing; older sessions are in the ledger.
@@ -117,6 +120,9 @@ class Telemetry(Actor):
     _last: dict[SessionId, SessionSample] = attrs.Factory(dict)
     _ended: deque[SessionSample] = attrs.Factory(lambda: deque(maxlen=REMEMBERED_SESSIONS))
     _totals: dict[str, _Totals] = attrs.Factory(dict)
+    _gpu_times: GpuTimes = attrs.Factory(GpuTimes)
+    _interest_until: float = float("-inf")
+    _interest: trio.Event = attrs.Factory(trio.Event)
 
     @handles(Watch)
     def watch(self, message: Watch) -> None:
@@ -126,7 +132,9 @@ class Telemetry(Actor):
     def unwatch(self, message: Unwatch) -> None:
         info = message.sample.info
         self._last.pop(info.session, None)
-        if self._living.pop(info.session, None) is not None:
+        executor = self._living.pop(info.session, None)
+        if executor is not None:
+            self._gpu_times.ended(self._gpu_of(executor), info.session, message.sample.grant.get("gpu_ns", 0))
             self._ended.append(message.sample)
             self._totals.setdefault(info.vm, _Totals()).add(message.sample)
 
@@ -160,6 +168,7 @@ class Telemetry(Actor):
 
     async def started(self) -> None:
         self.nursery.start_soon(self._keep_pages)
+        self.nursery.start_soon(self._keep_gpu_times)
 
     async def stopped(self, reason: ExitReason) -> None:
         self._writer.close()
@@ -214,9 +223,10 @@ class Telemetry(Actor):
         self.nursery.start_soon(self._answer_sample, self.take_reply())
 
     async def _answer_sample(self, reply: Reply[GpuSample | None] | None) -> None:
+        self._be_interested()
         sample = None
         try:
-            await self._describe(LOOK_SECONDS)
+            await self._describe(KNOWN_SECONDS)
             sample = await self._measure()
         except ActorError:
             pass  # nobody knows yet what GPU this is
@@ -268,7 +278,66 @@ class Telemetry(Actor):
         async with self._turn:
             if self._writer.age() < min(self.period_seconds / 2, FRESH_SECONDS):
                 return self._writer.sample
-            return await self._writer.measure(await self._uses())
+            uses = await self._uses()
+            sample = await self._writer.measure(uses)
+            # The software GPU's sensor is what its workers count, with what goes on in it; a real card's is its own.
+            identity = self._writer.description.identity if self._writer.description else None
+            work = self._writer.work if identity and identity.is_software else {}
+            self._gpu_times.add(self._first_gpu, self._on_gpu(self._first_gpu, uses), sample, work)
+            return sample
+
+    # -- counted GPU time against the card's
+
+    @property
+    def _first_gpu(self) -> str:
+        return self.pool.rpartition("/")[0]
+
+    def _gpu_of(self, executor: Ref[object]) -> str:
+        return gpu_of(executor.name) or self._first_gpu
+
+    def _on_gpu(self, gpu: str, uses: tuple[SessionUse, ...]) -> tuple[SessionUse, ...]:
+        def is_there(use: SessionUse) -> bool:
+            executor = self._living.get(use.info.session)
+            return executor is not None and self._gpu_of(executor) == gpu
+
+        return tuple(use for use in uses if is_there(use))
+
+    @handles(MeasureGpuTime)
+    def measure_gpu_time(self, message: MeasureGpuTime) -> dict[str, tuple[GpuTimeWindow, ...]]:
+        self._be_interested()
+        return self._gpu_times.windows()
+
+    def _be_interested(self) -> None:
+        self._interest_until = trio.current_time() + INTEREST_SECONDS
+        self._interest.set()
+
+    async def _keep_gpu_times(self) -> None:
+        while self.pool:
+            if trio.current_time() > self._interest_until:
+                self._interest = trio.Event()
+                await self._interest.wait()
+            with contextlib.suppress(ActorError):  # nobody can say yet what GPU this is
+                await self._describe(KNOWN_SECONDS)
+                await self._measure()
+            for gpu in await self._other_gpus():
+                with contextlib.suppress(ActorError):
+                    await self._measure_other(gpu)
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _other_gpus(self) -> tuple[str, ...]:
+        if "/" not in self._first_gpu:
+            return ()
+        try:
+            gpus = await self.find(self._first_gpu.rpartition("/")[0]).ask(WhichChildren(), timeout_seconds=1)
+        except ActorError:
+            return ()
+        return tuple(gpu.name for gpu in gpus if gpu.name != self._first_gpu)
+
+    async def _measure_other(self, gpu: str) -> None:
+        if not self._gpu_times.knows(gpu):
+            page = await self.find(f"{gpu}/workers").ask(DescribeGpu(), timeout_seconds=KNOWN_SECONDS)
+            self._gpu_times.know(gpu, self.make_sampler(Description(page).identity))
+        await self._gpu_times.measure(gpu, self._on_gpu(gpu, await self._uses()))
 
     async def _uses(self) -> tuple[SessionUse, ...]:
         found: dict[SessionId, SessionUse] = {}

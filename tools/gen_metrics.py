@@ -27,6 +27,7 @@ from vgpu.actors.messages import (
     SessionSurvey,
     VmRecord,
 )
+from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.hierarchy import WAIT_BOUNDS_NS
 from vgpu.gpu.sampling import GpuSample
 from vgpu.transport.layout import GRANT_FIELDS, SESSION_FIELDS
@@ -40,6 +41,7 @@ PARTS = (
     ("vgpu_session_", "Sessions"),
     ("vgpu_pool_", "Pools"),
     ("vgpu_scheduler_", "Scheduler"),
+    ("vgpu_gpu_time_", "Counted GPU time against the card's"),
     ("vgpu_host_gpu_", "The host's GPU"),
     ("vgpu_ledger_", "Ledger"),
     ("vgpu_actor_", "Each actor"),
@@ -84,6 +86,7 @@ def one_of_everything() -> Knowledge:
         survey=SessionSurvey((sample,), {}),
         faults=(FaultCount("red", 702, 1),),
         gpu_now=GpuSample(**sensors),
+        gpu_times={"0": (GpuTimeWindow(10.0, 0.5, 0.5, 0.5, 0.0),)},
         vms=(VmRecord("red"),),
         devices=(DeviceState("red", True),),
         schedules={"0": schedule},

@@ -21,6 +21,7 @@ import trio
 
 from tests.shim.nvml.page_host import TEXTS, UUID_TEXT, page_bytes
 from vgpu.actors import Actor, ActorSpec, ActorSystem, Refused, handles, open_system
+from vgpu.actors.gpu_time import MeasureGpuTime
 from vgpu.actors.ledger import Ledger, LedgerFile
 from vgpu.actors.messages import (
     AttachDevice,
@@ -518,3 +519,28 @@ async def test_more_sessions_than_a_page_has_room_for(tmp_path: Path, bar1: int)
         assert page["process_count"] == 128
         assert page["memory_used_bytes"] == 130
         assert page.processes()[127][0] == 128
+
+
+# -- counted GPU time against the card's
+
+
+async def test_gpu_time_is_compared_with_the_card_while_somebody_asks(tmp_path: Path) -> None:
+    """Nobody has asked: nothing is measured. Then the windows fill, by themselves."""
+    async with telemetry(tmp_path) as world:
+        world.sampler.base = GpuSample(gpu_utilization_percent=80, sm_utilization={901: 40})
+        session = await world.begin(1, "vm1", pid=77)
+        await trio.sleep(3 * PERIOD)
+        assert world.sampler.calls == 0
+        found = await world.system.ref("mediator/telemetry").ask(MeasureGpuTime())
+        assert found == {}
+        began = time.monotonic_ns()
+        with trio.fail_after(20):
+            while not (found := await world.system.ref("mediator/telemetry").ask(MeasureGpuTime())):
+                session.use = attrs.evolve(session.use, gpu_ns=(time.monotonic_ns() - began) // 2)
+                await trio.sleep(PERIOD)
+        ((short, long),) = found.values()
+        assert (short.seconds, long.seconds) == (10.0, 60.0)
+        assert 0 < short.counted_ratio < 0.7
+        assert short.nvml_ratio == pytest.approx(0.8)
+        assert short.workers_ratio == pytest.approx(0.4)
+        assert short.drift_ratio == pytest.approx(short.counted_ratio - 0.8)

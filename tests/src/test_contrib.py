@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def text() -> Iterator[str]:
     with DeviceMediator() as mediator:
         for words in (["--vm-name=red", "--bar1=16MiB"], ["--vm-name=blue", "--no-device", "--pool=B"]):
             assert admin(mediator, "register-vm", *words).returncode == 0
+        deadline = time.monotonic() + 30
+        # Windows over counted GPU time begin with the first scrape, and need a second to say something.
+        while "vgpu_gpu_time_drift_ratio{" not in admin(mediator, "show-metrics").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         shown = admin(mediator, "show-metrics")
         assert (shown.returncode, shown.stderr) == (0, "")
         as_json = answer(mediator, "show-metrics")
@@ -108,6 +114,20 @@ def test_the_mediator_and_its_actors_are_there(samples: dict[str, list[dict[str,
         "vgpu_ledger_writable",
     ):
         assert name in samples, name
+
+
+def test_gpu_time_is_compared_with_the_card(text: str) -> None:
+    """Nobody computes here: both sides say nothing was done, and they agree."""
+    found = {
+        (sample.name, sample.labels["window"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("vgpu_gpu_time_") and sample.labels["gpu"] == "0"
+    }
+    for window in ("10s", "60s"):
+        assert found["vgpu_gpu_time_counted_ratio", window] == 0.0
+        assert found["vgpu_gpu_time_nvml_ratio", window] == 0.0
+        assert found["vgpu_gpu_time_drift_ratio", window] == 0.0
 
 
 def test_the_page_has_all_that_is_served_and_no_more(text: str) -> None:
