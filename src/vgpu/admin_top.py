@@ -49,6 +49,7 @@ class Look:
     quarantines: list[dict[str, Any]]
     gpu: dict[str, Any] | None
     health: dict[str, Any]
+    gpu_time: dict[str, Any] = attrs.Factory(dict)  # windows by GPU
 
 
 def look_at(client: AdminClient) -> Look:
@@ -67,6 +68,7 @@ def look_at(client: AdminClient) -> Look:
         client.ask("quarantines"),
         client.ask("gpu"),
         client.ask("health"),
+        client.ask("gpu_time"),
     )
 
 
@@ -83,6 +85,7 @@ def rates(before: Look, now: Look) -> dict[str, Any]:
         "trouble": now.health.get("trouble", []),
         "kind": now.health["gpu"],
         "gpu": now.gpu,
+        "gpu_time": now.gpu_time,
         "vms": vms,
         "sessions": sessions,
     }
@@ -159,6 +162,12 @@ def _state(name: str, now: Look, sessions: list[dict[str, Any]], waiting: int) -
     return "VM is off" if device is not None and not device["connected"] else "-"
 
 
+def _counted(gpu_time: dict[str, Any]) -> list[str]:
+    """The first GPU's last seconds, as workers count them: beside what the card says of itself."""
+    windows = gpu_time.get("0") or []
+    return [f"(counted {100 * windows[0]['counted_ratio']:.0f} %)"] if windows else []
+
+
 def summary(found: dict[str, Any]) -> str:
     """The line above the tables."""
     words = []
@@ -166,6 +175,8 @@ def summary(found: dict[str, Any]) -> str:
         value = (found["gpu"] or {}).get(field)
         if value is not None:
             words.append(form.format(show_size(value) if factor is None else value * factor))
+            if field == "gpu_utilization_percent":
+                words += _counted(found["gpu_time"])
     sensors = " ".join(words).replace(" of ", "/") if words else "no sensors"
     line = f"GPU ({found['kind']}): {sensors}   VMs: {len(found['vms'])}   sessions: {len(found['sessions'])}"
     return line if found["ok"] else f"{line}\nNOT WELL: {printable('; '.join(found['trouble']))}"

@@ -44,6 +44,7 @@ SOCKET_PATH_BYTES: Final = 107
 LITTLE_DISK: Final = 64 << 20
 FEW_FILES: Final = 1024
 LITTLE_MEMLOCK: Final = 64 << 20
+MUCH_DRIFT: Final = 0.2
 COMMAND_SECONDS: Final = 20.0
 PACKAGES: Final = ("trio", "attrs", "cffi", "numpy", "prometheus-client", "rich")
 
@@ -421,7 +422,8 @@ def check_mediator(host: Host) -> Iterator[Finding]:
     try:
         with AdminClient(host.run_dir) as client:
             health, vms = client.ask("health"), client.ask("vms")
-            devices = client.ask("devices")
+            devices, runtime = client.ask("devices"), client.ask("runtime")
+            gpu_time = client.ask("gpu_time")
     except NoMediator as error:
         left = (host.run_dir / "admin.sock").exists()
         level = FAIL if left else WARN
@@ -433,6 +435,8 @@ def check_mediator(host: Host) -> Iterator[Finding]:
         yield Finding("mediator", FAIL, f"does not say how it is: {error}", "see its log")
     else:
         yield from _mediator(health, devices)
+        yield from _handlers(runtime)
+        yield from _gpu_time(gpu_time)
     yield from check_memory(host, vms)
 
 
@@ -462,6 +466,37 @@ def _mediator(health: dict[str, Any], devices: list[dict[str, Any]]) -> Iterator
                 device["trouble"],
                 "see the log beside its socket, in devices/",
             )
+
+
+def _gpu_time(found: dict[str, Any]) -> Iterator[Finding]:
+    """The longest window of each GPU that somebody has looked at lately (metrics, top)."""
+    for gpu, windows in found.items():
+        window = windows[-1]
+        drift = window["drift_ratio"]
+        if drift is None:
+            continue
+        words = f"counted {window['counted_ratio']:.0%} of the last {window['seconds']:g} s, NVML says {window['nvml_ratio']:.0%}"
+        is_good = abs(drift) <= MUCH_DRIFT
+        yield Finding(
+            f"GPU time of GPU {gpu}",
+            OK if is_good else WARN,
+            words,
+            "" if is_good else "see who else uses the card (nvidia-smi), and docs/scheduling.md, Drift",
+        )
+
+
+def _handlers(runtime: dict[str, Any]) -> Iterator[Finding]:
+    """What its stuck-handler detector found."""
+    total, last = runtime["statistics"]["stuck_handlers"], runtime["stuck_handlers"]
+    if not total:
+        yield Finding("mediator's handlers", OK, "none was found stuck")
+        return
+    yield Finding(
+        "mediator's handlers",
+        WARN,
+        f"{total} found stuck since it began, last: {last[-1].splitlines()[0] if last else 'not known'}",
+        "its log has where each of them waited; please report that",
+    )
 
 
 CHECKS: Final[tuple[Callable[[Host], Iterator[Finding]], ...]] = (

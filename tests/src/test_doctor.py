@@ -174,3 +174,19 @@ def test_the_command_has_a_remedy_for_all_that_is_not_ok_and_ends_with_1_on_fail
     assert done.returncode == 1
     assert f"{bad}, line 2: unknown key 'gup'" in done.stdout
     assert os.listdir(tmp_path) == ["bad.toml"]
+
+
+def test_counted_gpu_time_that_is_not_the_cards_is_told() -> None:
+    def window(counted: float, nvml: float | None) -> dict[str, float | None]:
+        drift = None if nvml is None else counted - nvml
+        return {"seconds": 60.0, "counted_ratio": counted, "nvml_ratio": nvml, "drift_ratio": drift}
+
+    found = list(
+        doctor._gpu_time({"0": [window(0.5, 0.5)], "1": [window(0.1, 0.9)], "2": [window(0.1, None)]})
+    )
+    assert [(one.what, one.level) for one in found] == [
+        ("GPU time of GPU 0", OK),
+        ("GPU time of GPU 1", WARN),
+    ]
+    assert "counted 10% of the last 60 s, NVML says 90%" in found[1].found
+    assert "nvidia-smi" in found[1].remedy

@@ -127,6 +127,9 @@ def test_the_line_above_says_how_the_card_is_and_what_is_wrong() -> None:
             "temperature_celsius": 61, "power_milliwatts": 412_300, "power_limit_milliwatts": 700_000, "sm_clock_mhz": None}  # fmt: skip
     told = summary(rates(look(1, []), look(2, [], gpu=card)))
     assert told == "GPU (software): busy 97 % memory 3 GiB/4 GiB 61 °C 412 W/700 W   VMs: 2   sessions: 0"
+    times = {"0": [{"seconds": 10.0, "counted_ratio": 0.946}, {"seconds": 60.0, "counted_ratio": 0.5}]}
+    told = summary(rates(look(1, []), look(2, [], gpu=card, gpu_time=times)))
+    assert told.startswith("GPU (software): busy 97 % (counted 95 %) memory 3 GiB/4 GiB ")
     health = {"ok": False, "gpu": "nvidia", "trouble": ["one", "two"]}
     assert summary(rates(look(1, []), look(2, [], health=health))).endswith("NOT WELL: one; two")
 
