@@ -35,9 +35,9 @@ for folder in (ROOT, ROOT / "src"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from bench import sides  # noqa: E402
+from bench import sides
 
-from tests.real_gpu import (  # noqa: E402
+from tests.real_gpu import (
     control_alone,
     control_changes,
     control_drift,
@@ -46,7 +46,7 @@ from tests.real_gpu import (  # noqa: E402
     control_quota,
     control_trace,
 )
-from tests.real_gpu.control_host import Findings, Scene, compiled, without_paths  # noqa: E402
+from tests.real_gpu.control_host import Findings, Scene, compiled, without_paths
 
 # In order of importance, with what each may take at --seconds 10.
 STEPS: dict[str, tuple[Callable[[Scene, Findings], None], float]] = {
@@ -58,6 +58,7 @@ STEPS: dict[str, tuple[Callable[[Scene, Findings], None], float]] = {
     "trace": (control_trace.measure, 30.0),
     "drift": (control_drift.measure, 20.0),
 }
+LEAST_SECONDS = 5.0  # of a budget, below which a step is not begun
 LEAST_LIMIT_SECONDS = 60.0  # where less is measured, mediators and guests still take their time to start
 
 
@@ -113,8 +114,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpu", choices=["nvidia", "software"], default="nvidia")
-    parser.add_argument("--seconds", type=float, default=10.0, help="the longest flood; all else in proportion")
-    parser.add_argument("--budget", type=float, help="seconds for everything; a step that would begin later is left out")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="the longest flood; all else in proportion"
+    )
+    parser.add_argument(
+        "--budget", type=float, help="seconds for everything; a step that would begin later is left out"
+    )
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS), metavar="STEP")
     parser.add_argument("--commit", help="what the record shall say; git is asked otherwise")
     parser.add_argument("--out", type=Path, default=Path("control.json"))
@@ -144,14 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scene = Scene(options.gpu, options.seconds / 10, program)
         for name in (name for name in STEPS if name in options.only):
             limit = max(STEPS[name][1] * scene.scale, LEAST_LIMIT_SECONDS)
-            if options.budget is not None:
-                limit = min(limit, options.budget - (time.monotonic() - began))
+            left = limit if options.budget is None else options.budget - (time.monotonic() - began)
             values = record["steps"].setdefault(name, {})
-            if limit < 5:
+            if left < min(limit, LEAST_SECONDS):
                 values["trouble"] = {"what": "left out: no time is left", "where": []}
                 save()
                 continue
-            run_step(name, scene, Findings(values, save, scene.is_real), limit)
+            run_step(name, scene, Findings(values, save, scene.is_real), min(limit, left))
             print(f"{name}: {values['took_seconds']} s; not kept: {broken(values) or 'nothing'}", flush=True)
     missed = broken(record["steps"])
     record["not_kept"] = missed

@@ -97,7 +97,13 @@ def _quota(scene: Scene, host: Host, load: Load, found: Findings) -> None:
     for what, times in (("total", shown), ("answer", enforced)):
         for number in range(count):
             quota = large if number % 2 == 0 else small
-            load.say(*(("total", quota, 5) if what == "total" else ("answer", 128 * MIB, 0 if quota == large else 2, 5)))
+            load.say(
+                *(
+                    ("total", quota, 5)
+                    if what == "total"
+                    else ("answer", 128 * MIB, 0 if quota == large else 2, 5)
+                )
+            )
             time.sleep(0.05)  # it looks already
             at = time.monotonic_ns()
             host.change("change_vm", vm_name="limited", memory_limit_bytes=quota)
@@ -157,7 +163,9 @@ def _share_of(ours: list[int], theirs: list[int]) -> Callable[[int, int], float]
     return share
 
 
-def effect(share: Callable[[int, int], float], at: int, window: int, between: int) -> tuple[float, float, int | None]:
+def effect(
+    share: Callable[[int, int], float], at: int, window: int, between: int
+) -> tuple[float, float, int | None]:
     """Shares before and long after ``at``, and nanoseconds from it to the effect; None: none is seen."""
     before = share(at - between // 2, at)
     after = share(at + between // 3, at + between)

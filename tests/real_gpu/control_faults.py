@@ -20,7 +20,9 @@ from tests.e2e.mediator import is_alive, wait_until
 from .control_host import MIB, Findings, Host, Load, Neighbour, Scene, open_host, open_native, without_paths
 
 ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, DEVICE_UNAVAILABLE, INVALID_VALUE = 700, 702, 46, 1
-DEADLINE, SPIN = 1.0, 4.0
+DEADLINE = 1.0
+# On a busy machine without a GPU a hang may be found later: what its worker had no processor for is not counted.
+SPIN = {"nvidia": 4.0, "software": 15.0}
 GONE_SECONDS, DETECTION_SECONDS, GAP_MS = 2.0, 0.1, 1000.0
 FAULTS = 3
 
@@ -44,7 +46,10 @@ def measure(scene: Scene, found: Findings) -> None:
                 try:
                     happen(part)
                 except (AssertionError, OSError, ValueError) as error:
-                    part.put("trouble", {"what": without_paths(f"{type(error).__name__}: {error}")[-800:], "where": []})
+                    part.put(
+                        "trouble",
+                        {"what": without_paths(f"{type(error).__name__}: {error}")[-800:], "where": []},
+                    )
         gap = found.values.get("neighbour", {}).get("longest_turn_ms")
         found.judge("neighbour's longest gap at most 1 s", gap is not None and gap <= GAP_MS, of_speed=True)
         found.put("ledger", [[f["vm"], f.get("kind"), f["error"]] for f in host.ask("faults")])
@@ -95,7 +100,9 @@ def _killed_guest(scene: Scene, host: Host, native: Load | None, part: Findings)
     part.put("held_bytes", held + size)
     part.put("rounds", rounds)
     part.judge(
-        "all is gone within 2 s", all(value < GONE_SECONDS for one in rounds for value in one.values()), of_speed=True
+        "all is gone within 2 s",
+        all(value < GONE_SECONDS for one in rounds for value in one.values()),
+        of_speed=True,
     )
     _works(scene, host, "victim", part)
 
@@ -123,7 +130,7 @@ def _garbage(host: Host, part: Findings) -> None:
     examples = str(Path(__file__).resolve().parents[2] / "examples")
     if examples not in sys.path:
         sys.path.append(examples)
-    from _raw_guest import RawGuest  # type: ignore[import-not-found]
+    from _raw_guest import RawGuest
 
     from vgpu.transport.wire import CallHeader, CallId
 
@@ -150,11 +157,14 @@ def _hangs(scene: Scene, host: Host, part: Findings) -> None:
     hangs = []
     for _ in range(FAULTS):
         load = host.load(scene, "hangs")
-        status, taken, then = load.ask("spin", SPIN)
+        status, taken, then = load.ask("spin", SPIN[scene.gpu])
         hangs.append({"status": status, "then": then, "late_seconds": taken / 1e9 - DEADLINE})
         load.kill()
     part.put("hangs", hangs)
-    part.judge("CUDA_ERROR_LAUNCH_TIMEOUT, and it stays", all(h["status"] == h["then"] == LAUNCH_TIMEOUT for h in hangs))
+    part.judge(
+        "CUDA_ERROR_LAUNCH_TIMEOUT, and it stays",
+        all(h["status"] == h["then"] == LAUNCH_TIMEOUT for h in hangs),
+    )
     late = [h["late_seconds"] for h in hangs]
     part.judge("not before the deadline", min(late) >= 0)
     part.judge("within 0.1 s of the deadline", max(late) <= DETECTION_SECONDS, of_speed=True)

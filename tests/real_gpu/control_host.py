@@ -219,7 +219,9 @@ class Host(DeviceMediator):
         """
         found = []
         for line in self.metrics().splitlines():
-            if line.startswith((name + "{", name + " ")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            if line.startswith((name + "{", name + " ")) and all(
+                f'{k}="{v}"' in line for k, v in labels.items()
+            ):
                 found.append(float(line.rsplit(" ", 1)[1]))
         assert found, f"no metric {name} {labels}"
         return sum(found)

@@ -119,7 +119,9 @@ def _one(
     idle.append(neighbour.rate(max(window, BURST_SECONDS), iterations))
     part.put("neighbour", _compared(idle, beside))
     part.judge("nothing lost or reordered", is_right)
-    part.judge("neighbour loses at most 4 %", _compared(idle, beside)["loss"] <= NEIGHBOUR_LOSS, of_speed=True)
+    part.judge(
+        "neighbour loses at most 4 %", _compared(idle, beside)["loss"] <= NEIGHBOUR_LOSS, of_speed=True
+    )
 
 
 def _compared(idle: list[float], beside: list[float]) -> dict[str, Any]:
