@@ -11,7 +11,6 @@ import ctypes
 
 from cuda import Gpu
 
-
 HANGS_SECONDS = 20.0
 
 
