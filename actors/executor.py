@@ -443,6 +443,7 @@ class Executor(Actor):
             token=message.token,
             slice_ns=message.slice_ns,
             in_flight_us=message.in_flight_ns // 1000,
+            standby=message.standby,
         )
         await self._kick()
 

@@ -350,6 +350,8 @@ class GrantLease:
     token: int = 0
     slice_ns: int = 0
     in_flight_ns: int = 0  # work to have queued on the device at most; 0: any
+    # Not to begin before the worker has something to do; it then names it in the word by itself.
+    standby: bool = False
 
 
 @attrs.frozen

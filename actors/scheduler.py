@@ -24,10 +24,11 @@ from vgpu.gpu.schedule import (
     Grant,
     Schedule,
     SessionId,
+    Tuning,
 )
 from vgpu.gpu.turn import SharedTurn
 
-from . import Actor, ActorError, ExitReason, Ref, handles
+from . import Actor, ActorError, ExitReason, MailboxFull, Ref, handles
 from .messages import (
     Demand,
     GrantLease,
@@ -44,6 +45,8 @@ from .messages import (
 _log = logging.getLogger("vgpu.scheduler")
 
 LEDGER_SECONDS = 10.0
+# When to try again to tell an executor that has too much to do to hear anything.
+AGAIN_SECONDS = 0.005
 
 
 @attrs.frozen
@@ -61,6 +64,11 @@ class Expire:
     """Something is due: a holder's time to hand over is past, or somebody has waited for long."""
 
 
+@attrs.frozen
+class TellAgain:
+    """Executors whose mailboxes were full may have room now."""
+
+
 @attrs.define(eq=False)
 class Scheduler(Actor):
     """Leases for one GPU. Without ``turn_path`` the turn word is this actor's own, and leases change hands by reports."""
@@ -70,17 +78,21 @@ class Scheduler(Actor):
     ledger: str = ""
     grace_ns: int = DEFAULT_GRACE_NS
     aging_ns: int = DEFAULT_AGING_NS
+    tuning: Tuning = attrs.Factory(Tuning)
     _schedule: Schedule = attrs.field(init=False)
     _turn: SharedTurn | None = None
     _executors: dict[SessionId, Ref[object]] = attrs.Factory(dict)
+    _untold: dict[SessionId, GrantLease] = attrs.Factory(dict)
     _timer: trio.CancelScope | None = None
     _due_ns: int | None = None
 
     def __attrs_post_init__(self) -> None:
         self._turn = SharedTurn(self.turn_path) if self.turn_path is not None else None
-        # A predecessor's tokens are all below: they are given out less often than once a microsecond.
-        token = time.monotonic_ns() // 1000
-        self._schedule = Schedule(self.quantum_ns, self.grace_ns, self.aging_ns, self._turn, token)
+        # A predecessor's tokens are all below, for hours: they are given out less often than every 65 microseconds.
+        token = time.monotonic_ns() >> 16
+        self._schedule = Schedule(
+            self.quantum_ns, self.grace_ns, self.aging_ns, self._turn, token, self.tuning
+        )
 
     async def started(self) -> None:
         if self.ledger:
@@ -149,6 +161,7 @@ class Scheduler(Actor):
     @handles(SessionClosed)
     def closed(self, message: SessionClosed) -> None:
         self._executors.pop(message.session, None)
+        self._untold.pop(message.session, None)
         self._carry_out(self._schedule.close(message.session, time.monotonic_ns()))
 
     @handles(Demand)
@@ -172,13 +185,32 @@ class Scheduler(Actor):
         self._timer = self._due_ns = None
         self._carry_out(self._schedule.decide(time.monotonic_ns()))
 
+    @handles(TellAgain)
+    def tell_again(self, message: TellAgain) -> None:
+        untold, self._untold = self._untold, {}
+        for session, lease in untold.items():
+            self._tell(session, lease)
+
+    def _tell(self, session: SessionId, lease: GrantLease) -> None:
+        """Never waits: an executor that is stuck holds up its own session and nobody else."""
+        executor = self._executors.get(session)
+        if executor is None:
+            return
+        was_told = not self._untold
+        try:
+            executor.notify(lease)
+            self._untold.pop(session, None)
+        except MailboxFull:
+            self._untold[session] = lease  # the newest is all that counts
+            if was_told:
+                self.send_after(AGAIN_SECONDS, TellAgain())
+
     def _carry_out(self, grants: list[Grant]) -> None:
         for grant in grants:
-            executor = self._executors.get(grant.session)
-            if executor is not None:
-                executor.send_nowait(
-                    GrantLease(grant.deadline_ns, grant.token, grant.slice_ns, grant.in_flight_ns)
-                )
+            lease = GrantLease(
+                grant.deadline_ns, grant.token, grant.slice_ns, grant.in_flight_ns, grant.standby
+            )
+            self._tell(grant.session, lease)
         due = self._schedule.next_event_ns()
         # A timer that is early costs one look; moving it at every event would cost more.
         if due is None or (self._timer is not None and self._due_ns is not None and self._due_ns <= due):

@@ -14,6 +14,11 @@ is what lies between: it turns "who is next" into leases.
   others go on beside it, the hardware slices between them, and it pays when it reports.
 - A waiter of a higher class that fair queuing would choose now ends the holder's lease at once (preemption); every other
   waiter lets it finish its quantum.
+- An idle session of the high class has a standby lease of one quantum, given beforehand while fair queuing would choose it:
+  its worker takes the place behind a lower holder by itself, that one's worker yields, and this module sees it in the
+  word and charges it. One use, then a new one has to be given; so it is never further ahead than the class may be, and a quantum.
+- Among equals that never run out of work quanta are stretched, up to ``Tuning.stretch`` of them, as long as a round
+  stays short: each change of hands costs. Whoever was idle ends that.
 
 No clock, no trio, no shared memory here: ``now`` is an argument (nanoseconds, any monotonic origin), the turn word is a
 ``Turn``, and decisions are values for the caller to carry out.
@@ -25,9 +30,9 @@ from typing import NewType
 
 import attrs
 
-from .fair import Leaf
+from .fair import HIGH, Leaf
 from .hierarchy import Hierarchy, Priority, Session, VmState
-from .turn import TOKEN_LIMIT, Hands, LocalTurn, Turn
+from .turn import HIGH_TOKEN, STANDBY_TOKEN, TOKEN_LIMIT, Hands, LocalTurn, Turn
 
 SessionId = NewType("SessionId", int)
 
@@ -36,12 +41,27 @@ DEFAULT_QUANTUM_NS = 2_000_000
 DEFAULT_GRACE_NS = 20_000_000
 # Who has waited for so long goes before who has not. Long enough that shares above 0.2 per cent never get near it.
 DEFAULT_AGING_NS = 1_000_000_000
-# Work that a session may have queued on the device while others exist, in parts of a quantum.
-IN_FLIGHT_PARTS = 4
 # The longest lease in quanta. Beyond it a holder is asked again; no weights of 1..1000 get near it.
 LONGEST_LEASE = 1 << 16
 # Rounds of deciding anew because a worker changed the word meanwhile.
 ROUNDS = 16
+
+
+@attrs.frozen
+class Tuning:
+    """What is traded for what; every value keeps the bounds, with the stretch in them. For measurements, and for tests.
+
+    ``stretch``: quanta that a lease among busy equals has at most; 1: never more than one. ``round_ns``: it is no longer
+    than so that a round of all who are busy takes that. ``standby``: high sessions may take the device beforehand.
+    ``in_flight_parts``: work that a session may have queued on the device while others exist, in parts of a quantum;
+    ``guarded_parts``: while there are others of a higher class.
+    """
+
+    stretch: int = 3
+    round_ns: int = 24_000_000
+    standby: bool = True
+    in_flight_parts: int = 4
+    guarded_parts: int = 16
 
 
 @attrs.frozen
@@ -50,6 +70,7 @@ class Grant:
 
     It ends at ``deadline_ns``, or ``slice_ns`` after it began; 0 and 0: open-ended. ``in_flight_ns``: at most about so much
     work is to be queued on the device; 0: any. A grant of a token that the session has replaces what was said of it.
+    ``standby``: the session may keep it while it is idle, and name it in the word itself when it is not any more.
     """
 
     session: SessionId
@@ -57,6 +78,7 @@ class Grant:
     deadline_ns: int = 0
     slice_ns: int = 0
     in_flight_ns: int = 0
+    standby: bool = False
 
 
 @attrs.define(eq=False)
@@ -68,6 +90,7 @@ class _Lease:
     # From here on its use counts and its slices are measured: its beginning, or when the first competitor came.
     settled_ns: int = 0
     deadline_ns: int | None = None
+    slice_ns: int = 0
     in_flight_ns: int = 0
     # Charged already, as an estimate.
     estimate_ns: int = 0
@@ -92,6 +115,7 @@ class Schedule:
         aging_ns: int = DEFAULT_AGING_NS,
         turn: Turn | None = None,
         first_token: int = 1,
+        tuning: Tuning | None = None,
     ) -> None:
         if quantum_ns <= 0 or grace_ns <= 0 or aging_ns <= 0:
             raise ValueError(
@@ -99,6 +123,7 @@ class Schedule:
             )
         self.quantum_ns = quantum_ns
         self.grace_ns = grace_ns
+        self.tuning = tuning if tuning is not None else Tuning()
         self.hierarchy = Hierarchy(quantum_ns, aging_ns)
         self._tree = self.hierarchy.tree
         self._turn = turn if turn is not None else LocalTurn()
@@ -113,6 +138,14 @@ class Schedule:
         # A holder that nobody here gave the lease, and since when it is known.
         self._stranger: tuple[int, int] | None = None
         self._grants: dict[SessionId, Grant] = {}
+        # Standby leases that may still be taken, by token and by session; high sessions that are idle and have none.
+        self._standby: dict[int, _Lease] = {}
+        self._armed: dict[SessionId, int] = {}
+        self._unarmed: set[SessionId] = set()
+        # Sessions that came out of idleness and have not been served since.
+        self._fresh: set[SessionId] = set()
+        # Open sessions by class.
+        self._ranks = [0, 0, 0]
 
     # -- looking
 
@@ -160,7 +193,11 @@ class Schedule:
 
     def set_vm(self, vm: str, pool: str, priority: Priority, weight: int, now: int) -> list[Grant]:
         """A VM's place, from now on; its sessions keep what they have. Raises ValueError."""
+        known = self.hierarchy.vms.get(vm)
+        was = known.priority if known is not None else priority
         self.hierarchy.set_vm(vm, pool, priority, weight)
+        if was != priority:
+            self._count_ranks()
         return self.decide(now)
 
     # -- sessions
@@ -173,7 +210,9 @@ class Schedule:
         """
         if session in self._sessions:
             raise ValueError(f"session {session} is known already")
-        self._sessions[session] = self.hierarchy.open_session(vm, str(session))
+        self._sessions[session] = state = self.hierarchy.open_session(vm, str(session))
+        self._ranks[state.leaf.rank] += 1
+        self._unarmed.add(session)
 
     def adopt(self, session: SessionId, token: int, now: int) -> list[Grant]:
         """A session says that it has a lease with this token, from an earlier scheduler or this one."""
@@ -195,10 +234,13 @@ class Schedule:
         if lease is not None:
             self._take_back(lease, now)
         self._owed.pop(session, None)
+        self._disarm(session)
+        self._fresh.discard(session)
         state = self._sessions.pop(session, None)
         if state is not None:
             self._tree.forget(state.leaf)
             self.hierarchy.close_session(state)
+            self._ranks[state.leaf.rank] -= 1
         return self.decide(now)
 
     def demand(self, session: SessionId, now: int) -> list[Grant]:
@@ -209,9 +251,12 @@ class Schedule:
         self._observe(now)
         lease = self._find(session)
         if lease is not None and session not in self._owed:
-            # It looked before the grant arrived: say it again.
-            self._say(lease)
+            # It looked before the grant arrived: say it again. A standby lease it has taken by itself.
+            if not lease.token & STANDBY_TOKEN:
+                self._say(lease)
         elif lease is None:
+            if not state.leaf.wants:
+                self._fresh.add(session)
             self._want(state, now)
         return self.decide(now)
 
@@ -238,6 +283,7 @@ class Schedule:
         if state is None:
             return self.decide(now)
         self._observe(now)
+        self._disarm(session)
         lease = self._find(session)
         bill = used_ns if held_ns is None else held_ns
         if lease is not None and token in (0, lease.token):
@@ -246,8 +292,10 @@ class Schedule:
             if lease.was_open:
                 bill = min(bill, max(now - lease.settled_ns, 0))
             bill -= lease.estimate_ns
-        elif lease is not None:
-            bill = 0  # an older report of a session that has a newer lease
+        elif lease is not None and held_ns is None:
+            bill = (
+                0  # an older report of a session that has a newer lease; what was held is of that one alone
+            )
         self._tree.charge(state.leaf, bill)
         self.hierarchy.account(state, used_ns, now)
         if self._find(session) is None:
@@ -255,6 +303,8 @@ class Schedule:
                 self._want(state, now)
             else:
                 self._tree.unwant(state.leaf)
+                self._fresh.discard(session)
+                self._unarmed.add(session)
             self._tree.forget(state.leaf)
         return self.decide(now)
 
@@ -267,6 +317,8 @@ class Schedule:
             self._observe(now)
             if self._place(now):
                 break
+        if self._unarmed:
+            self._arm(now)
         grants = list(self._grants.values())
         self._grants.clear()
         return grants
@@ -278,7 +330,7 @@ class Schedule:
         lease = self._lease
         if lease is None:
             return True
-        lease_bound = self.quantum_ns // IN_FLIGHT_PARTS if len(self._sessions) > 1 else 0
+        lease_bound = self._bound(lease)
         if not self._tree.root.is_waiting:
             changed = lease.deadline_ns is not None or lease.in_flight_ns != lease_bound
             lease.deadline_ns, lease.in_flight_ns = None, lease_bound
@@ -317,7 +369,7 @@ class Schedule:
 
     def _plan(self, lease: _Lease, now: int) -> tuple[int, Leaf | None]:
         """When the holder's lease should end, and who follows."""
-        quantum, leaf = self.quantum_ns, lease.leaf
+        quantum, leaf = self._quantum(), lease.leaf
         elapsed = max(now - lease.settled_ns, 0)
         rival = self._tree.choose(elapsed + 1)
         if lease.deadline_ns is not None and lease.deadline_ns <= now:
@@ -326,7 +378,7 @@ class Schedule:
                 LONGEST_LEASE * quantum
             )
         if rival is not leaf and rival is not None:
-            has_had_one = now - lease.began_ns >= quantum
+            has_had_one = now - lease.began_ns >= self.quantum_ns
             if rival.rank > leaf.rank or (has_had_one and elapsed == 0):
                 return max(now, 1), rival  # 0 would be no deadline
         least = max(-(-elapsed // quantum), 1)
@@ -352,6 +404,8 @@ class Schedule:
         if (named.leaf if named else None) is follower:
             return True
         chosen = self._new_lease(follower) if follower is not None else None
+        if chosen is not None:
+            chosen.slice_ns, chosen.in_flight_ns = self._quantum(), self._bound(chosen)
         before = self._turn.load()
         desired = Hands(lease.token, chosen.token if chosen else 0)
         if before.holder != lease.token or not self._turn.swap(before, desired):
@@ -360,14 +414,77 @@ class Schedule:
         if named is not None:
             self._grants.pop(named.session, None)
         if chosen is not None:
-            self._grants[chosen.session] = Grant(
-                chosen.session, chosen.token, 0, self.quantum_ns, self.quantum_ns // IN_FLIGHT_PARTS
-            )
+            self._say(chosen)
         return True
+
+    # -- standby
+
+    def _arm(self, now: int) -> None:
+        """Give standby leases to idle high sessions that fair queuing would choose, had they something to do."""
+        if not self.tuning.standby or len(self._sessions) < 2:
+            return
+        for session in sorted(self._unarmed):
+            state = self._sessions.get(session)
+            if (
+                state is None
+                or state.leaf.rank != HIGH
+                or state.leaf.is_busy
+                or self._find(session) is not None
+            ):
+                self._unarmed.discard(session)
+            elif self._would_be_chosen(state.leaf, now):
+                self._unarmed.discard(session)
+                lease = self._new_lease(state.leaf, STANDBY_TOKEN)
+                lease.slice_ns, lease.in_flight_ns = self.quantum_ns, self._bound(lease)
+                self._standby[lease.token] = lease
+                self._armed[session] = lease.token
+                self._grants[session] = Grant(
+                    session, lease.token, 0, lease.slice_ns, lease.in_flight_ns, standby=True
+                )
+
+    def _would_be_chosen(self, leaf: Leaf, now: int) -> bool:
+        elapsed = max(now - self._lease.settled_ns, 0) if self._lease is not None else 0
+        if self._lease is not None and self._lease.deadline_ns is None:
+            elapsed = 0  # no debt is run up alone
+        self._tree.want(leaf, now)
+        chosen = self._tree.choose(elapsed + 1)
+        self._tree.unwant(leaf)
+        return chosen is leaf
+
+    def _disarm(self, session: SessionId) -> None:
+        """Its standby lease is used, or cannot be any more."""
+        self._unarmed.discard(session)
+        token = self._armed.pop(session, 0)
+        self._standby.pop(token, None)
+
+    def _taken(self, token: int) -> _Lease | None:
+        """The standby lease of that token, which its session has taken."""
+        lease = self._standby.get(token)
+        if lease is None:
+            return None
+        self._disarm(lease.session)
+        if self._next is not None and self._next.session == lease.session:
+            # It was named by another token meanwhile, and is told that this one is the one that counts.
+            self._grants[lease.session] = Grant(
+                lease.session, lease.token, 0, lease.slice_ns, lease.in_flight_ns
+            )
+        return lease
+
+    def _displace(self) -> None:
+        """Who was named has lost that place to a standby lease. It waits on; its token is never named again."""
+        named, self._next = self._next, None
+        if named is not None:
+            grant = self._grants.get(named.session)
+            if grant is not None and grant.token == named.token:
+                del self._grants[named.session]
 
     # -- inside
 
     def _want(self, state: Session, now: int) -> None:
+        self._settle_open(now)
+        self._tree.want(state.leaf, now)
+
+    def _settle_open(self, now: int) -> None:
         lease = self._lease
         if lease is not None and lease.deadline_ns is None:
             # Alone it ran up no debt: virtual time went along with it.
@@ -375,17 +492,40 @@ class Schedule:
             self._tree.renew(lease.leaf)
             lease.settled_ns = now
             lease.was_open = True
-        self._tree.want(state.leaf, now)
 
-    def _new_lease(self, leaf: Leaf) -> _Lease:
+    def _count_ranks(self) -> None:
+        self._ranks = [0, 0, 0]
+        for session, state in self._sessions.items():
+            self._ranks[state.leaf.rank] += 1
+            if state.leaf.rank == HIGH and session not in self._armed:
+                self._unarmed.add(session)
+
+    def _quantum(self) -> int:
+        """How long a lease is now: stretched among equals of which none was idle."""
+        busy = sum(self._tree.root.waiting) + 1
+        if self._fresh or max(self._ranks) < len(self._sessions):
+            return self.quantum_ns
+        stretch = min(self.tuning.stretch, self.tuning.round_ns // (busy * self.quantum_ns))
+        return self.quantum_ns * max(stretch, 1)
+
+    def _bound(self, lease: _Lease) -> int:
+        """Work in flight: little while somebody might come who goes before."""
+        if len(self._sessions) < 2:
+            return 0
+        is_guarded = any(self._ranks[lease.leaf.rank + 1 :])
+        return self.quantum_ns // (self.tuning.guarded_parts if is_guarded else self.tuning.in_flight_parts)
+
+    def _new_lease(self, leaf: Leaf, bits: int = 0) -> _Lease:
         session = SessionId(int(leaf.name))
         self._token = self._token % (TOKEN_LIMIT - 1) + 1
-        return _Lease(session, self._sessions[session], self._token)
+        if leaf.rank == HIGH:
+            bits |= HIGH_TOKEN
+        return _Lease(session, self._sessions[session], self._token | bits)
 
     def _say(self, lease: _Lease) -> None:
         if lease is self._next:
             self._grants[lease.session] = Grant(
-                lease.session, lease.token, 0, self.quantum_ns, self.quantum_ns // IN_FLIGHT_PARTS
+                lease.session, lease.token, 0, lease.slice_ns, lease.in_flight_ns
             )
         else:
             self._grants[lease.session] = lease.grant()
@@ -400,7 +540,19 @@ class Schedule:
         """Take note of what the workers have done with the word."""
         hands = self._turn.load()
         if self._lease is not None and hands.holder == self._lease.token:
+            taken = self._taken(hands.next)
+            if taken is not None:
+                self._displace()
+                self._next = taken
+                self._want(taken.state, now)
             return
+        if self._lease is not None:
+            self._settle_open(now)
+        taken = self._taken(hands.holder)
+        if taken is not None:
+            self._displace()
+            self._want(taken.state, now)
+            self._next = taken
         if self._lease is not None:
             self._leave(now)
         if self._next is not None:
@@ -411,8 +563,12 @@ class Schedule:
                 self._leave(now)
             else:
                 # Its grant said so, counted from when it really began.
-                follower.deadline_ns = now + self.quantum_ns
-                follower.in_flight_ns = self.quantum_ns // IN_FLIGHT_PARTS
+                follower.deadline_ns = now + follower.slice_ns
+                # The word as it is: somebody may have taken the place behind it.
+                taken = self._taken(hands.next)
+                if taken is not None:
+                    self._next = taken
+                    self._want(taken.state, now)
 
     def _enter(self, lease: _Lease, now: int) -> None:
         """The lease begins."""
@@ -420,6 +576,7 @@ class Schedule:
         if lease.leaf.wants:
             self.hierarchy.waited(lease.state, max(now - lease.leaf.waiting_since, 0))
         self._tree.serve(lease.leaf)
+        self._fresh.discard(lease.session)
         lease.began_ns = lease.settled_ns = now
         self._lease = lease
 

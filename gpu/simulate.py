@@ -23,7 +23,15 @@ import attrs
 
 from .fluid import Fluid, FluidMember, jain_index
 from .hierarchy import MULTIPLIER, Account, Priority
-from .schedule import DEFAULT_AGING_NS, DEFAULT_GRACE_NS, DEFAULT_QUANTUM_NS, Grant, Schedule, SessionId
+from .schedule import (
+    DEFAULT_AGING_NS,
+    DEFAULT_GRACE_NS,
+    DEFAULT_QUANTUM_NS,
+    Grant,
+    Schedule,
+    SessionId,
+    Tuning,
+)
 from .turn import LocalTurn
 
 Lengths = Literal["fixed", "exponential", "pareto"]
@@ -66,6 +74,7 @@ class Scenario:
     message_ns: int = 0  # worker to scheduler, and back
     switch_ns: int = 0  # device idle between two holders
     sample_ns: int = 10_000_000
+    tuning: Tuning = attrs.Factory(Tuning)
 
 
 @attrs.frozen
@@ -186,7 +195,9 @@ class _Simulation:
 
     def __attrs_post_init__(self) -> None:
         scenario = self.scenario
-        self.schedule = Schedule(scenario.quantum_ns, scenario.grace_ns, scenario.aging_ns, self.turn)
+        self.schedule = Schedule(
+            scenario.quantum_ns, scenario.grace_ns, scenario.aging_ns, self.turn, tuning=scenario.tuning
+        )
         for pool, weight in scenario.pools.items():
             self.schedule.set_pool(pool, weight, 0)
         members = {}
@@ -274,7 +285,7 @@ class _Simulation:
                 worker.idle_since = None
                 self._go_on(worker)
         elif len(worker.jobs) == 1:
-            self._ask(worker)
+            self._come(worker)
 
     def _on_sample(self, _: object) -> None:
         self.fluid.advance(self.now)
@@ -324,6 +335,16 @@ class _Simulation:
 
     # -- a worker
 
+    def _come(self, worker: _Worker) -> None:
+        """The first job of an idle worker: the place behind the holder is its own, or it has to ask."""
+        grant = worker.grant
+        if grant is not None and grant.standby and not self.turn.take(grant.token):
+            worker.grant = None
+            self.by_token.pop(grant.token, None)
+            self._later(self.now + self.scenario.message_ns, "report", (worker, grant.token, 0, 0, True))
+        else:
+            self._ask(worker)
+
     def _ask(self, worker: _Worker) -> None:
         self._later(self.now + self.scenario.message_ns, "demand", worker)
 
@@ -359,6 +380,8 @@ class _Simulation:
         if worker.running_until is not None or worker.is_draining:
             return
         deadline = self._deadline(worker)
+        if worker.grant is not None and self.turn.must_yield(worker.grant.token):
+            deadline = self.now
         if deadline is not None and self.now >= deadline:
             self._drain(worker, deadline)
             return

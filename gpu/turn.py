@@ -21,7 +21,11 @@ from typing import Protocol, final
 import attrs
 
 TURN_FILE_SIZE = 4096
-TOKEN_LIMIT = 1 << 32
+TOKEN_LIMIT = 1 << 30
+# Two bits of a token above its number. Of a session of high priority: its holder yields to nobody.
+HIGH_TOKEN = 1 << 31
+# Given to a high session beforehand: its worker names it as the next one by itself, and a lower holder then ends its lease.
+STANDBY_TOKEN = 1 << 30
 
 
 @attrs.frozen
@@ -72,6 +76,19 @@ class LocalTurn:
     def pass_on(self, token: int) -> bool:
         """What a worker does at the end of its lease. False: it was not its turn."""
         return self.hands.holder == token and self.swap(self.hands, Hands(self.hands.next, 0))
+
+    def take(self, token: int) -> bool:
+        """What a worker with a standby lease does when it has something to do. False: it may not now (lease.c)."""
+        hands = self.hands
+        if token in (hands.holder, hands.next):
+            return True
+        if hands.holder & HIGH_TOKEN or hands.next & STANDBY_TOKEN:
+            return False
+        return self.swap(hands, Hands(hands.holder, token) if hands.holder else Hands(token, hands.next))
+
+    def must_yield(self, token: int) -> bool:
+        """Has somebody with a standby lease taken the place behind this holder, and may he?"""
+        return not token & HIGH_TOKEN and self.hands.holder == token and bool(self.hands.next & STANDBY_TOKEN)
 
 
 def turn_path(run_dir: Path, device: int) -> Path:

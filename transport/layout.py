@@ -12,6 +12,7 @@ import mmap
 from typing import Final
 
 GRANT_PAGE_SIZE = 4096
+GRANT_STANDBY = 2  # in `granted`: to be taken by the worker itself
 GRANT_MAGIC = 0x544E415247555047
 DEVICE_PAGE_SIZE = 16384
 SESSION_PAGE_SIZE = 32768
@@ -251,11 +252,19 @@ class GrantPage(Page):
         super().__init__(fd, GRANT_PAGE_SIZE, GRANT_FIELDS)
 
     def grant(
-        self, *, deadline_ns: int, credits: int = -1, token: int = 0, slice_ns: int = 0, in_flight_us: int = 0
+        self,
+        *,
+        deadline_ns: int,
+        credits: int = -1,
+        token: int = 0,
+        slice_ns: int = 0,
+        in_flight_us: int = 0,
+        standby: bool = False,
     ) -> int:
         """Write a lease and publish it. deadline_ns is CLOCK_MONOTONIC, 0 open-ended. Returns its epoch.
 
-        With a token it begins when the turn word names that; then ``slice_ns`` may stand in for a deadline.
+        With a token it begins when the turn word names that; then ``slice_ns`` may stand in for a deadline. With
+        ``standby`` the worker names it there by itself, once it has something to do.
         """
         self.set("token", token)
         self.set("slice_ns", slice_ns)
@@ -263,7 +272,7 @@ class GrantPage(Page):
         self.set("deadline_ns", deadline_ns)
         self.set("credits", credits)
         self.set("preempt", 0)
-        self.set("granted", 1)
+        self.set("granted", GRANT_STANDBY if standby else 1)
         return self._publish()
 
     def revoke(self) -> int:

@@ -239,7 +239,7 @@ struct vgpu_grant_page {
     uint64_t epoch __attribute__((aligned(64))); /* bumped by each grant or revocation; release store, last */
     uint64_t deadline_ns;   /* CLOCK_MONOTONIC; 0 = open-ended */
     int64_t credits;        /* records this lease may consume; negative = unlimited */
-    uint32_t granted;       /* 1: a lease is held */
+    uint32_t granted;       /* 1: a lease is held; VGPU_GRANT_STANDBY: it may be taken, see the turn word */
     uint32_t preempt;       /* 1: stop at the next record and report */
     uint64_t memory_limit_bytes;
     uint64_t retry_hint_ns;
@@ -352,8 +352,13 @@ _Static_assert(sizeof(struct vgpu_account) == VGPU_ACCOUNT_FILE_SIZE, "account")
 /*
  * The turn word, one per GPU, in the file gpuN.turn of the run directory, mapped by the mediator and all workers of that
  * GPU: the token of the lease that has the device in the low half, that of the next one in the high half, 0 nobody. A worker
- * whose lease is over and whose work is done swaps (own, next) for (next, 0); all other changes are the mediator's.
+ * whose lease is over and whose work is done swaps (own, next) for (next, 0). A worker with a standby lease and something to
+ * do swaps (holder, next) for (holder, own), or with no holder for (own, next), unless HIGH is set in the holder or STANDBY in
+ * the next; a holder without HIGH ends its lease when it sees STANDBY in the next. All other changes are the mediator's.
  */
+#define VGPU_GRANT_STANDBY 2u
+#define VGPU_TOKEN_HIGH 0x80000000u    /* of a session of high priority */
+#define VGPU_TOKEN_STANDBY 0x40000000u /* of a lease given beforehand */
 #define VGPU_TURN_FILE_SIZE 4096u
 static inline uint32_t vgpu_turn_holder(uint64_t word) { return (uint32_t)word; }
 static inline uint32_t vgpu_turn_next(uint64_t word) { return (uint32_t)(word >> 32); }

@@ -91,6 +91,8 @@ struct replay_private {
     uint64_t began_ns, lost_ns;
     uint64_t billed_ns; /* held_ns is counted up to here */
     bool awaits_turn;   /* granted, and not begun */
+    bool standby;       /* granted to be taken when there is something to do, and not taken yet */
+    bool watches;       /* somebody may take the place behind this lease, and end it */
     bool owes;          /* begun or declined, over, and not published */
     bool carries;       /* work of an earlier lease is unfinished, and goes on being billed */
     void *marker; /* throttle.c: event behind the last stride of launches */
@@ -189,6 +191,13 @@ void replay_trace_busy(struct vgpu_replay *replay, uint64_t since_ns, uint64_t n
 void replay_lease_read(struct vgpu_replay *replay, uint64_t epoch);
 bool replay_lease_begins(struct vgpu_replay *replay); /* is it this session's turn now? */
 void replay_lease_lose(struct vgpu_replay *replay, uint64_t now);
+/* A session of higher priority has taken the place behind this one's lease: it is to end. For each record of a lease that
+ * `watches`. */
+static inline bool replay_lease_must_yield(const struct replay_private *private)
+{
+    uint64_t word = atomic_load_explicit(private->turn, memory_order_relaxed);
+    return ((word >> 32) & VGPU_TOKEN_STANDBY) != 0 && (uint32_t)word == private->token;
+}
 /* Does the turn word name this session's lease? Then nobody will wake it. If not, a kick will come with the next grant. */
 bool replay_lease_is_named(struct vgpu_replay *replay);
 bool replay_lease_is_near(struct vgpu_replay *replay); /* the turn comes next, or is to be passed on soon: do not sleep */

@@ -4,10 +4,14 @@
  * token begins when the GPU's turn word names it, and when it is over and its work is done this file names the next one
  * (wire.h, docs/wire.md section 3). So the device changes hands between two workers, without the mediator in between.
  *
- * The fast path, an open-ended lease, is in loop.c: one load and two comparisons a record.
+ * A session of high priority that is idle has a standby lease: when a record comes, take_turn() names it as the next one
+ * without asking anybody, and the holder ends its lease when it sees that in the word. The mediator hears of it afterwards.
+ *
+ * The fast path, an open-ended lease, is in loop.c: one load and two comparisons a record, and one load more while others
+ * might come.
  *
  * Must never: pass the turn on while work that the lease covered is unfinished, but for a session that waits for itself
- * (DRAIN_LIMIT_NS); report a lease twice.
+ * (DRAIN_LIMIT_NS); report a lease twice; take the turn twice with one token.
  */
 #include "internal.h"
 #include "session.h"
@@ -64,10 +68,30 @@ static void pass_on(struct replay_private *private)
         ;
 }
 
+/* Names the standby lease as the next one, or begins it where nobody has the device. False: others of high priority are there,
+ * and whose turn it is has to be asked. */
+static bool take_turn(struct replay_private *private)
+{
+    if (private->turn == NULL)
+        return true; /* such a lease begins at once */
+    uint64_t word = atomic_load_explicit(private->turn, memory_order_acquire), desired;
+    do {
+        uint32_t holder = vgpu_turn_holder(word), next = vgpu_turn_next(word);
+        if (holder == private->token || next == private->token)
+            return true;
+        if ((holder & VGPU_TOKEN_HIGH) != 0 || (next & VGPU_TOKEN_STANDBY) != 0)
+            return false;
+        desired = holder != 0 ? (uint64_t)private->token << 32 | holder : (uint64_t)next << 32 | private->token;
+    } while (!atomic_compare_exchange_weak(private->turn, &word, desired));
+    return true;
+}
+
 static void set_end(struct replay_private *private, uint64_t deadline_ns)
 {
     private->deadline_ns = deadline_ns != 0 ? deadline_ns : private->slice_ns != 0 ? private->began_ns + private->slice_ns : 0;
     private->open_ended = private->deadline_ns == 0;
+    /* Without a bound on what is in flight there is nobody else. */
+    private->watches = private->turn != NULL && private->in_flight_ns != 0 && (private->token & VGPU_TOKEN_HIGH) == 0;
 }
 
 static void not_busy(struct vgpu_replay *replay)
@@ -82,9 +106,9 @@ static void not_busy(struct vgpu_replay *replay)
 bool replay_lease_begins(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
-    if (!private->awaits_turn || !is_my_turn(private))
+    if (!private->awaits_turn || private->standby || !is_my_turn(private))
         return false;
-    private->awaits_turn = false;
+    private->awaits_turn = private->standby = false;
     private->leased = true;
     private->demanded = false;
     private->began_ns = replay_now_ns();
@@ -104,7 +128,7 @@ void replay_lease_lose(struct vgpu_replay *replay, uint64_t now)
     private->owes = private->token != 0 && (private->leased || private->awaits_turn || private->owes);
     private->leased = false;
     private->open_ended = false;
-    private->awaits_turn = false;
+    private->awaits_turn = private->standby = private->watches = false;
     private->reported = false;
     private->demanded = false;
     private->lost_ns = now;
@@ -126,11 +150,14 @@ static void read_with_token(struct vgpu_replay *replay, bool granted, uint32_t t
             private->carries = true;
         private->token = token;
         private->leased = private->open_ended = false;
-        private->owes = false;
+        private->owes = private->watches = false;
         private->awaits_turn = true;
+        private->standby = grant->granted == VGPU_GRANT_STANDBY;
         private->credits = -1;
     } else if (private->leased) {
         set_end(private, grant->deadline_ns);
+    } else if (grant->granted != VGPU_GRANT_STANDBY) {
+        private->standby = false; /* the mediator has seen that it was taken */
     }
     /* Else it waits for its turn still, or is over, which is reported or about to be. */
 }
@@ -147,6 +174,7 @@ void replay_lease_read(struct vgpu_replay *replay, uint64_t epoch)
         read_with_token(replay, granted, token);
     } else {
         private->token = 0;
+        private->standby = private->watches = false;
         private->deadline_ns = grant->deadline_ns;
         private->credits = grant->credits;
         private->in_flight_ns = (uint64_t)grant->in_flight_us * 1000;
@@ -200,6 +228,17 @@ static void publish(struct vgpu_replay *replay, uint64_t now, bool unfinished)
 void replay_lease_report(struct vgpu_replay *replay, uint64_t now, bool unfinished, bool records_wait)
 {
     struct replay_private *private = replay->private;
+    if (private->standby) {
+        if (!records_wait)
+            return; /* for later */
+        private->standby = false;
+        if (take_turn(private)) {
+            private->demanded = private->reported = true;
+            atomic_store(replay_word(&replay->grant->demand), 1);
+            replay_notify(replay, REPLAY_EVENT_DEMAND);
+            return;
+        }
+    }
     if (private->awaits_turn) {
         /* The word named it before it was granted. If it does not any more, this session was passed over, or another one
          * goes first: the lease will not begin. With nothing to do it is declined, and nobody need wait for it. */

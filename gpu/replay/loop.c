@@ -37,7 +37,7 @@
 #define SHORT_WAIT_NS 50000ull       /* for the VM's limits: not worth to sleep */
 #define VM_NAP_NS 50000ull           /* a doorbell out of a VM costs an exit: short pauses are slept through without */
 #define VM_NAPS_NS 8000000ull        /* as long as a virtual processor may be off its processor on a busy host */
-#define POLL_DRAIN_NS 3000ull        /* when the turn is to be passed on as soon as the device is empty */
+#define POLL_DRAIN_NS 2000ull        /* when the turn is to be passed on as soon as the device is empty */
 
 /* One session's loop, on the stack of run(). */
 struct loop {
@@ -145,10 +145,14 @@ static inline bool lease_allows(struct loop *loop)
     uint64_t epoch = atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire);
     if (UNLIKELY(epoch != private->epoch))
         replay_lease_read(loop->replay, epoch);
-    if (LIKELY(private->open_ended))
+    if (LIKELY(private->open_ended && !private->watches))
         return private->leased;
     if (!private->leased && !replay_lease_begins(loop->replay))
         return false;
+    if (UNLIKELY(private->watches && replay_lease_must_yield(private))) {
+        replay_lease_lose(loop->replay, replay_now_ns());
+        return false;
+    }
     uint64_t now = private->deadline_ns != 0 ? replay_now_ns() : 0;
     if (private->credits == 0 || now > private->deadline_ns) {
         replay_lease_lose(loop->replay, now);
@@ -397,6 +401,8 @@ static uint64_t tend_lease(struct loop *loop, uint64_t now)
         replay_lease_read(loop->replay, atomic_load_explicit(replay_quad(&loop->replay->grant->epoch), memory_order_acquire));
     if (!private->leased)
         (void)replay_lease_begins(loop->replay);
+    if (private->leased && private->watches && replay_lease_must_yield(private))
+        replay_lease_lose(loop->replay, now);
     if (private->leased && !private->open_ended) {
         uint64_t quiet = loop->quiet_since_ns > loop->idle_since_ns ? loop->quiet_since_ns : loop->idle_since_ns;
         bool is_over = private->deadline_ns != 0 && now >= private->deadline_ns;
@@ -486,11 +492,11 @@ static int wait_for_lease(struct loop *loop)
     while (!epoch_changed(loop) && !replay_lease_begins(loop->replay)) {
         if (atomic_load_explicit(&private->stop, memory_order_relaxed) != 0)
             return VGPU_RUN_STOPPED;
-        bool spins = now - began < spin_ns || replay_lease_is_near(loop->replay);
+        bool is_near = replay_lease_is_near(loop->replay), spins = now - began < spin_ns || is_near;
         look(loop, now, is_draining(loop) ? POLL_DRAIN_NS : spins ? POLL_IDLE_NS : 0);
         replay_lease_report(loop->replay, now, loop->unfinished, true);
         if (spins) {
-            for (unsigned i = 0; i < 32; i++)
+            for (unsigned i = 0; i < (is_near ? 8u : 32u); i++) /* a pause takes up to 50 ns */
                 __builtin_ia32_pause();
         } else {
             bool is_awake = loop->unfinished || replay_lease_is_named(loop->replay);

@@ -52,6 +52,7 @@ from vgpu.actors.telemetry import Telemetry
 from vgpu.actors.unix_listener import is_listened_on
 from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
+from vgpu.gpu.schedule import Tuning
 from vgpu.gpu.turn import turn_path
 from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
 from vgpu.supervision.quarantine import QuarantineKeeper
@@ -71,6 +72,7 @@ class GpuPlan:
     warm_workers: int = 1
     quantum_ns: int = 2_000_000
     kind: str = "software"
+    tuning: Tuning = attrs.Factory(Tuning)
 
     @property
     def worker_prefix(self) -> str:
@@ -123,7 +125,8 @@ def gpu_spec(plan: GpuPlan, run_dir: Path, live: LiveSettings) -> SupervisorSpec
 
     def scheduler() -> Scheduler:
         quantum_ns = plan.quantum_ns if live.quantum_ns is None else live.quantum_ns
-        return Scheduler(quantum_ns, turn_path(run_dir, plan.index), "mediator/ledger")
+        word = turn_path(run_dir, plan.index)
+        return Scheduler(quantum_ns, word, "mediator/ledger", tuning=plan.tuning)
 
     return SupervisorSpec(
         name,

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from vgpu.actors import ActorSpec, ActorSystem, Ref, open_system
+from vgpu.actors import Actor, ActorSpec, ActorSystem, Ref, handles, open_system
 from vgpu.actors.messages import (
     Demand,
     GrantLease,
@@ -69,7 +69,7 @@ async def test_alone_open_ended_then_quanta_when_another_comes() -> None:
         named = await next_grant(second)
         assert (named.deadline_ns, named.slice_ns) == (0, 2_000_000)
         await scheduler.send(LeaseEnded(A, 1_000_000, wants_more=True, token=opened.token))
-        assert (await next_grant(first)).slice_ns == 2_000_000
+        assert (await next_grant(first)).slice_ns == 6_000_000  # both are busy, and nobody else is there
         await scheduler.send(SessionClosed(B))
         assert (await next_grant(first)).deadline_ns == 0
         state = await scheduler.ask(ScheduleState())
@@ -119,6 +119,38 @@ async def test_a_new_scheduler_takes_sessions_as_they_announce_themselves(tmp_pa
             await trio.lowlevel.checkpoint()
         assert word.load() == Hands(named.token, 0)
     word.close()
+
+
+class Deaf(Actor):
+    """An executor whose worker does not take what it is sent: its first message is never done with."""
+
+    mailbox_capacity = 2
+
+    @handles(GrantLease)
+    async def grant(self, message: GrantLease) -> None:
+        await trio.sleep_forever()
+
+
+async def test_an_executor_that_is_stuck_holds_nobody_up() -> None:
+    """It has every lease told it until its mailbox is full; the scheduler goes on, and tells it the newest later."""
+    async with (
+        open_system(ActorSpec("scheduler", partial(Scheduler, quantum_ns=1_000_000))) as system,
+        open_probe(system) as second,
+    ):
+        deaf = await system.spawn(ActorSpec("deaf", Deaf))
+        scheduler = scheduler_of(system)
+        await scheduler.send(SessionOpened(A, 50, deaf, vm="a"))
+        await scheduler.send(SessionOpened(B, 50, second.ref, vm="b"))
+        for _ in range(20):  # each is told again what it has
+            await scheduler.send(Demand(A))
+        with trio.fail_after(5):
+            assert (await scheduler.ask(ScheduleState()))["holder"] == A
+            await scheduler.send(Demand(B))
+            await next_grant(second)
+            # Passed over, as any holder that does not let go.
+            while (await scheduler.ask(ScheduleState()))["holder"] != B:
+                await trio.sleep(0.005)
+        deaf.kill()
 
 
 async def test_places_change_while_sessions_run() -> None:

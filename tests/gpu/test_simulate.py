@@ -21,8 +21,10 @@ def real(scenario: Scenario) -> Scenario:
 
 
 def lag_bound_ns(outcome: Outcome, vm: str) -> float:
-    """docs/scheduling.md: (1 - p) l + p * the sum of the others' l, l the longest lease's unit: a quantum and an overrun."""
-    unit = outcome.scenario.quantum_ns + outcome.longest_overrun_ns
+    """docs/scheduling.md: (1 - p) l + p * the sum of the others' l, l the longest lease's unit: its quanta and an overrun."""
+    tuning, quantum = outcome.scenario.tuning, outcome.scenario.quantum_ns
+    stretch = max(min(tuning.stretch, tuning.round_ns // (len(outcome.vms) * quantum)), 1)
+    unit = stretch * quantum + outcome.longest_overrun_ns
     part = outcome.configured[vm]
     return (1 - part) * unit + part * unit * (len(outcome.vms) - 1)
 

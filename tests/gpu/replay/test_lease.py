@@ -13,11 +13,20 @@ import pytest
 
 from tests.gpu.replay.guest import CONTEXT, HEAD, Replayed, until
 from vgpu.gpu._replay import lib
-from vgpu.gpu.turn import TURN_FILE_SIZE, Hands, SharedTurn, open_turn_file, turn_path
+from vgpu.gpu.turn import (
+    HIGH_TOKEN,
+    STANDBY_TOKEN,
+    TURN_FILE_SIZE,
+    Hands,
+    SharedTurn,
+    open_turn_file,
+    turn_path,
+)
 from vgpu.transport._generated_calls import CallId
 
 DEVICE_BUSY = 1001
-MINE, OTHER = 5, 9
+MINE, OTHER, THIRD = 5, 9, 13
+STANDBY = HIGH_TOKEN | STANDBY_TOKEN | 17
 MS = 1_000_000
 
 
@@ -58,8 +67,8 @@ def consumed(session: Replayed) -> bool:
     return session.guest.u64(HEAD) == session.guest.tail
 
 
-def grant(session: Replayed, **how: int) -> None:
-    session.grant.grant(deadline_ns=how.pop("deadline_ns", 0), token=MINE, **how)
+def grant(session: Replayed, *, deadline_ns: int = 0, slice_ns: int = 0, in_flight_us: int = 0) -> None:
+    session.grant.grant(deadline_ns=deadline_ns, token=MINE, slice_ns=slice_ns, in_flight_us=in_flight_us)
     session.kick()
 
 
@@ -136,6 +145,97 @@ def test_who_was_passed_over_says_so_and_asks_again(session: Replayed, turn: Sha
     assert until(lambda: bool(session.events() & 1))
     assert session.grant.get("held_ns") == 0
     assert not consumed(session)
+
+
+def test_a_standby_lease_is_kept_while_there_is_nothing_to_do(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(MINE, 0))
+    grant(session, slice_ns=5 * MS)
+    assert until(lambda: session.grant.get("ended_token") == MINE)
+    assert turn.swap(Hands(), Hands(OTHER, THIRD))
+    session.grant.grant(deadline_ns=0, token=STANDBY, slice_ns=50 * MS, standby=True)
+    session.kick()
+    time.sleep(0.02)
+    assert (turn.load(), session.grant.get("ended_token")) == (Hands(OTHER, THIRD), MINE)
+    session.events()
+    # A record: it takes the place behind the holder at once, whoever was named there, and says so.
+    session.guest.send(CallId.wireSetContext, CONTEXT)
+    assert until(lambda: turn.load() == Hands(OTHER, STANDBY))
+    assert until(lambda: bool(session.events() & 1))
+    assert not consumed(session)
+    assert turn.swap(Hands(OTHER, STANDBY), Hands(STANDBY, 0))
+    assert until(lambda: consumed(session))
+    # One use: it is over like any other lease.
+    assert until(lambda: session.grant.get("ended_token") == STANDBY)
+    assert turn.load() == Hands()
+
+
+def test_a_standby_lease_begins_at_once_where_nobody_has_the_device(
+    session: Replayed, turn: SharedTurn
+) -> None:
+    session.grant.grant(deadline_ns=0, token=STANDBY, slice_ns=5 * MS, standby=True)
+    session.kick()
+    assert until(lambda: consumed(session))
+    assert until(lambda: session.grant.get("ended_token") == STANDBY)
+    assert turn.load() == Hands()
+
+
+@pytest.mark.parametrize(
+    "hands", [Hands(OTHER | HIGH_TOKEN, THIRD), Hands(OTHER, THIRD | HIGH_TOKEN | STANDBY_TOKEN)]
+)
+def test_a_standby_lease_takes_nothing_from_its_equals(
+    session: Replayed, turn: SharedTurn, hands: Hands
+) -> None:
+    assert turn.swap(Hands(), hands)
+    session.grant.grant(deadline_ns=0, token=STANDBY, slice_ns=5 * MS, standby=True)
+    session.kick()
+    assert until(lambda: session.grant.get("ended_token") == STANDBY)  # it is given up for a wish
+    assert until(lambda: bool(session.events() & 1))
+    assert (turn.load(), session.grant.get("held_ns")) == (hands, 0)
+    assert not consumed(session)
+
+
+def test_a_standby_lease_that_lost_its_place_is_a_wish(session: Replayed, turn: SharedTurn) -> None:
+    assert turn.swap(Hands(), Hands(OTHER, 0))
+    session.grant.grant(deadline_ns=0, token=STANDBY, slice_ns=5 * MS, standby=True)
+    session.kick()
+    assert until(lambda: turn.load() == Hands(OTHER, STANDBY))
+    session.events()
+    assert turn.swap(Hands(OTHER, STANDBY), Hands(OTHER, THIRD))  # the scheduler thinks otherwise
+    assert until(lambda: session.grant.get("ended_token") == STANDBY)
+    assert until(lambda: bool(session.events() & 1))
+    assert turn.load() == Hands(OTHER, THIRD)
+
+
+def test_a_holder_yields_to_a_standby_lease_when_its_work_is_done(
+    session: Replayed, turn: SharedTurn
+) -> None:
+    assert turn.swap(Hands(), Hands(MINE, 0))
+    grant(session, in_flight_us=500)
+    guest = session.guest
+    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 60).status == 0
+    guest.ask(CallId.cuStreamCopyAttributes, 0, 0)
+    began = time.monotonic()
+    assert turn.swap(Hands(MINE, 0), Hands(MINE, STANDBY))
+    guest.send(CallId.wireSetContext, CONTEXT)
+    assert until(lambda: turn.load() == Hands(STANDBY, 0))
+    assert time.monotonic() - began > 0.04
+    assert not consumed(session)
+    assert 40 * MS < session.grant.get("held_ns") < 1000 * MS
+
+
+def test_an_idle_holder_and_one_of_high_priority(session: Replayed, turn: SharedTurn) -> None:
+    """With nothing to do it yields as soon as it is looked at; a session of high priority never does."""
+    assert turn.swap(Hands(), Hands(MINE, STANDBY))
+    session.grant.grant(deadline_ns=0, token=MINE, in_flight_us=500)
+    session.kick()
+    assert until(lambda: turn.load() == Hands(STANDBY, 0))
+    high = HIGH_TOKEN | OTHER
+    assert turn.swap(Hands(STANDBY, 0), Hands(high, STANDBY + 1))
+    session.grant.grant(deadline_ns=0, token=high, in_flight_us=500)
+    session.kick()
+    assert until(lambda: consumed(session))
+    time.sleep(0.02)
+    assert turn.load() == Hands(high, STANDBY + 1)
 
 
 def test_a_turn_word_must_be_whole_and_is_shared_once(session: Replayed, tmp_path: Path) -> None:
