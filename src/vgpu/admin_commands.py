@@ -7,13 +7,13 @@ A new command is a function that asks (its value is what ``--json`` prints), a f
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
-from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
+from vgpu.admin_arguments import WrongUse, seconds, size, vm_name, whole
+from vgpu.admin_client import AdminClient
 from vgpu.admin_faults import (
     clear_quarantine,
     faults,
@@ -30,8 +30,7 @@ from vgpu.admin_faults import (
     show_quarantines,
     show_rule,
 )
-from vgpu.paths import run_directory
-from vgpu.units import parse_seconds, parse_size, show_seconds, show_size, show_table
+from vgpu.units import show_seconds, show_size, show_table
 from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
 
 VARIANTS = {"pci": "conventional", "pcie": "express"}
@@ -57,37 +56,6 @@ class Command:
     is_good: Callable[[Any], bool] = lambda answer: True  # else the exit status is 1
 
 
-def _quantity(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """As argparse wants it: its message names the option, ours the value."""
-
-    def convert(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
-_size = _quantity(parse_size)
-_seconds = _quantity(parse_seconds)
-_whole = _quantity(int)
-
-
-def _vm_name(parser: argparse.ArgumentParser) -> None:
-    name = parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
-    name.completer = _registered  # type: ignore[attr-defined]  # argcomplete looks for it there
-
-
-def _registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """Names of VMs, for tab completion; none where no mediator answers."""
-    try:
-        with AdminClient(parsed_args.run_dir or run_directory(os.environ)) as client:
-            return [vm["name"] for vm in client.ask("vms")]
-    except (NoMediator, RequestRefused):
-        return []
-
-
 # -- VMs
 
 
@@ -102,20 +70,20 @@ def _overcommit_option(parser: argparse.ArgumentParser) -> None:
 def _limit_options(parser: argparse.ArgumentParser) -> None:
     """What all processes of a VM together may keep from the host. Only what is said is sent."""
     parser.add_argument(
-        "--max-sessions", type=_whole, metavar="N", help="processes at a time, 1 to 254 (default 64)"
+        "--max-sessions", type=whole, metavar="N", help="processes at a time, 1 to 254 (default 64)"
     )
     parser.add_argument(
         "--max-arena",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="pinned memory shared with the host (default 64GiB, 0: no limit)",
     )
     parser.add_argument(
-        "--max-modules", type=_whole, metavar="N", help="loaded modules (default 65536, 0: no limit)"
+        "--max-modules", type=whole, metavar="N", help="loaded modules (default 65536, 0: no limit)"
     )
     parser.add_argument(
         "--max-handles",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="streams, events, functions … (default 4194304, 0: no limit)",
     )
@@ -135,39 +103,39 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", help="the pool it belongs to (default: default)")
     parser.add_argument("--priority", choices=("high", "medium", "low"), help="default medium")
     parser.add_argument(
-        "--weight", type=_whole, help="its share of the GPU against others', 1 to 1000 (default 50)"
+        "--weight", type=whole, help="its share of the GPU against others', 1 to 1000 (default 50)"
     )
     parser.add_argument(
-        "--memory", type=_size, metavar="SIZE", help="GPU memory it may use (default: the whole card)"
+        "--memory", type=size, metavar="SIZE", help="GPU memory it may use (default: the whole card)"
     )
-    parser.add_argument("--rate", type=_whole, metavar="N", help="CUDA calls a second (default: no limit)")
+    parser.add_argument("--rate", type=whole, metavar="N", help="CUDA calls a second (default: no limit)")
     parser.add_argument(
         "--queue-depth",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="calls that may wait to be executed (default: no limit)",
     )
     parser.add_argument(
         "--bytes-per-second",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="copied between its memory and the GPU's (default: no limit)",
     )
     _overcommit_option(parser)
     _limit_options(parser)
     parser.add_argument(
-        "--watchdog", type=_seconds, metavar="TIME", help="how long a kernel may run (default 30s)"
+        "--watchdog", type=seconds, metavar="TIME", help="how long a kernel may run (default 30s)"
     )
     parser.add_argument(
         "--bar1",
-        type=_size,
+        type=size,
         default=DEFAULT_BAR1,
         metavar="SIZE",
         help=f"memory shared with the VM, a power of two from 16MiB to 64GiB (default {DEFAULT_BAR1})",
     )
     parser.add_argument(
         "--slots",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="processes that may use the GPU at a time, 1 to 127 (default 8)",
     )
@@ -341,13 +309,13 @@ def _account_lines(account: dict[str, Any]) -> list[tuple[str, object]]:
 def _change(client: AdminClient, options: argparse.Namespace, **changes: Any) -> Any:
     said = {name: value for name, value in changes.items() if value is not None}
     if not said:
-        raise NotDone("nothing to change was named; --help says what can be")
+        raise WrongUse("nothing to change was named; --help says what can be")
     return client.ask("change_vm", vm_name=options.vm_name, **said)["vm"]
 
 
 def _weight_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
-    parser.add_argument("--weight", type=_whole, required=True, metavar="N", help="1 to 1000")
+    vm_name(parser)
+    parser.add_argument("--weight", type=whole, required=True, metavar="N", help="1 to 1000")
 
 
 def _set_weight(client: AdminClient, options: argparse.Namespace) -> Any:
@@ -355,7 +323,7 @@ def _set_weight(client: AdminClient, options: argparse.Namespace) -> Any:
 
 
 def _priority_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
+    vm_name(parser)
     parser.add_argument("--priority", choices=("high", "medium", "low"), required=True)
 
 
@@ -364,19 +332,19 @@ def _set_priority(client: AdminClient, options: argparse.Namespace) -> Any:
 
 
 def _rate_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
+    vm_name(parser)
     parser.add_argument(
         "--rate",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="CUDA calls a second, with a burst of one second; 0: no limit",
     )
     parser.add_argument(
-        "--queue-depth", type=_whole, metavar="N", help="calls accepted and not yet executed; 0: no limit"
+        "--queue-depth", type=whole, metavar="N", help="calls accepted and not yet executed; 0: no limit"
     )
     parser.add_argument(
         "--bytes-per-second",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="copied between its memory and the GPU's, with a burst of one second; 0: no limit",
     )
@@ -393,9 +361,9 @@ def _set_rate(client: AdminClient, options: argparse.Namespace) -> Any:
 
 
 def _memory_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
+    vm_name(parser)
     parser.add_argument(
-        "--memory", type=_size, required=True, metavar="SIZE", help="GPU memory it may use; 0: the whole card"
+        "--memory", type=size, required=True, metavar="SIZE", help="GPU memory it may use; 0: the whole card"
     )
     _overcommit_option(parser)
 
@@ -405,7 +373,7 @@ def _set_memory(client: AdminClient, options: argparse.Namespace) -> Any:
 
 
 def _pool_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
+    vm_name(parser)
     parser.add_argument("--pool", required=True, help="one that there is")
 
 
@@ -414,7 +382,7 @@ def _set_pool(client: AdminClient, options: argparse.Namespace) -> Any:
 
 
 def _set_limits_options(parser: argparse.ArgumentParser) -> None:
-    _vm_name(parser)
+    vm_name(parser)
     _limit_options(parser)
 
 
@@ -436,7 +404,7 @@ def _show_changed(vm: Any) -> str:
 def _new_pool_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", required=True, metavar="NAME", help="how it is called")
     parser.add_argument(
-        "--weight", type=_whole, metavar="N", help="its share against other pools', 1 to 1000 (default 100)"
+        "--weight", type=whole, metavar="N", help="its share against other pools', 1 to 1000 (default 100)"
     )
 
 
@@ -447,7 +415,7 @@ def _create_pool(client: AdminClient, options: argparse.Namespace) -> Any:
 
 def _pool_weight_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", required=True, metavar="NAME", help="which pool")
-    parser.add_argument("--weight", type=_whole, required=True, metavar="N", help="1 to 1000")
+    parser.add_argument("--weight", type=whole, required=True, metavar="N", help="1 to 1000")
 
 
 def _set_pool_weight(client: AdminClient, options: argparse.Namespace) -> Any:
@@ -503,7 +471,7 @@ def _show_sessions(answer: Any) -> str:
 
 
 def _kill_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("session", type=_whole, metavar="ID", help="its number, as list-sessions shows it")
+    parser.add_argument("session", type=whole, metavar="ID", help="its number, as list-sessions shows it")
 
 
 def _kill(client: AdminClient, options: argparse.Namespace) -> Any:
@@ -554,9 +522,9 @@ def _show_tree(answer: Any) -> str:
 
 COMMANDS: tuple[Command, ...] = (
     Command("register-vm", "keep a VM and start its GPU; prints what QEMU needs", _register, _show_registered, _register_options),
-    Command("unregister-vm", "end a VM's GPU and sessions, and forget the VM", _unregister, _show_unregistered, _vm_name),
+    Command("unregister-vm", "end a VM's GPU and sessions, and forget the VM", _unregister, _show_unregistered, vm_name),
     Command("list-vms", "all VMs", _vms, _show_vms),
-    Command("show-vm", "all about one VM, and what QEMU needs", _vm, _show_vm, _vm_name),
+    Command("show-vm", "all about one VM, and what QEMU needs", _vm, _show_vm, vm_name),
     Command("set-weight", "a VM's share of its pool, from now on", _set_weight, _show_changed, _weight_options),
     Command("set-priority", "who goes first within a pool", _set_priority, _show_changed, _priority_options),
     Command("set-rate-limit", "how many calls, and bytes, a VM may send", _set_rate, _show_changed, _rate_options),
@@ -571,7 +539,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("show-health", "is the mediator well, and what does it serve; ends with 1 if it is not", _health, _show_fields, is_good=lambda a: bool(a["ok"])),
     Command("show-faults", "what programs did that ended in an error, newest first", faults, show_faults, faults_options),
     Command("quarantine", "end a VM's programs, and let no new ones have the GPU", quarantine, show_quarantine, quarantine_options),
-    Command("clear-quarantine", "let a quarantined VM have the GPU again", clear_quarantine, show_cleared, _vm_name),
+    Command("clear-quarantine", "let a quarantined VM have the GPU again", clear_quarantine, show_cleared, vm_name),
     Command("list-quarantines", "VMs that are kept away, since when and why", quarantines, show_quarantines, quarantines_options),
     Command("set-quarantine-rule", "how many faults in what time quarantine a VM", set_rule, show_rule, rule_options),
     Command("tree", "the mediator's actors", _tree, _show_tree),

@@ -8,10 +8,12 @@ import getpass
 import time
 from typing import Any
 
+from vgpu.admin_arguments import WrongUse, seconds
 from vgpu.admin_client import AdminClient
-from vgpu.units import parse_seconds, show_seconds, show_table
+from vgpu.units import show_seconds, show_table
 
 CALLS_SHOWN = 16
+DEFAULT_WITHIN = 600.0
 
 
 def _when(at: float) -> str:
@@ -146,15 +148,19 @@ def rule_options(parser: argparse.ArgumentParser) -> None:
     rule = parser.add_mutually_exclusive_group(required=True)
     rule.add_argument("--faults", type=int, metavar="N", help="so many quarantine it; 0: none ever do")
     rule.add_argument("--default", action="store_true", help="what the mediator's configuration says")
-    parser.add_argument("--within", default="10m", metavar="TIME", help="in so long (default 10m)")
+    parser.add_argument("--within", type=seconds, metavar="TIME", help="in so long (default 10m)")
 
 
 def set_rule(client: AdminClient, options: argparse.Namespace) -> Any:
     """Keep it."""
     if options.default:
+        if options.within is not None:
+            raise WrongUse(
+                "--within goes with --faults; --default takes both from the mediator's configuration"
+            )
         return client.ask("set_quarantine_rule", vm_name=options.vm_name)
-    seconds = parse_seconds(options.within)
-    return client.ask("set_quarantine_rule", vm_name=options.vm_name, faults=options.faults, seconds=seconds)
+    within = DEFAULT_WITHIN if options.within is None else options.within
+    return client.ask("set_quarantine_rule", vm_name=options.vm_name, faults=options.faults, seconds=within)
 
 
 def show_rule(answer: Any) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vgpu import __version__
+from vgpu.admin_arguments import WrongUse
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.admin_commands import COMMANDS, NotDone
 from vgpu.admin_seeing import SEEING
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestRefused as error:
         print(f"vgpu-admin: {error}", file=sys.stderr)
         return 2 if error.is_wrong_use else 1
+    except WrongUse as error:
+        print(f"vgpu-admin: {error}", file=sys.stderr)
+        return 2
     except (NoMediator, NotDone) as error:
         print(f"vgpu-admin: {error}", file=sys.stderr)
         return 1

@@ -303,7 +303,8 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
     ):
         assert re.search(f"^{line}$", text, re.MULTILINE), (line, text)
     for words, status, message in [
-        (["set-rate-limit"], 1, "nothing to change was named"),
+        (["set-rate-limit"], 2, "nothing to change was named"),
+        (["set-limits"], 2, "nothing to change was named"),
         (["set-rate-limit", "--rate=-1"], 2, "rate is -1"),
         (["set-rate-limit", "--rate=many"], 2, "invalid"),
         (["set-memory", "--memory=64GiB"], 1, "cannot be promised 65536 MiB of GPU memory"),

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vgpu-admin's commands about faults and quarantine, as people and programs meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.vm_device import DeviceMediator
+from tests.src.test_admin import admin, answer
+
+
+@pytest.fixture(scope="module")
+def mediator() -> Iterator[DeviceMediator]:
+    with DeviceMediator() as running:
+        for name in ("user1", "user2"):
+            assert admin(running, "register-vm", f"--vm-name={name}", "--no-device").returncode == 0
+        yield running
+
+
+# -- set-quarantine-rule
+
+
+def test_a_rule_is_kept_shown_and_taken_back(mediator: DeviceMediator) -> None:
+    words = ("set-quarantine-rule", "--vm-name=user1")
+    done = admin(mediator, *words, "--faults=5", "--within=90s")
+    assert (done.returncode, done.stdout) == (0, "VM user1 is quarantined after 5 faults in 1m30s\n")
+    assert mediator.ask("quarantine_rules") == {"user1": {"faults": 5, "seconds": 90.0}}
+    assert answer(mediator, *words, "--faults=2") == {"vm": "user1", "rule": {"faults": 2, "seconds": 600.0}}
+    done = admin(mediator, *words, "--faults=0")
+    assert (done.returncode, done.stdout) == (0, "VM user1 is quarantined by an administrator only\n")
+    done = admin(mediator, *words, "--default")
+    assert (done.returncode, done.stdout) == (0, "VM user1 has the mediator's rule\n")
+    assert mediator.ask("quarantine_rules") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--faults=3", "--within=abc"], "argument --within: 'abc' is no time; expected one like 30s or 2m"),
+        (["--faults=3", "--within="], "'' is no time"),
+        (["--faults=3", "--within=0"], "seconds is 0.0, expected more than 0 and at most 30 days"),
+        (["--faults=3", "--within=1000h"], "at most 30 days"),
+        (["--faults=-1"], "faults is -1, expected 0 (never) to 1000"),
+        (["--faults=many"], "invalid int value: 'many'"),
+        (["--faults=1", "--default"], "not allowed with argument"),
+        (["--default", "--within=5m"], "--within goes with --faults"),
+        ([], "one of the arguments --faults --default is required"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_ends_with_2(
+    mediator: DeviceMediator, words: list[str], message: str
+) -> None:
+    done = admin(mediator, "set-quarantine-rule", "--vm-name=user1", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert mediator.ask("quarantine_rules") == {}
