@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 import trio
@@ -102,6 +102,9 @@ class NoDevice(ActorError):
 @attrs.define(eq=False)
 class Device(Actor):
     """The device of one VM."""
+
+    # Ending a device waits for its process to leave.
+    stuck_after_seconds: ClassVar[float | None] = 30.0
 
     starter: Starter
     executors: tuple[str, ...]  # supervisors, one for each GPU

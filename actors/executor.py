@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import trio
@@ -101,6 +102,9 @@ class NotAttachable(ActorError):
 @attrs.define(eq=False)
 class Executor(Actor):
     """One session."""
+
+    # Beginning one takes a worker, which may have to be started, and two handshakes with it.
+    stuck_after_seconds: ClassVar[float | None] = TAKE_SECONDS + 2 * HANDSHAKE_SECONDS + 15
 
     gpu: str  # name of the gpu's supervisor, whose children are scheduler, pool and watchdog
     origin: SessionRequest | Adoption

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import trio
@@ -71,6 +72,9 @@ class CannotRegister(ActorError):
 @attrs.define(eq=False)
 class Fleet(Actor):
     """Devices by VM."""
+
+    # Whoever lists devices asks each of them.
+    stuck_after_seconds: ClassVar[float | None] = 30.0
 
     devices: str  # name of their supervisor
     run_dir: Path

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from typing import ClassVar
 
 import attrs
 
@@ -53,6 +54,9 @@ class Review:
 @attrs.define(eq=False)
 class QuarantineKeeper(Actor):
     """Decides and applies. ``gpus``: supervisors, one for each GPU; ``kinds``: the faults that count."""
+
+    # It asks the ledger up to four times, which may be coming back.
+    stuck_after_seconds: ClassVar[float | None] = 4 * LEDGER_SECONDS + 5
 
     gpus: tuple[str, ...]
     devices: str = "mediator/devices"

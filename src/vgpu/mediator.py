@@ -31,8 +31,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import attrs
+import tenacity
 
 from vgpu.actors import ActorSnapshot, ActorSystem, Crashed, StartFailed, open_system
 from vgpu.actors.admin import Admin, Reload
@@ -54,13 +56,23 @@ from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.schedule import Tuning
 from vgpu.gpu.turn import turn_path
-from vgpu.supervision import ChildSpec, Restart, Strategy, SupervisorSpec
+from vgpu.supervision import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec, WaitJittered
 from vgpu.supervision.quarantine import QuarantineKeeper
 from vgpu.supervision.watchdog import Watchdog
 
 # A crash here and there is survived; a mediator that cannot keep an actor alive for long says so by ending.
 INTENSITY = 10
 PERIOD_SECONDS = 10.0
+# An actor that starts well and ends soon, again and again, is held back longer each time instead of spending the intensity, which
+# would end every session: until it has lived for a while, and for ten minutes at most.
+BACKOFF = Backoff(
+    WaitJittered(Random(), initial_seconds=0.1, maximum_seconds=10.0),
+    tenacity.stop_after_delay(600),
+    reset_after_seconds=5.0,
+)
+# A message in hand for so long, or the event loop held for it, is a finding in log, metrics and doctor. What waits longer for good
+# reasons says so in its class (stuck_after_seconds).
+STUCK_SECONDS = 5.0
 
 
 @attrs.frozen
@@ -103,6 +115,16 @@ class MediatorPlan:
     library: Path | None = None  # the real libcuda, beside which its NVML is looked for
     quarantine: QuarantineRule = attrs.field(factory=QuarantineRule)
     quarantine_kinds: tuple[str, ...] = COUNTED
+    stuck_seconds: float | None = STUCK_SECONDS
+
+
+def _supervisor(
+    name: str,
+    children: tuple[ChildSpec | SupervisorSpec, ...],
+    strategy: Strategy = Strategy.ONE_FOR_ONE,
+) -> SupervisorSpec:
+    """All of them are as patient as each other."""
+    return SupervisorSpec(name, children, strategy, INTENSITY, PERIOD_SECONDS, backoff=BACKOFF)
 
 
 def gpu_spec(plan: GpuPlan, run_dir: Path, live: LiveSettings) -> SupervisorSpec:
@@ -128,18 +150,15 @@ def gpu_spec(plan: GpuPlan, run_dir: Path, live: LiveSettings) -> SupervisorSpec
         word = turn_path(run_dir, plan.index)
         return Scheduler(quantum_ns, word, "mediator/ledger", tuning=plan.tuning)
 
-    return SupervisorSpec(
+    return _supervisor(
         name,
         (
             ChildSpec("scheduler", scheduler),
             ChildSpec("watchdog", Watchdog),
-            SupervisorSpec("executors", (executor,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
+            _supervisor("executors", (executor,), Strategy.SIMPLE_ONE_FOR_ONE),
             ChildSpec("workers", pool),
         ),
         # Not rest_for_one: executors outlive a scheduler's restart and announce themselves to its successor.
-        Strategy.ONE_FOR_ONE,
-        INTENSITY,
-        PERIOD_SECONDS,
     )
 
 
@@ -160,25 +179,17 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
         (DeviceStarter(plan.run_dir, lambda: plan.live.socket_group), executors),
         shutdown=10.0,
     )
-    return SupervisorSpec(
+    return _supervisor(
         "mediator",
         (
             ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
             ChildSpec("outbox", Outbox, (deque(),)),
             ChildSpec("telemetry", telemetry),
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
-            SupervisorSpec(
-                "gpus",
-                tuple(gpu_spec(g, plan.run_dir, plan.live) for g in plan.gpus),
-                Strategy.ONE_FOR_ONE,
-                INTENSITY,
-                PERIOD_SECONDS,
-            ),
-            SupervisorSpec("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS),
+            _supervisor("gpus", tuple(gpu_spec(g, plan.run_dir, plan.live) for g in plan.gpus)),
+            _supervisor("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE),
             ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus)),
-            SupervisorSpec(
-                "connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE, INTENSITY, PERIOD_SECONDS
-            ),
+            _supervisor("connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE),
             ChildSpec(
                 "quarantine",
                 QuarantineKeeper,
@@ -188,10 +199,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe, plan.reload)),
             ChildSpec("metrics", Metrics, (lambda: plan.live.metrics, plan.describe, gpus)),
         ),
-        # A ledger's restart must not end sessions; every actor finds the others by name again.
-        Strategy.ONE_FOR_ONE,
-        INTENSITY,
-        PERIOD_SECONDS,
+        # One for one: a ledger's restart must not end sessions; every actor finds the others by name again.
     )
 
 
@@ -209,6 +217,6 @@ async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
         taken = OSError(errno.EADDRINUSE, f"another mediator runs in {plan.run_dir}")
         raise StartFailed("mediator", Crashed(taken))
     await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
-    async with open_system(mediator_spec(plan, holder)) as system:
+    async with open_system(mediator_spec(plan, holder), stuck_seconds=plan.stuck_seconds) as system:
         holder.append(system)
         yield system
