@@ -54,6 +54,7 @@ from .vm_settings import BadVm, changes_from, check_name, pool_from, vm_from
 _log = logging.getLogger("vgpu.admin")
 
 LINE_LIMIT = 65536
+REASON_LENGTH = 500
 METHOD_NOT_FOUND = -32601
 INVALID_REQUEST = -32600
 INVALID_PARAMETERS = -32602
@@ -282,8 +283,9 @@ class Admin(UnixListener):
 
     async def _quarantine(self, parameters: Parameters) -> Any:
         name, reason = check_name(parameters.get("vm_name")), parameters.get("reason")
-        if not isinstance(reason, str) or not reason or len(reason) > 500:
-            raise BadVm("reason is missing, or longer than 500 characters")
+        if not isinstance(reason, str) or not reason.isprintable() or not 0 < len(reason) <= REASON_LENGTH:
+            shown = repr(reason)[:REASON_LENGTH]
+            raise BadVm(f"reason is {shown}, expected 1 to {REASON_LENGTH} printable characters, on one line")
         message = Quarantine(name, _who(parameters), reason)
         return await self.find(QUARANTINE).ask(message, timeout_seconds=START_SECONDS)
 

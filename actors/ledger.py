@@ -301,12 +301,31 @@ class CannotWrite(ActorError):
     """The ledger's file takes nothing at present; the message is SQLite's. Ask again later."""
 
 
-async def _write(change: Callable[..., T], *what: object) -> T:
-    """Run a change in a thread. A disk that is full does not end the ledger: whoever asked is told."""
+class CannotKeep(ActorError):
+    """The ledger cannot keep or look for such a thing, now or later; the message says why."""
+
+
+# What a request can contain that a file cannot: halves of letters, numbers beyond 64 bits, values of another kind.
+_BY_DATA = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+
+
+async def _run(work: Callable[..., T], *what: object) -> T:
+    """Run it in a thread. Neither a disk that is full nor a request that makes no sense ends the ledger: whoever asked is told."""
     try:
-        return await trio.to_thread.run_sync(change, *what)
+        return await trio.to_thread.run_sync(work, *what)
     except sqlite3.OperationalError as error:
         raise Refused(CannotWrite(str(error))) from error
+    except _BY_DATA as error:
+        _log.error("the ledger cannot do this: %s: %s", type(error).__name__, error)
+        raise Refused(CannotKeep(f"the ledger cannot do this: {error}")) from error
 
 
 def is_worker(name: str, pid: int) -> bool:
@@ -380,107 +399,107 @@ class Ledger(Actor):
 
     @handles(EnsureVm)
     async def ensure_vm(self, message: EnsureVm) -> VmRecord:
-        return await _write(self._open.ensure_vm, message.name)
+        return await _run(self._open.ensure_vm, message.name)
 
     @handles(GetVm)
     async def get_vm(self, message: GetVm) -> VmRecord | None:
-        return await trio.to_thread.run_sync(self._open.get_vm, message.name)
+        return await _run(self._open.get_vm, message.name)
 
     @handles(SaveVm)
     async def save_vm(self, message: SaveVm) -> VmRecord:
         try:
-            return await _write(self._open.save_vm, message.vm)
+            return await _run(self._open.save_vm, message.vm)
         except VmExists as error:
             raise Refused(error) from error
 
     @handles(RemoveVm)
     async def remove_vm(self, message: RemoveVm) -> VmRecord:
         try:
-            return await _write(self._open.remove_vm, message.name)
+            return await _run(self._open.remove_vm, message.name)
         except NoSuchVm as error:
             raise Refused(error) from error
 
     @handles(UpdateVm)
     async def update_vm(self, message: UpdateVm) -> VmRecord:
         try:
-            return await _write(self._open.update_vm, message.vm)
+            return await _run(self._open.update_vm, message.vm)
         except NoSuchVm as error:
             raise Refused(error) from error
 
     @handles(ListPools)
     async def list_pools(self, message: ListPools) -> tuple[PoolRecord, ...]:
-        return await trio.to_thread.run_sync(self._open.pools)
+        return await _run(self._open.pools)
 
     @handles(SavePool)
     async def save_pool(self, message: SavePool) -> PoolRecord:
         save = partial(self._open.save_pool, message.pool, is_new=message.is_new)
         try:
-            return await _write(save)
+            return await _run(save)
         except (PoolExists, NoSuchPool) as error:
             raise Refused(error) from error
 
     @handles(ListVms)
     async def list_vms(self, message: ListVms) -> tuple[VmRecord, ...]:
-        return await trio.to_thread.run_sync(self._open.vms)
+        return await _run(self._open.vms)
 
     @handles(NextSession)
     async def next_session(self, message: NextSession) -> SessionId:
-        return await _write(self._open.next_session)
+        return await _run(self._open.next_session)
 
     @handles(RecordStart)
     async def record_start(self, message: RecordStart) -> None:
-        await _write(self._open.start, message)
+        await _run(self._open.start, message)
 
     @handles(RecordEnd)
     async def record_end(self, message: RecordEnd) -> None:
-        await _write(self._open.end, message)
+        await _run(self._open.end, message)
 
     @handles(RecordFault)
     async def record_fault(self, message: RecordFault) -> bool:
-        return await _write(self._open.book.record, message)
+        return await _run(self._open.book.record, message)
 
     @handles(FaultTimes)
     async def fault_times(self, message: FaultTimes) -> tuple[tuple[str, float], ...]:
-        return await trio.to_thread.run_sync(self._open.book.times, message.kinds, message.since)
+        return await _run(self._open.book.times, message.kinds, message.since)
 
     @handles(BeginQuarantine)
     async def begin_quarantine(self, message: BeginQuarantine) -> QuarantineRecord:
-        return await _write(self._open.book.begin, message.vm, message.by, message.reason)
+        return await _run(self._open.book.begin, message.vm, message.by, message.reason)
 
     @handles(EndQuarantine)
     async def end_quarantine(self, message: EndQuarantine) -> QuarantineRecord:
         try:
-            return await _write(self._open.book.end, message.vm, message.by)
+            return await _run(self._open.book.end, message.vm, message.by)
         except NotQuarantined as error:
             raise Refused(error) from error
 
     @handles(GetQuarantine)
     async def get_quarantine(self, message: GetQuarantine) -> QuarantineRecord | None:
-        return await trio.to_thread.run_sync(self._open.book.in_force, message.vm)
+        return await _run(self._open.book.in_force, message.vm)
 
     @handles(ListQuarantines)
     async def list_quarantines(self, message: ListQuarantines) -> tuple[QuarantineRecord, ...]:
         listed = partial(self._open.book.quarantines, message.limit, in_force=message.in_force)
-        return await trio.to_thread.run_sync(listed)
+        return await _run(listed)
 
     @handles(GetRules)
     async def rules(self, message: GetRules) -> dict[str, QuarantineRule]:
-        return await trio.to_thread.run_sync(self._open.book.rules)
+        return await _run(self._open.book.rules)
 
     @handles(SetRule)
     async def set_rule(self, message: SetRule) -> QuarantineRule | None:
-        return await _write(self._open.book.set_rule, message.vm, message.rule)
+        return await _run(self._open.book.set_rule, message.vm, message.rule)
 
     @handles(ListFaults)
     async def list_faults(self, message: ListFaults) -> tuple[dict[str, object], ...]:
-        return await trio.to_thread.run_sync(self._open.faults, message.limit)
+        return await _run(self._open.faults, message.limit)
 
     @handles(CountFaults)
     async def count_faults(self, message: CountFaults) -> tuple[FaultCount, ...]:
-        return await trio.to_thread.run_sync(self._open.count_faults)
+        return await _run(self._open.count_faults)
 
     @handles(CheckLedger)
     async def check_health(self, message: CheckLedger) -> LedgerHealth:
         if self._file is None:
             return closed_health(self.path, self._trouble)
-        return await trio.to_thread.run_sync(self._file.check)
+        return await _run(self._file.check)

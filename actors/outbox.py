@@ -18,6 +18,7 @@ import trio
 
 from . import Actor, ActorError, ExitReason, handles
 from .fault_messages import FaultKept, Keep
+from .ledger import CannotKeep
 from .ledger_health import CheckOutbox, OutboxHealth
 from .messages import RecordEnd, RecordFault, RecordStart
 
@@ -47,7 +48,8 @@ class Outbox(Actor):
         """The ledger is stopped after this actor: what sessions said as they were ended gets there still."""
         with trio.move_on_after(LAST_SECONDS), contextlib.suppress(ActorError):
             while self.waiting:
-                await self.find(LEDGER).ask(self.waiting[0], timeout_seconds=LAST_SECONDS)
+                with contextlib.suppress(CannotKeep):
+                    await self.find(LEDGER).ask(self.waiting[0], timeout_seconds=LAST_SECONDS)
                 self.waiting.popleft()
 
     async def started(self) -> None:
@@ -75,14 +77,23 @@ class Outbox(Actor):
             record = self.waiting[0]
             try:
                 await self.find(LEDGER).ask(record, timeout_seconds=ASK_SECONDS, wait_for_name=True)
+            except CannotKeep as error:
+                # It never will: what is behind it must not wait for it.
+                self.lost += 1
+                _log.error("a record is lost: %s", error)
+                self._done(record)
+                continue
             except ActorError as error:
                 _log.warning("the ledger did not take a record yet: %s", error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 continue
             pause = FIRST_PAUSE_SECONDS
-            if self.waiting and self.waiting[0] is record:  # else it gave way meanwhile
-                self.waiting.popleft()
+            self._done(record)
             if isinstance(record, RecordFault):
                 # Also one that was known: who kept it may not have come to say so.
                 self.find(QUARANTINE).notify(FaultKept(record.info.vm))
+
+    def _done(self, record: Record) -> None:
+        if self.waiting and self.waiting[0] is record:  # else it gave way meanwhile
+            self.waiting.popleft()

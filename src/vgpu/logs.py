@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from vgpu.actors import current_subject
+from vgpu.transport.text import escaped
 
 FIELDS: Final = ("actor", "vm", "session")
 # As syslog(3) numbers them.
@@ -82,15 +83,17 @@ class TextFormatter(logging.Formatter):
             for field in FIELDS
             if getattr(record, field, None) is not None
         ]
-        return f"{line} [{' '.join(who)}]" if who else line
+        # Somebody else's words may be in it: no line end begins a line of the log, no escape sequence reaches a terminal.
+        return escaped(f"{line} [{' '.join(who)}]" if who else line)
 
     def format(self, record: logging.LogRecord) -> str:
-        """All lines: an exception has many, and each is an entry of the journal."""
-        text = super().format(record)
-        if not self._for_journal:
-            return text
-        level = next(number for floor, number in PRIORITIES if record.levelno >= floor)
-        return "\n".join(f"<{level}>{line}" for line in text.splitlines())
+        """All lines: an exception has many, set in so that none passes for an entry; for the journal each is one."""
+        first, *rest = super().format(record).split("\n")
+        lines = [first, *(f"  {escaped(line)}" for line in rest)]
+        if self._for_journal:
+            level = next(number for floor, number in PRIORITIES if record.levelno >= floor)
+            lines = [f"<{level}>{line}" for line in lines]
+        return "\n".join(lines)
 
 
 def is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:

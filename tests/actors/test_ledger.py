@@ -3,30 +3,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
-from vgpu.actors import ActorSpec, open_system
-from vgpu.actors.ledger import Ledger, LedgerFile, NoSuchVm, VmExists
+from vgpu.actors import ActorSpec, Request, open_system
+from vgpu.actors.fault_messages import (
+    BeginQuarantine,
+    EndQuarantine,
+    FaultTimes,
+    GetQuarantine,
+    ListQuarantines,
+    QuarantineRule,
+    SetRule,
+)
+from vgpu.actors.ledger import CannotKeep, Ledger, LedgerFile, NoSuchVm, VmExists
 from vgpu.actors.messages import (
     EnsureVm,
     GetVm,
     ListFaults,
     ListVms,
     NextSession,
+    PoolRecord,
     RecordEnd,
     RecordFault,
     RecordStart,
     RemoveVm,
+    SavePool,
     SaveVm,
     SessionId,
     SessionInfo,
     SessionSample,
+    UpdateVm,
     VmRecord,
 )
 
@@ -147,6 +161,47 @@ async def test_registering_over_the_actor(tmp_path: Path) -> None:
         assert await ledger.ask(RemoveVm("a")) == vm
         with pytest.raises(NoSuchVm):
             await ledger.ask(RemoveVm("a"))
+
+
+async def test_no_request_ends_the_ledger(tmp_path: Path) -> None:
+    """Whatever a request contains, whoever asked is told, and the next one is answered by the same life."""
+    bad = "\udcff"
+    huge = 1 << 70
+    async with open_system(ActorSpec("ledger", lambda: Ledger(tmp_path / "ledger.sqlite"))) as system:
+        ledger = system.ref("ledger")
+        requests: list[Request[Any]] = [
+            EnsureVm(bad),
+            GetVm(bad),
+            SaveVm(VmRecord("a", pool=bad)),
+            SaveVm(VmRecord("a", rate=huge)),
+            RemoveVm(bad),
+            UpdateVm(VmRecord(bad)),
+            SavePool(PoolRecord(bad), is_new=True),
+            SavePool(PoolRecord("b", huge), is_new=True),
+            RecordStart(attrs.evolve(info(1), program=bad)),
+            RecordEnd(SessionSample(info(huge), 1, {}, {}, {}, "guest ended")),
+            RecordFault(info(1), huge, "no progress"),
+            RecordFault(info(1), 702, bad),
+            BeginQuarantine("a", "me", bad),
+            BeginQuarantine("a", "me", {}),  # type: ignore[arg-type]
+            EndQuarantine(bad, "me"),
+            GetQuarantine(bad),
+            FaultTimes((bad,), 0.0),
+            ListFaults(huge),
+            ListQuarantines(limit=huge),
+            SetRule(bad, QuarantineRule(1, 1.0)),
+            SetRule("a", QuarantineRule(huge, 1.0)),
+        ]
+        for request in requests:
+            if isinstance(request, (GetVm, RemoveVm, UpdateVm)):
+                # Looked for among those there are, and not found.
+                with contextlib.suppress(NoSuchVm):
+                    assert await ledger.ask(request) is None
+                continue
+            with pytest.raises(CannotKeep):
+                await ledger.ask(request)
+        assert (await ledger.ask(EnsureVm("a"))).name == "a"
+        assert [vm.name for vm in await ledger.ask(ListVms())] == ["a"]
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:

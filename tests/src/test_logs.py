@@ -100,6 +100,25 @@ def test_text_says_who_at_the_end_of_the_line(lines: Lines) -> None:
     assert not lines.getvalue().startswith("<")
 
 
+@pytest.mark.parametrize("lines", ["text"], indirect=True)
+def test_nobody_elses_words_forge_a_line_or_reach_a_terminal(lines: Lines) -> None:
+    evil = "x\n2026-01-01 00:00:00,000 ERROR vgpu.mediator: forged\x1b[2J\x9b\udcff"
+    LOG.warning("quarantined: %s", evil, extra={"vm": evil})
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        LOG.exception("it went wrong")
+    text = lines.getvalue()
+    text.encode()
+    assert all(line.isprintable() for line in text.split("\n"))
+    first, second, *exception = text.splitlines()
+    assert first.count(r"x\n2026-01-01") == 2
+    assert "it went wrong" in second
+    assert exception
+    assert all(line.startswith("  ") for line in exception)
+    assert any("forged" in line for line in exception)
+
+
 def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> None:
     """As systemd does it: the word in the environment names the very stream."""
     program = (
@@ -107,7 +126,7 @@ def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> Non
         "from vgpu.logs import make_handler\n"
         "logging.basicConfig(level='DEBUG', handlers=[make_handler('text', sys.stderr, os.environ)])\n"
         "log = logging.getLogger('x')\n"
-        "log.info('one'); log.error('two\\nthree'); log.debug('four'); log.critical('five')\n"
+        "log.info('one'); log.error('two\\nthree', exc_info=ValueError('of\\ntwo lines')); log.debug('four'); log.critical('five')\n"
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
@@ -122,7 +141,8 @@ def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> Non
             if is_ours:
                 assert (
                     text
-                    == "<6>INFO x: one\n<3>ERROR x: two\n<3>three\n<7>DEBUG x: four\n<2>CRITICAL x: five\n"
+                    == "<6>INFO x: one\n<3>ERROR x: two\\nthree\n<3>  ValueError: of\n<3>  two lines\n"
+                    "<7>DEBUG x: four\n<2>CRITICAL x: five\n"
                 )
             else:
                 assert "<" not in text
