@@ -42,7 +42,9 @@ def shares(example: Example, host: Host, seconds: float, what: str) -> dict[str,
 
 def sharing(example: Example, host: Host, seconds: float) -> None:
     """All three want all of the GPU."""
-    hungry = [host.begin("flood.py", f"{seconds + 1:g}", str(1 << 30), str(WORDS[host.gpu]), vm=vm) for vm in VMS]
+    hungry = [
+        host.begin("flood.py", f"{seconds + 1:g}", str(1 << 30), str(WORDS[host.gpu]), vm=vm) for vm in VMS
+    ]
     for guest in hungry:
         guest.until("flooding")
     time.sleep(0.5)
