@@ -59,6 +59,7 @@ def body(example: Example) -> None:
                 example.settle(f"newcomer {number}", newcomer)
             wait_until(lambda: len(host.sessions()) == sessions, "their sessions have ended")
             wait_until(lambda: host.ask("health")["ok"], "the ledger is well again")
+            wait_until(lambda: not host.ask("health")["records_waiting"], "no record waits any more")
             health = host.ask("health")
             example.fact(
                 health["records_lost"] == health["records_waiting"] == 0,
