@@ -136,6 +136,11 @@ class Admin(UnixListener):
             number = request.get("id")
             method = self._methods(peer).get(request["method"])
             parameters = request.get("params", {})
+            if not isinstance(number, (str, int, float, type(None))):
+                number = None
+                raise TypeError
+        except RecursionError:  # thousands of opening brackets
+            return self._error(None, INVALID_REQUEST, "this is nested too deeply")
         except (ValueError, KeyError, AttributeError, TypeError):
             return self._error(number, INVALID_REQUEST, "expected a JSON-RPC object with a method")
         if method is None:
@@ -148,6 +153,8 @@ class Admin(UnixListener):
             return self._error(number, INVALID_PARAMETERS, str(error))
         except ActorError as error:
             return self._error(number, INTERNAL_ERROR, str(error))
+        except RecursionError:  # what could just be read can be too deep to be shown in an error
+            return self._error(number, INVALID_PARAMETERS, "the parameters are nested too deeply")
 
     @staticmethod
     def _error(number: Any, code: int, message: str) -> dict[str, Any]:

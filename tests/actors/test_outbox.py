@@ -17,6 +17,7 @@ from vgpu.actors import Actor, ActorSystem, Refused, handles, open_system
 from vgpu.actors.fault_book import NotQuarantined
 from vgpu.actors.fault_messages import FaultKept, GetQuarantine, Keep
 from vgpu.actors.ledger import CannotWrite, Ledger, LedgerFile
+from vgpu.actors.ledger_health import CheckOutbox
 from vgpu.actors.messages import RecordEnd, RecordFault, RecordStart, SessionId, SessionInfo, SessionSample
 from vgpu.actors.outbox import Outbox
 from vgpu.supervision import ChildSpec, SupervisorSpec
@@ -158,3 +159,16 @@ async def test_the_ledger_says_who_is_quarantined(tmp_path: Path) -> None:
         assert found is not None
         assert found.reason == "why not"
         assert await system.ref("mediator/ledger").ask(GetQuarantine("vm2")) is None
+
+
+async def test_a_record_that_can_never_be_kept_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    async with open_system(tree(path)) as system:
+        await keep(system, RecordStart(attrs.evolve(info(1), program="\udcff")))
+        await keep(system, RecordStart(info(2)))
+        await keep(system, ending(2))
+        with trio.fail_after(20):
+            while [session for session, _ in rows(path)] != [2]:
+                await trio.sleep(0.02)
+        health = await system.ref("mediator/outbox").ask(CheckOutbox())
+        assert (health.waiting, health.lost) == (0, 1)
