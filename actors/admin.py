@@ -282,7 +282,11 @@ class Admin(UnixListener):
         limit = parameters.get("limit", 100)
         if type(limit) is not int or not 1 <= limit <= 1000:
             raise BadVm(f"limit is {limit!r}, expected 1 to 1000")
-        return await self.find("mediator/ledger").ask(ListFaults(limit))
+        vm, fault = parameters.get("vm_name"), parameters.get("fault")
+        if fault is not None and (type(fault) is not int or not 0 < fault < 1 << 63):
+            raise BadVm(f"fault is {fault!r}, expected its number as show-faults shows it")
+        message = ListFaults(limit, None if vm is None else check_name(vm), fault)
+        return await self.find("mediator/ledger").ask(message)
 
     async def _quarantines(self, parameters: Parameters) -> Any:
         in_force = not parameters.get("all", False)

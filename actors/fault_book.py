@@ -7,6 +7,7 @@ and neither does a mediator that adopts a session whose fault an earlier one had
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 
@@ -63,6 +64,20 @@ class FaultBook:
             ),
         )
         return cursor.rowcount == 1
+
+    def faults(
+        self, limit: int, vm: str | None = None, fault: int | None = None
+    ) -> tuple[dict[str, object], ...]:
+        """The last faults, newest first: of all, of a VM, or the one of that number."""
+        columns = "fault, session, vm, guest_pid, program, error, what, at, kind, details"
+        cursor = self.db.execute(
+            f"SELECT {columns} FROM faults WHERE (?1 IS NULL OR vm = ?1) AND (?2 IS NULL OR fault = ?2)"
+            " ORDER BY fault DESC LIMIT ?3",
+            (vm, fault, limit),
+        )
+        names = [column[0] for column in cursor.description]
+        found = (dict(zip(names, row, strict=True)) for row in cursor)
+        return tuple({**row, "details": json.loads(str(row["details"]))} for row in found)
 
     def times(self, kinds: tuple[str, ...], since: float) -> tuple[tuple[str, float], ...]:
         """VM and time of the faults of these kinds, oldest first, without those before a VM's last quarantine ended."""

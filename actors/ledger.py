@@ -283,11 +283,7 @@ class LedgerFile:
 
     def faults(self, limit: int) -> tuple[dict[str, object], ...]:
         """The last faults, newest first."""
-        columns = "fault, session, vm, guest_pid, program, error, what, at, kind, details"
-        cursor = self._db.execute(f"SELECT {columns} FROM faults ORDER BY fault DESC LIMIT ?", (limit,))
-        names = [column[0] for column in cursor.description]
-        found = (dict(zip(names, row, strict=True)) for row in cursor)
-        return tuple({**fault, "details": json.loads(fault["details"])} for fault in found)
+        return self.book.faults(limit)
 
     def count_faults(self) -> tuple[FaultCount, ...]:
         """All faults, by VM and error."""
@@ -492,7 +488,7 @@ class Ledger(Actor):
 
     @handles(ListFaults)
     async def list_faults(self, message: ListFaults) -> tuple[dict[str, object], ...]:
-        return await _run(self._open.faults, message.limit)
+        return await _run(self._open.book.faults, message.limit, message.vm, message.fault)
 
     @handles(CountFaults)
     async def count_faults(self, message: CountFaults) -> tuple[FaultCount, ...]:

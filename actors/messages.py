@@ -259,9 +259,11 @@ class RecordFault(Request[bool]):
 
 @attrs.frozen
 class ListFaults(Request[tuple[dict[str, object], ...]]):
-    """The last faults, newest first."""
+    """The last faults, newest first: of this VM, or the one of this number, where that is said."""
 
     limit: int = 100
+    vm: str | None = None
+    fault: int | None = None
 
 
 @attrs.frozen

@@ -226,3 +226,21 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(RuntimeError, match="schema 99"):
         LedgerFile(path)
+
+
+def test_faults_are_looked_for_before_they_are_cut_off(tmp_path: Path) -> None:
+    """A VM's few faults, and an old one, lie behind thousands of another's."""
+    ledger = LedgerFile(tmp_path / "ledger.sqlite")
+    fault = RecordFault(SessionInfo(SessionId(1), "quiet", 2, "p", "w", 3), 719, "once")
+    assert ledger.book.record(fault)
+    for number in range(2, 1203):
+        info = SessionInfo(SessionId(number), "noisy", 2, "p", "w", 3)
+        assert ledger.book.record(RecordFault(info, 719, "again"))
+    book = ledger.book
+    assert [row["vm"] for row in book.faults(1)] == ["noisy"]
+    assert [row["what"] for row in book.faults(1, "quiet")] == ["once"]
+    assert [row["what"] for row in book.faults(1, None, 1)] == ["once"]
+    assert len(book.faults(1000, "noisy")) == 1000
+    assert book.faults(100, "noisy", 1) == ()
+    assert book.faults(100, "nobody") == ()
+    ledger.close()
