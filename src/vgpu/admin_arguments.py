@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.paths import run_directory
 from vgpu.units import parse_seconds, parse_size
+
+
+class NotDone(Exception):
+    """What was asked for is not so, although nothing was wrong with asking; the text says what to do."""
 
 
 class WrongUse(Exception):
@@ -29,9 +34,16 @@ def quantity(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
+def _parse_whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no whole number") from None
+
+
 size = quantity(parse_size)
 seconds = quantity(parse_seconds)
-whole = quantity(int)
+whole = quantity(_parse_whole)
 
 
 def vm_name(parser: argparse.ArgumentParser) -> None:
@@ -47,3 +59,22 @@ def registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
             return [vm["name"] for vm in client.ask("vms")]
     except (NoMediator, RequestRefused):
         return []
+
+
+def refuse_stranger(client: AdminClient, name: str, what: str, remedy: str = "") -> None:
+    """Do nothing where the name is of a VM that is there, or once was.
+
+    Raises:
+        NotDone: nobody has had it; the text is ``VM NAME WHAT``, names like it, and the remedy.
+        RequestRefused: it cannot be a VM's name.
+    """
+    names = {vm["name"] for vm in client.ask("vms")}
+    # Before anything else, so that a name that cannot be one is told as that.
+    has_faults = bool(client.ask("faults", vm_name=name, limit=1))
+    names |= set(client.ask("quarantine_rules"))
+    names |= {quarantine["vm"] for quarantine in client.ask("quarantines", all=True)}
+    if name in names or has_faults:
+        return
+    near = difflib.get_close_matches(name, sorted(names), 5, 0.5)
+    hint = f"names like it: {', '.join(near)}" if near else "vgpu-admin list-vms has those there are"
+    raise NotDone(f"VM {name!r} {what}: {hint}{remedy}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from vgpu.admin_arguments import WrongUse, seconds, size, vm_name, whole
+from vgpu.admin_arguments import NotDone, WrongUse, seconds, size, vm_name, whole
 from vgpu.admin_client import AdminClient
 from vgpu.admin_faults import (
     clear_quarantine,
@@ -35,10 +35,6 @@ from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
 
 VARIANTS = {"pci": "conventional", "pcie": "express"}
 DEFAULT_BAR1 = "256MiB"
-
-
-class NotDone(Exception):
-    """What was asked for is not so, although nothing was wrong with asking; the text says what to do."""
 
 
 @attrs.frozen

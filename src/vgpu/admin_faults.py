@@ -8,7 +8,7 @@ import getpass
 import time
 from typing import Any
 
-from vgpu.admin_arguments import WrongUse, seconds
+from vgpu.admin_arguments import NotDone, WrongUse, refuse_stranger, registered, seconds, vm_name, whole
 from vgpu.admin_client import AdminClient
 from vgpu.units import show_seconds, show_table
 
@@ -22,19 +22,24 @@ def _when(at: float) -> str:
 
 def faults_options(parser: argparse.ArgumentParser) -> None:
     """Which faults."""
-    parser.add_argument("--vm-name", metavar="NAME", help="of this VM only")
-    parser.add_argument("--fault", type=int, metavar="N", help="this one, with its session's last calls")
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="of the last N (default 100)")
+    name = parser.add_argument("--vm-name", metavar="NAME", help="of this VM only")
+    name.completer = registered  # type: ignore[attr-defined]  # argcomplete looks for it there
+    parser.add_argument("--fault", type=whole, metavar="N", help="this one, with its session's last calls")
+    parser.add_argument(
+        "--limit", type=whole, default=100, metavar="N", help="the last N of them (default 100, at most 1000)"
+    )
 
 
 def faults(client: AdminClient, options: argparse.Namespace) -> Any:
     """The faults asked for; all their details."""
-    found = client.ask("faults", limit=options.limit if options.fault is None else 1000)
-    return [
-        fault
-        for fault in found
-        if options.vm_name in (None, fault["vm"]) and options.fault in (None, fault["fault"])
-    ]
+    asked = {"vm_name": options.vm_name, "fault": options.fault}
+    found = client.ask("faults", limit=options.limit, **{k: v for k, v in asked.items() if v is not None})
+    if options.fault is not None and not found:
+        of = f" of VM {options.vm_name}" if options.vm_name is not None else ""
+        raise NotDone(f"no fault {options.fault}{of} is kept; vgpu-admin show-faults has those there are")
+    if options.vm_name is not None and not found:
+        refuse_stranger(client, options.vm_name, "has no faults")
+    return found
 
 
 def show_faults(answer: Any) -> str:
@@ -91,14 +96,21 @@ def _details(details: Any) -> str:
     return "\n".join(lines)
 
 
+def _force_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="also for a name that nobody has had yet")
+
+
 def quarantine_options(parser: argparse.ArgumentParser) -> None:
     """Whom, and why."""
-    parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
+    vm_name(parser)
+    _force_option(parser)
     parser.add_argument("--reason", required=True, metavar="TEXT", help="why; it is kept and shown")
 
 
 def quarantine(client: AdminClient, options: argparse.Namespace) -> Any:
     """Begin one."""
+    if not options.force:
+        refuse_stranger(client, options.vm_name, "has never been seen", "; --force does it all the same")
     return client.ask("quarantine", vm_name=options.vm_name, reason=options.reason, by=_me())
 
 
@@ -144,15 +156,18 @@ def show_quarantines(answer: Any) -> str:
 
 def rule_options(parser: argparse.ArgumentParser) -> None:
     """Whose, and what."""
-    parser.add_argument("--vm-name", required=True, metavar="NAME", help="which VM")
+    vm_name(parser)
+    _force_option(parser)
     rule = parser.add_mutually_exclusive_group(required=True)
-    rule.add_argument("--faults", type=int, metavar="N", help="so many quarantine it; 0: none ever do")
+    rule.add_argument("--faults", type=whole, metavar="N", help="so many quarantine it; 0: none ever do")
     rule.add_argument("--default", action="store_true", help="what the mediator's configuration says")
     parser.add_argument("--within", type=seconds, metavar="TIME", help="in so long (default 10m)")
 
 
 def set_rule(client: AdminClient, options: argparse.Namespace) -> Any:
     """Keep it."""
+    if not options.force and not options.default:
+        refuse_stranger(client, options.vm_name, "has never been seen", "; --force does it all the same")
     if options.default:
         if options.within is not None:
             raise WrongUse(

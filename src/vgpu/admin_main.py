@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vgpu import __version__
-from vgpu.admin_arguments import WrongUse
+from vgpu.admin_arguments import NotDone, WrongUse
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
-from vgpu.admin_commands import COMMANDS, NotDone
+from vgpu.admin_commands import COMMANDS
 from vgpu.admin_seeing import SEEING
 from vgpu.admin_tables import say
 from vgpu.completion import add_completion_option, complete_if_asked

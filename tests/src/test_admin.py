@@ -98,7 +98,7 @@ def test_what_cannot_be_meant_ends_with_2(mediator: DeviceMediator) -> None:
         (["register-vm", "--vm-name=x", "--memory=much"], "'much' is no size; expected one like 256MiB"),
         (["register-vm", "--vm-name=x", "--watchdog=soon"], "'soon' is no time; expected one like 30s"),
         (["register-vm", "--vm-name=x", "--weight=0"], "weight is 0, expected 1 to 1000"),
-        (["kill-session", "one"], "invalid"),
+        (["kill-session", "one"], "'one' is no whole number"),
         (["no-such-command"], "invalid choice"),
         ([], "COMMAND"),
     ]:
@@ -306,7 +306,7 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
         (["set-rate-limit"], 2, "nothing to change was named"),
         (["set-limits"], 2, "nothing to change was named"),
         (["set-rate-limit", "--rate=-1"], 2, "rate is -1"),
-        (["set-rate-limit", "--rate=many"], 2, "invalid"),
+        (["set-rate-limit", "--rate=many"], 2, "'many' is no whole number"),
         (["set-memory", "--memory=64GiB"], 1, "cannot be promised 65536 MiB of GPU memory"),
         (["set-pool", "--pool=nowhere"], 1, "no pool 'nowhere'; create-pool makes one"),
     ]:

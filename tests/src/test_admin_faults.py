@@ -43,7 +43,7 @@ def test_a_rule_is_kept_shown_and_taken_back(mediator: DeviceMediator) -> None:
         (["--faults=3", "--within=0"], "seconds is 0.0, expected more than 0 and at most 30 days"),
         (["--faults=3", "--within=1000h"], "at most 30 days"),
         (["--faults=-1"], "faults is -1, expected 0 (never) to 1000"),
-        (["--faults=many"], "invalid int value: 'many'"),
+        (["--faults=many"], "'many' is no whole number"),
         (["--faults=1", "--default"], "not allowed with argument"),
         (["--default", "--within=5m"], "--within goes with --faults"),
         ([], "one of the arguments --faults --default is required"),
@@ -57,3 +57,53 @@ def test_a_rule_that_cannot_be_meant_ends_with_2(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert mediator.ask("quarantine_rules") == {}
+
+
+# -- names that nobody has
+
+
+@pytest.mark.parametrize(
+    "words", [["quarantine", "--reason=a slip"], ["set-quarantine-rule", "--faults=1"]], ids=lambda w: w[0]
+)
+def test_a_name_that_nobody_has_is_refused_unless_it_is_meant(
+    mediator: DeviceMediator, words: list[str]
+) -> None:
+    done = admin(mediator, words[0], "--vm-name=usr1", *words[1:])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "vgpu-admin: VM 'usr1' has never been seen: names like it: user1, user2; --force does it all the same\n"
+    )
+    done = admin(mediator, words[0], "--vm-name=quite-different", *words[1:])
+    assert "has never been seen: vgpu-admin list-vms has those there are" in done.stderr
+    done = admin(mediator, words[0], "--vm-name=a/b", *words[1:])
+    assert (done.returncode, "expected 1 to 63 of letters" in done.stderr) == (2, True)
+    assert mediator.ask("quarantines") == []
+    assert mediator.ask("quarantine_rules") == {}
+    assert admin(mediator, words[0], f"--vm-name=later-{words[0]}", "--force", *words[1:]).returncode == 0
+    # It has been heard of now.
+    again = admin(mediator, words[0], f"--vm-name=later-{words[0]}", *words[1:])
+    assert (again.returncode, again.stderr) == (0, "")
+    undo = {
+        "quarantine": ["clear-quarantine"],
+        "set-quarantine-rule": ["set-quarantine-rule", "--default"],
+    }[words[0]]
+    assert admin(mediator, undo[0], f"--vm-name=later-{words[0]}", *undo[1:]).returncode == 0
+
+
+# -- show-faults
+
+
+def test_faults_that_are_not_there(mediator: DeviceMediator) -> None:
+    for words, status, message in [
+        (["--fault=77"], 1, "no fault 77 is kept; vgpu-admin show-faults has those there are"),
+        (["--fault=77", "--vm-name=user1"], 1, "no fault 77 of VM user1 is kept"),
+        (["--fault=0"], 2, "fault is 0, expected its number"),
+        (["--fault=99999999999999999999"], 2, "expected its number"),
+        (["--limit=0"], 2, "limit is 0, expected 1 to 1000"),
+        (["--vm-name=usr1"], 1, "VM 'usr1' has no faults: names like it: user1, user2"),
+        (["--vm-name="], 2, "vm_name is '', expected 1 to 63"),
+    ]:
+        done = admin(mediator, "show-faults", *words)
+        assert (done.returncode, done.stdout) == (status, ""), words
+        assert message in done.stderr
+    assert answer(mediator, "show-faults", "--vm-name=user1") == []
