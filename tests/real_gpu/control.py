@@ -50,7 +50,7 @@ from tests.real_gpu.control_host import Findings, Scene, compiled, without_paths
 
 # In order of importance, with what each may take at --seconds 10.
 STEPS: dict[str, tuple[Callable[[Scene, Findings], None], float]] = {
-    "limits": (control_limits.measure, 80.0),
+    "limits": (control_limits.measure, 75.0),
     "changes": (control_changes.measure, 40.0),
     "quota": (control_quota.measure, 30.0),
     "faults": (control_faults.measure, 45.0),

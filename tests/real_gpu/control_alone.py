@@ -58,7 +58,7 @@ def measure(scene: Scene, found: Findings) -> None:
         seconds, count = scene.long(0.25, 0.1), scene.pick(4000, 200)
         for load in loads.values():
             load.ask("launch", scene.long(0.5))
-        for number in range(scene.times(16, 2)):
+        for number in range(scene.times(14, 2)):
             for name in list(loads) if number % 2 == 0 else reversed(loads):
                 launches, taken = loads[name].ask("launch", seconds)
                 median, late = loads[name].ask("sync", count)

@@ -28,7 +28,7 @@ def measure(scene: Scene, found: Findings) -> None:
         host.settle()
         iterations = scene.pick(2000, 2)
         neighbour.rate(scene.long(1.0), iterations)  # a GPU that has rested is slow at first
-        for rate, share in ((scene.pick(1000, 200), 1.0), (scene.pick(200, 50), 0.4)):
+        for rate, share in ((scene.pick(1000, 200), 1.0), (scene.pick(200, 50), 0.3)):
             part = found.child(f"{rate} calls/s")
             host.change("change_vm", vm_name="flooder", rate=rate)
             flood = _calls(flooder, rate)
@@ -38,7 +38,7 @@ def measure(scene: Scene, found: Findings) -> None:
         part = found.child(f"{speed // MIB} MiB/s")
         host.change("change_vm", vm_name="flooder", bytes_per_second=speed)
         flood = _bytes(flooder, speed, piece)
-        _one(scene, host, neighbour, iterations, flood, speed, "bytes_to_device", 1.0, part)
+        _one(scene, host, neighbour, iterations, flood, speed, "bytes_to_device", 0.6, part)
 
 
 class _Flood:
@@ -80,7 +80,7 @@ def _one(
     part: Findings,
 ) -> None:
     """One limit: idle, long flood, idle, short flood, idle, short flood, idle."""
-    window = scene.long(2.4 * share, 0.4)
+    window = scene.long(1.6 * share, 0.4)
     idle, beside = [], []
     time.sleep(BURST_SECONDS)  # the bucket is full again
 
@@ -110,7 +110,7 @@ def _one(
     part.judge("rate within 5 %", abs(achieved / rate - 1) <= RATE_ERROR)
     part.judge("nothing lost or reordered", is_right)
     part.judge("neighbour lost no call", (failed, wrong) == (0, 0))
-    for _ in range(scene.times(3 if share == 1.0 else 2)):
+    for _ in range(scene.times(2 if share > 0.5 else 1)):
         idle.append(neighbour.rate(max(window, BURST_SECONDS), iterations))
         flood.begin(window + 2 * SETTLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
