@@ -20,6 +20,7 @@ from vgpu.admin_faults import (
     faults_options,
     quarantine,
     quarantine_options,
+    quarantine_words,
     quarantines,
     quarantines_options,
     rule_options,
@@ -169,6 +170,8 @@ def _register(client: AdminClient, options: argparse.Namespace) -> Any:
     answer = client.ask("register_vm", **{name: value for name, value in asked.items() if value is not None})
     described = _with_recipe(answer["vm"], answer["device"])
     device = answer["device"]
+    found = [one for one in client.ask("quarantines") if one["vm"] == options.vm_name]
+    described["quarantine"] = found[0] if found else None
     if device is not None and not device["running"]:
         raise NotDone(
             f"VM {options.vm_name} is registered, but its device does not run: {device['trouble']}\n"
@@ -187,9 +190,13 @@ def _with_recipe(vm: dict[str, Any], device: dict[str, Any] | None) -> dict[str,
 
 def _show_registered(answer: Any) -> str:
     name = answer["vm"]["name"]
+    warning = ""
+    if answer["quarantine"] is not None:
+        warning = f"\nIt is still {quarantine_words(answer['quarantine'])};\nvgpu-admin clear-quarantine --vm-name={name} lets it have the GPU"
     if answer["device"] is None:
-        return f"VM {name} is registered, without a device: vgpu-run --vm {name} PROGRAM runs in it"
-    return f"VM {name} is registered, and its device runs (process {answer['device']['pid']}).\n\n{_recipe(answer)}"
+        return f"VM {name} is registered, without a device: vgpu-run --vm {name} PROGRAM runs in it{warning}"
+    pid = answer["device"]["pid"]
+    return f"VM {name} is registered, and its device runs (process {pid}).{warning}\n\n{_recipe(answer)}"
 
 
 def _recipe(answer: dict[str, Any]) -> str:
@@ -214,11 +221,13 @@ def _show_unregistered(answer: Any) -> str:
 
 def _vms(client: AdminClient, options: argparse.Namespace) -> Any:
     devices = {device["vm"]: device for device in client.ask("devices")}
+    quarantines = {quarantine["vm"]: quarantine for quarantine in client.ask("quarantines")}
     sessions = [s for s in client.ask("sessions") if not s["ended"]]
     return [
         {
             "vm": vm,
             "device": devices.get(vm["name"]),
+            "quarantine": quarantines.get(vm["name"]),
             "sessions": [s for s in sessions if s["info"]["vm"] == vm["name"]],
         }
         for vm in client.ask("vms")
@@ -243,8 +252,11 @@ def _show_vms(answer: Any) -> str:
         vm = entry["vm"]
         name = vm["name"] + (" (ad hoc)" if vm["ad_hoc"] else "")
         row = (name, vm["pool"], vm["priority"], vm["weight"], _memory_word(vm))
-        rows.append((*row, len(entry["sessions"]), _device_word(entry["device"])))
-    return show_table(("VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE"), rows)
+        state = "quarantined" if entry["quarantine"] else "-"
+        rows.append((*row, len(entry["sessions"]), _device_word(entry["device"]), state))
+    text = show_table(("VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE", "STATE"), rows)
+    kept_away = [f"{e['vm']['name']}: {quarantine_words(e['quarantine'])}" for e in answer if e["quarantine"]]
+    return "\n".join((text, "", *kept_away)) if kept_away else text
 
 
 def _vm(client: AdminClient, options: argparse.Namespace) -> Any:
@@ -254,6 +266,7 @@ def _vm(client: AdminClient, options: argparse.Namespace) -> Any:
             account = accounts[0] if accounts else None
             return {
                 **_with_recipe(entry["vm"], entry["device"]),
+                "quarantine": entry["quarantine"],
                 "sessions": entry["sessions"],
                 "account": account,
             }
@@ -275,6 +288,8 @@ def _show_vm(answer: Any) -> str:
         ("watchdog", show_seconds(vm["watchdog_seconds"])),
         ("device", _device_word(device)),
     ]
+    if answer["quarantine"] is not None:
+        lines.insert(1, ("state", quarantine_words(answer["quarantine"])))
     if device is not None and device["running"]:
         shape = f"{show_size(device['bar1_bytes'])}, {device['slots']} slots, {device['claimed']} in use"
         lines += [("process", device["pid"]), ("BAR1", shape), ("socket", device["socket"])]

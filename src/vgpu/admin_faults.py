@@ -114,9 +114,14 @@ def quarantine(client: AdminClient, options: argparse.Namespace) -> Any:
     return client.ask("quarantine", vm_name=options.vm_name, reason=options.reason, by=_me())
 
 
+def quarantine_words(record: Any) -> str:
+    """``quarantined by whom since when: why``."""
+    return f"quarantined by {record['by']} since {_when(record['began'])}: {record['reason']}"
+
+
 def show_quarantine(answer: Any) -> str:
     """What is in force now."""
-    return f"VM {answer['vm']} is quarantined by {answer['by']} since {_when(answer['began'])}: {answer['reason']}"
+    return f"VM {answer['vm']} is {quarantine_words(answer)}"
 
 
 def clear_quarantine(client: AdminClient, options: argparse.Namespace) -> Any:

@@ -124,9 +124,9 @@ def test_listings(mediator: DeviceMediator) -> None:
     admin(mediator, "register-vm", "--vm-name=listed", "--bus=pcie", "--kernel-addr=0x3", "--bar1=16MiB")
     admin(mediator, "register-vm", "--vm-name=limits", "--no-device", "--weight=80")
     table = admin(mediator, "list-vms").stdout.splitlines()
-    assert table[0].split() == ["VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE"]
-    assert ["limits", "default", "medium", "80", "all", "0", "-"] in [line.split() for line in table]
-    assert any(line.startswith("listed ") and line.endswith("waits for QEMU") for line in table)
+    assert table[0].split() == ["VM", "POOL", "PRIORITY", "WEIGHT", "MEMORY", "SESSIONS", "DEVICE", "STATE"]
+    assert ["limits", "default", "medium", "80", "all", "0", "-", "-"] in [line.split() for line in table]
+    assert any(line.startswith("listed ") and line.endswith("waits for QEMU  -") for line in table)
     listed = {entry["vm"]["name"]: entry for entry in answer(mediator, "list-vms")}
     assert listed["limits"]["device"] is None
     assert listed["listed"]["device"]["bar1_bytes"] == 16 << 20

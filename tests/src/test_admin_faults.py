@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -107,3 +108,28 @@ def test_faults_that_are_not_there(mediator: DeviceMediator) -> None:
         assert (done.returncode, done.stdout) == (status, ""), words
         assert message in done.stderr
     assert answer(mediator, "show-faults", "--vm-name=user1") == []
+
+
+# -- a VM that is kept away
+
+
+def test_a_quarantine_is_shown_with_the_vm_and_again_when_it_is_registered(mediator: DeviceMediator) -> None:
+    assert admin(mediator, "register-vm", "--vm-name=miner", "--no-device").returncode == 0
+    assert admin(mediator, "quarantine", "--vm-name=miner", "--reason=mines coins").returncode == 0
+    words = r"quarantined by \S+ since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: mines coins"
+    listed = admin(mediator, "list-vms").stdout
+    assert re.search(r"^miner .* quarantined$", listed, re.MULTILINE)
+    assert re.search(rf"^miner: {words}$", listed, re.MULTILINE)
+    assert re.search(r"^user1 .* -$", listed, re.MULTILINE)
+    assert re.search(rf"^state +{words}$", admin(mediator, "show-vm", "--vm-name=miner").stdout, re.MULTILINE)
+    assert answer(mediator, "show-vm", "--vm-name=miner")["quarantine"]["reason"] == "mines coins"
+    assert answer(mediator, "show-vm", "--vm-name=user1")["quarantine"] is None
+    assert admin(mediator, "unregister-vm", "--vm-name=miner").returncode == 0
+    again = admin(mediator, "register-vm", "--vm-name=miner", "--no-device")
+    assert again.returncode == 0
+    assert re.search(rf"^It is still {words};$", again.stdout, re.MULTILINE)
+    assert "vgpu-admin clear-quarantine --vm-name=miner lets it have the GPU" in again.stdout
+    assert admin(mediator, "clear-quarantine", "--vm-name=miner").returncode == 0
+    assert "quarantined" not in admin(mediator, "list-vms").stdout
+    assert "quarantined" not in admin(mediator, "show-vm", "--vm-name=miner").stdout
+    assert admin(mediator, "unregister-vm", "--vm-name=miner").returncode == 0
