@@ -2,7 +2,9 @@
 """Step ``drift`` of ``control.py``: GPU time as it is charged, against what NVML says of the card.
 
 A program keeps the GPU busy, then leaves it alone. Meanwhile the workers' own count (``gpu_ns``, from events around their work)
-is compared with NVML's utilisation over the same time, and whatever the mediator exports under the name of drift is written down.
+is compared with NVML's utilisation over the same time, and with what the mediator itself says of the drift (docs/scheduling.md,
+Drift): it measures that once a second and only while somebody looks, so the metrics are read all the while. The busy stretch begins
+and ends in the middle of the work, where NVML's late sampling does not matter.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 from .control_host import Findings, Host, Load, Scene, open_host
 
 LOOK_SECONDS = 0.1
+METRICS_SECONDS = 1.0
+DRIFT = 0.1
 
 
 def measure(scene: Scene, found: Findings) -> None:
@@ -28,7 +32,9 @@ def measure(scene: Scene, found: Findings) -> None:
         time.sleep(1.2)  # NVML tells of the last second
         busy = _watched(host, load, seconds)
         found.put("busy", busy)
-        found.judge("the drift is a metric", busy["is_exported"])
+        found.judge("the drift is a metric", busy["drift_metric"] is not None)
+        drift = busy["drift_metric"]
+        found.judge("the drift is at most a tenth", drift is not None and abs(drift) <= DRIFT, of_speed=True)
         load.answer(seconds + 30)
         found.put("idle", _watched(host, load, scene.long(2.0, 0.5)))
 
@@ -39,22 +45,29 @@ def _watched(host: Host, load: Load, seconds: float) -> dict[str, Any]:
     def charged() -> tuple[float, int]:
         return time.monotonic(), int(host.session_of(load.guest)["grant"]["gpu_ns"])
 
+    host.metrics()  # from now on it is measured
     first = charged()
+    looked = first[0]
     seen: list[float] = []
-    while time.monotonic() < first[0] + seconds:
-        ratio = host.ask("gpu").get("gpu_utilization_percent")
-        if isinstance(ratio, int | float):
-            seen.append(float(ratio) / 100)
+    while (now := time.monotonic()) < first[0] + seconds:
+        percent = host.ask("gpu").get("gpu_utilization_percent")
+        if isinstance(percent, int | float):
+            seen.append(float(percent) / 100)
+        if now > looked + METRICS_SECONDS:
+            host.metrics()
+            looked = now
         time.sleep(LOOK_SECONDS)
     last = charged()
     ours = (last[1] - first[1]) / 1e9 / (last[0] - first[0])
     theirs = statistics.mean(seen) if seen else None
-    exported = [line for line in host.metrics().splitlines() if "drift" in line and not line.startswith("#")]
+    lines = [line.rsplit(" ", 1) for line in host.metrics().splitlines() if line.startswith("vgpu_gpu_time_")]
+    exported = {name: float(value) for name, value in lines}
+    drifts = [value for name, value in exported.items() if "drift" in name and 'window="10s"' in name]
     return {
         "seconds": last[0] - first[0],
         "charged_ratio": ours,
         "nvml_ratio": theirs,
         "difference": None if theirs is None else ours - theirs,
-        "exported_metrics": exported,
-        "is_exported": bool(exported),
+        "exported": exported,
+        "drift_metric": drifts[0] if drifts else None,
     }
