@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do VMs get their shares of a real GPU, whatever the length of their kernels, and does nobody pay for it?
 
-    python bench/shares.py [--gpu nvidia|software] [--seconds N] [--quantum-us N...] [--out FILE]
+    python bench/shares.py [--gpu nvidia|software] [--seconds N] [--quantum-us N...] [--variant NAME...] [--out FILE]
 
 Runs a mediator and guests here, each guest in a VM of its own (bench/c/share_load.c). A guest's share is the kernels it
 finished times what one takes it alone, over the sum of all. "Throughput" is that sum over the time: 1.0 is what they
-do alone, back to back. Criteria are printed with the numbers: share error <= 2 points, Jain's index >= 0.999,
-throughput >= 0.985; a high-priority VM's P99 beside a greedy VM <= 1.3 times its own without.
+do alone, back to back. Alone and together alternate; of the rounds the median counts. Criteria are printed with the
+numbers: share error <= 2 points, Jain's index >= 0.999, throughput >= 0.985; a high-priority VM's P99 beside a greedy
+VM <= 1.3 times its own without.
+
+Variants (of the scheduler's tuning) run one after the other, so that one run compares them. The file is written anew after
+each scenario. With ``--seconds 2`` a variant takes about 80 s.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import argparse
 import contextlib
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,14 +35,32 @@ from vgpu.actors import ActorSystem
 from vgpu.actors.messages import ListSessions, ScheduleState, SetPool, SetVm
 from vgpu.gpu.fluid import jain_index
 from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.gpu.schedule import Tuning
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.run_main import guest_environment
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import sides
+
 SCHEDULER = "mediator/gpus/gpu0/scheduler"
 SHARE_ERROR, JAIN, THROUGHPUT, SLOWDOWN = 0.02, 0.999, 0.985, 1.3
 GUEST_SECONDS = 120.0
 WARM_SECONDS = 0.5
+ROUNDS = 3
+ALONE = 1 / 3  # of the time together, for each VM and round
+LATENCY = 2.0  # times the time together: enough requests for a 99th percentile
+VARIANTS = {
+    "default": Tuning(),
+    "plain": Tuning(
+        stretch=1, standby=False, guarded_parts=4
+    ),  # each lease a quantum, and every arrival is asked for
+    "stretch": Tuning(standby=False, guarded_parts=4),
+    "standby": Tuning(stretch=1),
+    "long": Tuning(stretch=4, round_ns=32_000_000),
+    "tight": Tuning(guarded_parts=32),
+}
 
 
 @attrs.frozen
@@ -156,34 +178,44 @@ class Bench:
         return results
 
     async def shares(self, pools: dict[str, int], tenants: Sequence[Tenant]) -> dict[str, Any]:
-        """One scenario: alone, one after the other, then together."""
+        """One scenario: alone, one after the other, then together, and that some times over."""
         await self.place(tenants, pools)
         # A GPU that has been idle is slow at first: nobody is to be measured on that.
         await self.greedy(tenants[0], WARM_SECONDS)
+        weights = {t.vm: self.configured(t, tenants, pools) for t in tenants}
         alone = await self.alone(tenants)
-        before = await self.used()
-        found = await self.together(tenants)
-        after = await self.used()
-        # The better of before and after is what a VM could have had.
-        for vm, taken in (await self.alone(tenants)).items():
-            alone[vm] = min(alone[vm], taken)
-        work = {vm: count * alone[vm] for vm, (count, _) in found.items()}
+        rounds: list[dict[str, Any]] = []
+        for _ in range(ROUNDS):
+            before = await self.used()
+            found = await self.together(tenants)
+            after = await self.used()
+            # The better of before and after is what a VM could have had.
+            earlier, alone = alone, await self.alone(tenants)
+            taken = {vm: min(alone[vm], earlier[vm]) for vm in alone}
+            work = {vm: count * taken[vm] for vm, (count, _) in found.items()}
+            share = {vm: work[vm] / sum(work.values()) for vm in weights}
+            used = {vm: after[vm] - before[vm] for vm in weights}
+            rounds.append(
+                {
+                    "share": share,
+                    "share_by_gpu_ns": {vm: ns / sum(used.values()) for vm, ns in used.items()},
+                    "throughput": sum(work.values()) / (self.seconds * 1e9),
+                    "alone_ns_a_kernel": taken,
+                    "kernels": {vm: count for vm, (count, _) in found.items()},
+                }
+            )
         state = (await self.system.ref(SCHEDULER).ask(ScheduleState()))["pools"]
         assert isinstance(state, dict)
         places = {vm: fields for pool in state.values() for vm, fields in pool["vms"].items()}
-        weights = {t.vm: self.configured(t, tenants, pools) for t in tenants}
-        share = {vm: done / sum(work.values()) for vm, done in work.items()}
-        used = {vm: after[vm] - before[vm] for vm in work}
+        share = {vm: statistics.median(one["share"][vm] for one in rounds) for vm in weights}
         return {
             "configured": weights,
             "share": share,
-            "share_by_gpu_ns": {vm: ns / sum(used.values()) for vm, ns in used.items()},
             "share_error": max(abs(share[vm] - weights[vm]) for vm in share),
             "jain": jain_index([share[vm] for vm in share], [weights[vm] for vm in share]),
-            "throughput": sum(work.values()) / (self.seconds * 1e9),
-            "alone_ns_a_kernel": alone,
-            "kernels": {vm: count for vm, (count, _) in found.items()},
+            "throughput": statistics.median(one["throughput"] for one in rounds),
             "longest_wait_ms": {vm: places[vm]["longest_wait_ns"] / 1e6 for vm in share},
+            "rounds": rounds,
         }
 
     @staticmethod
@@ -197,7 +229,7 @@ class Bench:
         """Nanoseconds a kernel takes each, one tenant after the other."""
         found = {}
         for tenant in tenants:
-            count, taken = await self.greedy(tenant, self.seconds / 4)
+            count, taken = await self.greedy(tenant, self.seconds * ALONE)
             found[tenant.vm] = taken / count
         return found
 
@@ -213,7 +245,8 @@ class Bench:
         tenants = (Tenant("urgent", 50, kernel_us, priority="high"), Tenant("a", 50, greedy_us))
         await self.place(tenants, {})
         guest = await self.guest("urgent")
-        count = max(int(self.seconds * 1e6 / period_us), 1)
+        seconds = self.seconds * LATENCY
+        count = max(int(seconds * 1e6 / period_us), 1)
         command = f"requests {count} {period_us} {kernels} {self.iterations(kernel_us)}"
         await self.greedy(tenants[0], WARM_SECONDS)
         alone = sorted(map(int, await guest.ask(command)))
@@ -225,7 +258,7 @@ class Bench:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await self.greedy(tenants[1], self.seconds + 0.4)
+            await self.greedy(tenants[1], seconds + 0.4)
         return {
             "requests": count,
             "alone_ms": _percentiles(alone),
@@ -252,13 +285,13 @@ def build(folder: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def running(gpu: str, quantum_ns: int, seconds: float) -> AsyncIterator[Bench]:
-    """A mediator with that quantum, and nobody in it yet."""
+async def running(gpu: str, quantum_ns: int, seconds: float, tuning: Tuning) -> AsyncIterator[Bench]:
+    """A mediator with that quantum and tuning, and nobody in it yet."""
     with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as name:
         folder = Path(name)
         program = build(folder)
         spawn = partial(start_worker, WorkerOptions(folder / "run", gpu))
-        gpu_plan = GpuPlan(0, spawn, quantum_ns=quantum_ns, kind=gpu)
+        gpu_plan = GpuPlan(0, spawn, quantum_ns=quantum_ns, kind=gpu, tuning=tuning)
         plan = MediatorPlan(folder / "run", folder / "state", (gpu_plan,))
         async with open_mediator(plan) as system, trio.open_nursery() as nursery:
             bench = Bench(system, folder / "run", program, nursery, seconds)
@@ -268,50 +301,72 @@ async def running(gpu: str, quantum_ns: int, seconds: float) -> AsyncIterator[Be
                 guest.process.kill()
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, by quantum."""
+async def measure(options: argparse.Namespace) -> None:
+    """Everything, by variant and quantum."""
     results: dict[str, Any] = {
-        "machine": platform.machine(),
+        "machine": sides.machine_facts(options.commit),
         "gpu": options.gpu,
-        "quanta": {},
+        "seconds": options.seconds,
+        "rounds": ROUNDS,
+        "variants": {},
     }
-    for quantum_us in options.quantum_us:
-        found: dict[str, Any] = {"shares": {}, "latency": {}}
-        results["quanta"][f"{quantum_us} us"] = found
-        async with running(options.gpu, quantum_us * 1000, options.seconds) as bench:
-            found["iterations_per_us"] = bench.iterations_per_us
-            for name, (pools, tenants) in SCENARIOS.items():
-                found["shares"][name] = one = await bench.shares(pools, tenants)
-                good = (
-                    one["share_error"] <= SHARE_ERROR
-                    and one["jain"] >= JAIN
-                    and one["throughput"] >= THROUGHPUT
-                )
-                shares = ", ".join(f"{vm} {share:.4f}" for vm, share in one["share"].items())
-                print(
-                    f"{quantum_us} us, {name}: {shares}; error {one['share_error']:.4f}, jain {one['jain']:.5f},"
-                    f" throughput {one['throughput']:.4f} {'ok' if good else 'MISSED'}",
-                    flush=True,
-                )
-            for greedy_us, kernels, kernel_us, period_us in options.latency:
-                name = f"{kernels} x {kernel_us:g} us every {period_us} us beside kernels of {greedy_us:g} us"
-                found["latency"][name] = one = await bench.latency(greedy_us, kernels, kernel_us, period_us)
-                print(
-                    f"{quantum_us} us, {name}: P50 {one['alone_ms']['p50']:.3f} -> {one['beside_ms']['p50']:.3f} ms,"
-                    f" P99 {one['alone_ms']['p99']:.3f} -> {one['beside_ms']['p99']:.3f} ms:"
-                    f" {one['slowdown_p99']:.2f} {'ok' if one['slowdown_p99'] <= SLOWDOWN else 'MISSED'}",
-                    flush=True,
-                )
-    return results
+
+    def keep() -> None:
+        if options.out is not None:
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    for variant in options.variant:
+        tuning = VARIANTS[variant]
+        quanta: dict[str, Any] = {}
+        results["variants"][variant] = {"tuning": attrs.asdict(tuning), "quanta": quanta}
+        for quantum_us in options.quantum_us:
+            found: dict[str, Any] = {"shares": {}, "latency": {}}
+            quanta[f"{quantum_us} us"] = found
+            title = f"{variant}, {quantum_us} us"
+            async with running(options.gpu, quantum_us * 1000, options.seconds, tuning) as bench:
+                found["iterations_per_us"] = bench.iterations_per_us
+                for name, (pools, tenants) in SCENARIOS.items():
+                    found["shares"][name] = one = await bench.shares(pools, tenants)
+                    keep()
+                    _print_shares(f"{title}, {name}", one)
+                for greedy_us, kernels, kernel_us, period_us in options.latency:
+                    name = f"{kernels} x {kernel_us:g} us every {period_us} us beside kernels of {greedy_us:g} us"
+                    found["latency"][name] = one = await bench.latency(
+                        greedy_us, kernels, kernel_us, period_us
+                    )
+                    keep()
+                    _print_latency(f"{title}, {name}", one)
+
+
+def _print_shares(title: str, one: dict[str, Any]) -> None:
+    good = one["share_error"] <= SHARE_ERROR and one["jain"] >= JAIN and one["throughput"] >= THROUGHPUT
+    shares = ", ".join(f"{vm} {share:.4f}" for vm, share in one["share"].items())
+    rounds = ", ".join(f"{r['throughput']:.4f}" for r in one["rounds"])
+    print(
+        f"{title}: {shares}; error {one['share_error']:.4f}, jain {one['jain']:.5f},"
+        f" throughput {one['throughput']:.4f} ({rounds}) {'ok' if good else 'MISSED'}",
+        flush=True,
+    )
+
+
+def _print_latency(title: str, one: dict[str, Any]) -> None:
+    print(
+        f"{title}: P50 {one['alone_ms']['p50']:.3f} -> {one['beside_ms']['p50']:.3f} ms,"
+        f" P99 {one['alone_ms']['p99']:.3f} -> {one['beside_ms']['p99']:.3f} ms:"
+        f" {one['slowdown_p99']:.2f} {'ok' if one['slowdown_p99'] <= SLOWDOWN else 'MISSED'}",
+        flush=True,
+    )
 
 
 def main() -> int:
     """Run it; what is missed is printed and recorded, and does not change the exit status."""
     parser = argparse.ArgumentParser(description="shares of a GPU, measured")
     parser.add_argument("--gpu", choices=["nvidia", "software"], default="nvidia")
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each round together")
     parser.add_argument("--quantum-us", type=int, nargs="+", default=[2000])
     parser.add_argument("--no-latency", action="store_true", help="shares alone")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), nargs="+", default=["default"])
+    parser.add_argument("--commit", help="what the record shall say; git is asked otherwise")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     # Greedy kernel, kernels a request, their length, period.
@@ -320,9 +375,7 @@ def main() -> int:
         if options.no_latency
         else ((200.0, 50, 200.0, 40_000), (1000.0, 50, 200.0, 40_000), (20.0, 10, 100.0, 10_000))
     )
-    results = trio.run(measure, options)
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    trio.run(measure, options)
     return 0
 
 
