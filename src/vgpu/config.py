@@ -17,6 +17,9 @@ import attrs
 
 GPU_CHOICES = ("auto", "nvidia", "software")
 QUARANTINE_KINDS = ("hang", "protocol", "crash", "kernel")
+# The number behind it is no group's: chown takes it for "leave it as it is".
+MAX_GROUP = 0xFFFFFFFE
+MAX_GROUP_DIGITS = 10
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # What a running mediator can take over; the rest is said to need a restart.
 LIVE: Final = ("warm_workers", "quantum_ms", "log_level", "log_format", "metrics", "socket_group")
@@ -223,15 +226,20 @@ def find_group(name: str) -> int:
     """The number of a group of this host, by name or number.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or there can be none of that number.
     """
     import grp
 
     if name.isascii() and name.isdigit():
+        if len(name) > MAX_GROUP_DIGITS or int(name) > MAX_GROUP:
+            raise ConfigError(
+                f"socket_group is {name!r}, expected a group's name, or its number up to {MAX_GROUP}",
+                "socket_group",
+            )
         return int(name)
     try:
         return grp.getgrnam(name).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):  # the second: no name at all, with a NUL in it
         raise ConfigError(f"socket_group is {name!r}, and there is no such group", "socket_group") from None
 
 

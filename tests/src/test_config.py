@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpu.config import ConfigError, Settings, make_settings, parse_address, read_file
+from vgpu.config import ConfigError, Settings, find_group, make_settings, parse_address, read_file
 from vgpu.mediator_main import read_settings
 from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.run_main import guest_environment
@@ -137,3 +137,16 @@ def test_a_guest_gets_the_library_path_and_the_socket_and_nothing_else() -> None
     assert after.pop("VGPU_RUN_DIR") == "/run/vgpu"
     assert after.pop("VGPU_VM") == "vm1"
     assert after == {"HOME": "/h"}
+
+
+@pytest.mark.parametrize("group", ["99999999999999", "4294967295", "9" * 5000, "\udcff", "a\0b"])
+def test_a_group_that_cannot_be(group: str) -> None:
+    """With the number above the last, chown would leave the group as it is."""
+    with pytest.raises(ConfigError, match="socket_group is") as found:
+        make_settings(Settings(), {"socket_group": group})
+    assert found.value.key == "socket_group"
+
+
+def test_a_group_by_number_need_not_have_a_name() -> None:
+    assert find_group("4294967294") == 4294967294
+    assert make_settings(Settings(), {"socket_group": "0"}).socket_group == "0"
