@@ -142,6 +142,8 @@ class Schedule:
         self._standby: dict[int, _Lease] = {}
         self._armed: dict[SessionId, int] = {}
         self._unarmed: set[SessionId] = set()
+        # Their workers are of an earlier version and do not know such leases.
+        self._unfit: set[SessionId] = set()
         # Sessions that came out of idleness and have not been served since.
         self._fresh: set[SessionId] = set()
         # Open sessions by class.
@@ -235,6 +237,7 @@ class Schedule:
             self._take_back(lease, now)
         self._owed.pop(session, None)
         self._disarm(session)
+        self._unfit.discard(session)
         self._fresh.discard(session)
         state = self._sessions.pop(session, None)
         if state is not None:
@@ -283,6 +286,8 @@ class Schedule:
         if state is None:
             return self.decide(now)
         self._observe(now)
+        if token and token == self._armed.get(session) and not (wants_more or held_ns):
+            self._unfit.add(session)  # declined, as any other lease would be
         self._disarm(session)
         lease = self._find(session)
         bill = used_ns if held_ns is None else held_ns
@@ -427,6 +432,7 @@ class Schedule:
             state = self._sessions.get(session)
             if (
                 state is None
+                or session in self._unfit
                 or state.leaf.rank != HIGH
                 or state.leaf.is_busy
                 or self._find(session) is not None
