@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -125,7 +126,9 @@ class LedgerFile:
     """The SQLite file, synchronous. Used by the ledger actor in a thread, and by tests directly."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Who computed what, and when, is nobody else's business. SQLite gives what it puts beside the file the same mode.
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._path = path
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:

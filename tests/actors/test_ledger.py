@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -202,6 +203,20 @@ async def test_no_request_ends_the_ledger(tmp_path: Path) -> None:
                 await ledger.ask(request)
         assert (await ledger.ask(EnsureVm("a"))).name == "a"
         assert [vm.name for vm in await ledger.ask(ListVms())] == ["a"]
+
+
+def test_the_ledger_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "state" / "ledger.sqlite"
+    before = os.umask(0)
+    try:
+        ledger = LedgerFile(path)
+        ledger.ensure_vm("a")
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        ledger.close()
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert modes == {"ledger.sqlite": 0o600, "ledger.sqlite-wal": 0o600, "ledger.sqlite-shm": 0o600}
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
