@@ -32,12 +32,14 @@ from vgpu.transport.layout import GrantPage, SessionPage
 from . import Actor, ActorError, Crashed, Down, ExitReason, Refused, handles
 from .fault_messages import EndSessionsOf, FaultKind, GetQuarantine, Keep, MeasureProgress, SessionProgress
 from .fault_report import describe, kind_of
+from .guest_times import GuestTimes
 from .messages import (
     Adoption,
     Attach,
     Attachment,
     Demand,
     Fault,
+    GetVm,
     GrantLease,
     GuestLeft,
     LeaseEnded,
@@ -121,6 +123,10 @@ class Executor(Actor):
     _reported_ns: int = 0
     _reported_held_ns: int = 0
     _reported_token: int = 0
+    _guest_times: GuestTimes = attrs.Factory(
+        lambda self: GuestTimes(0 if isinstance(self.origin, Adoption) else time.monotonic_ns()),
+        takes_self=True,
+    )
     _cause: str = ""
     _fault: int = 0
     _final: SessionSample | None = None
@@ -303,6 +309,7 @@ class Executor(Actor):
             int(hello.get("weight", 50)),
         )
         await self._announce(info, place)
+        self.nursery.start_soon(self._learn_deadline, info.vm)
         if self._grant.get("last_error"):  # perhaps nobody was there to hear of it; it is kept once
             await self._fault_reported(self._grant.get("last_error"), "noted before this mediator")
         try:
@@ -312,6 +319,16 @@ class Executor(Actor):
         except ActorError as error:
             _log.warning("nobody can say yet whether %s is quarantined: %s", info.vm, error)
         _log.info("adopted session %d of %s (worker %d)", info.session, info.vm, info.worker_pid)
+
+    async def _learn_deadline(self, vm: str) -> None:
+        """The worker knows the VM's deadline of when it was assigned; an administrator may have set another since."""
+        try:
+            record = await self.find("mediator/ledger").ask(GetVm(vm), wait_for_name=True)
+        except ActorError as error:
+            _log.warning("the deadline of %s is as it was when its session began: %s", vm, error)
+            return
+        if record is not None and self._info is not None:
+            self._info = attrs.evolve(self._info, watchdog_seconds=record.watchdog_seconds)
 
     def _open_process(self, handle: WorkerHandle) -> None:
         self._pidfd = os.pidfd_open(handle.pid)
@@ -461,6 +478,9 @@ class Executor(Actor):
     @handles(LimitsChanged)
     async def limits_changed(self, message: LimitsChanged) -> None:
         if self._info is not None and self._info.vm == message.vm:
+            if message.watchdog_seconds is not None:
+                # The watchdog reads it with the session's progress, each time.
+                self._info = attrs.evolve(self._info, watchdog_seconds=message.watchdog_seconds)
             await self._kick()
 
     async def _kick(self) -> None:
@@ -528,11 +548,12 @@ class Executor(Actor):
         assert self._page is not None
         names = {int(c): c.name for c in CallId}
         refused = {names.get(i, f"call {i}"): n for i, n in self._page.refused().items()}
+        grant, now = self._grant.snapshot(), time.monotonic_ns()
         return SessionSample(
             self._info,
-            time.monotonic_ns(),
-            self._grant.snapshot(),
-            self._page.snapshot(),
+            now,
+            grant,
+            self._page.snapshot() | self._guest_times.take(self._page.times(), grant["answered_ns"], now),
             refused,
             ended,
         )

@@ -145,7 +145,7 @@ class LimitKeeper(Actor):
             except ActorError:
                 continue  # just being restarted; its sessions look by themselves, twice a second
             for child in children:
-                self.find(child.name).notify(LimitsChanged(vm.name))
+                self.find(child.name).notify(LimitsChanged(vm.name, vm.watchdog_seconds))
 
     # -- what they do
 

@@ -104,7 +104,10 @@ class SessionInfo:
 
 @attrs.frozen
 class SessionSample:
-    """Counters of a session at one moment (CLOCK_MONOTONIC nanoseconds)."""
+    """Counters of a session at one moment (CLOCK_MONOTONIC nanoseconds).
+
+    ``guest``: the session page, and where the time of the program's threads goes, as the guest says (``guest_times``).
+    """
 
     info: SessionInfo
     taken_ns: int
@@ -411,9 +414,13 @@ class Sample(Request[SessionSample]):
 
 @attrs.frozen
 class LimitsChanged:
-    """To an executor: the account of that VM says something new; have the worker look, if it is this one's."""
+    """To an executor: the account of that VM says something new; have the worker look, if it is this one's.
+
+    ``watchdog_seconds``: how long a kernel of the VM may run from now on; None: as before.
+    """
 
     vm: str
+    watchdog_seconds: float | None = None
 
 
 @attrs.frozen
@@ -458,6 +465,7 @@ class EndedTotals:
     sessions: int
     grant: dict[str, int]
     refused: dict[str, int]
+    guest: dict[str, int] = attrs.Factory(dict)  # what the guests said: guest_times.py
 
 
 @attrs.frozen

@@ -401,6 +401,25 @@ def _set_limits(client: AdminClient, options: argparse.Namespace) -> Any:
     return _change(client, options, **_limits_said(options))
 
 
+def _watchdog_options(parser: argparse.ArgumentParser) -> None:
+    vm_name(parser)
+    parser.add_argument(
+        "--watchdog",
+        type=seconds,
+        required=True,
+        metavar="TIME",
+        help="how long a kernel or a call may take; one that has taken longer already is ended at once",
+    )
+
+
+def _set_watchdog(client: AdminClient, options: argparse.Namespace) -> Any:
+    return _change(client, options, watchdog_seconds=options.watchdog)
+
+
+def _show_watchdog(vm: Any) -> str:
+    return f"VM {vm['name']}: a kernel may run for {show_seconds(vm['watchdog_seconds'])}"
+
+
 def _show_changed(vm: Any) -> str:
     rate = f"{vm['rate']} calls a second" if vm["rate"] else "any rate"
     return (
@@ -541,6 +560,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set-rate-limit", "how many calls, and bytes, a VM may send", _set_rate, _show_changed, _rate_options),
     Command("set-memory", "GPU memory that a VM may use", _set_memory, _show_changed, _memory_options),
     Command("set-limits", "sessions, pinned memory, modules and handles of a VM", _set_limits, _show_changed, _set_limits_options),
+    Command("set-watchdog", "how long a kernel of a VM may run", _set_watchdog, _show_watchdog, _watchdog_options),
     Command("set-pool", "move a VM to another pool", _set_pool, _show_changed, _pool_options),
     Command("create-pool", "make a pool of VMs", _create_pool, _show_pool, _new_pool_options),
     Command("list-pools", "all pools, and who is in them", _pools, _show_pools),

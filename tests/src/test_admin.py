@@ -286,6 +286,7 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
         (["set-memory", "--memory=64MiB"], {"memory_limit_bytes": 64 << 20}),
         (["set-weight", "--weight=80"], {"weight": 80}),
         (["set-priority", "--priority=low"], {"priority": "low"}),
+        (["set-watchdog", "--watchdog=90s"], {"watchdog_seconds": 90.0}),
         (["set-limits", "--max-sessions=3", "--max-arena=1GiB"], {"session_limit": 3, "module_limit": 65536}),
     ]
     for words, expected in changes:
@@ -296,6 +297,7 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
         "rate +200 calls a second",
         "queue depth +100",
         "copies +1 GiB a second",
+        "watchdog +1m30s",
         "memory +64 MiB",
         "sessions +0 of 3",
         "held back +0 times, 0.0s",
@@ -307,6 +309,13 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
         (["set-limits"], 2, "nothing to change was named"),
         (["set-rate-limit", "--rate=-1"], 2, "rate is -1"),
         (["set-rate-limit", "--rate=many"], 2, "'many' is no whole number"),
+        (["set-watchdog"], 2, "--watchdog"),
+        (
+            ["set-watchdog", "--watchdog=0"],
+            2,
+            "watchdog_seconds is 0.0, expected more than 0 and at most a day",
+        ),
+        (["set-watchdog", "--watchdog=soon"], 2, "'soon' is no time; expected one like 30s"),
         (["set-memory", "--memory=64GiB"], 1, "cannot be promised 65536 MiB of GPU memory"),
         (["set-pool", "--pool=nowhere"], 1, "no pool 'nowhere'; create-pool makes one"),
     ]:
