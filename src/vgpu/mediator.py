@@ -28,7 +28,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -56,6 +56,7 @@ from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.schedule import Tuning
 from vgpu.gpu.turn import turn_path
+from vgpu.holding import hold_directory
 from vgpu.supervision import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec, WaitJittered
 from vgpu.supervision.quarantine import QuarantineKeeper
 from vgpu.supervision.watchdog import Watchdog
@@ -216,7 +217,15 @@ async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
         # Before anything is touched: the workers here are that one's.
         taken = OSError(errno.EADDRINUSE, f"another mediator runs in {plan.run_dir}")
         raise StartFailed("mediator", Crashed(taken))
-    await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
-    async with open_system(mediator_spec(plan, holder), stuck_seconds=plan.stuck_seconds) as system:
-        holder.append(system)
-        yield system
+    with ExitStack() as held:
+        try:
+            # Two that started at the same moment, or have one ledger and different sockets, would undo each other's work.
+            held.enter_context(hold_directory(plan.run_dir, "--run-dir"))
+            if plan.state_dir.resolve() != plan.run_dir.resolve():
+                held.enter_context(hold_directory(plan.state_dir, "--state-dir"))
+        except OSError as error:
+            raise StartFailed("mediator", Crashed(error)) from error
+        await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
+        async with open_system(mediator_spec(plan, holder), stuck_seconds=plan.stuck_seconds) as system:
+            holder.append(system)
+            yield system
