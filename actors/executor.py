@@ -72,6 +72,7 @@ _log = logging.getLogger("vgpu.executor")
 
 SESSION_DEAD = 3
 CUDA_ERROR_UNKNOWN = 999
+GUEST_ENDED = "guest ended"
 # How long a killed worker may take to be gone. Nobody else may have its slot before.
 GONE_SECONDS = 3.0
 # A worker that lost its guest leaves by itself; past this it is helped.
@@ -176,7 +177,7 @@ class Executor(Actor):
         if reply is None or not reply.answer(attachment):
             # The connection ended meanwhile. Kept open, the lifeline would have the worker wait for ever.
             attachment.close()
-            self._cause = "guest ended"
+            self._cause = GUEST_ENDED
             self.stop()
 
     async def _begin(self, request: SessionRequest) -> Attachment:
@@ -426,10 +427,13 @@ class Executor(Actor):
                     int(event.get("error", CUDA_ERROR_UNKNOWN)), str(event.get("call", ""))
                 )
             elif kind == "guest-gone" or event is None:
-                if event is None and not self._cause:
+                # Whoever crashes his worker and leaves at once did crash it, whichever is heard of first.
+                if event is None and (
+                    not self._cause or (self._cause == GUEST_ENDED and self._fatal_signal())
+                ):
                     self._cause = "worker ended"
                     await self._worker_died()
-                self._cause = self._cause or "guest ended"
+                self._cause = self._cause or GUEST_ENDED
                 self.stop()
                 return
 
@@ -560,7 +564,7 @@ class Executor(Actor):
 
     @handles(GuestLeft)
     def guest_left(self, message: GuestLeft) -> None:
-        self._cause = self._cause or "guest ended"
+        self._cause = self._cause or GUEST_ENDED
         self.nursery.start_soon(self._leave_soon)
 
     async def _leave_soon(self) -> None:
@@ -590,11 +594,14 @@ class Executor(Actor):
         assert self._grant is not None
         await self._record_fault(error, what, kind_of(error, self._grant.get("protocol_errors")))
 
+    def _fatal_signal(self) -> int:
+        """The signal that the worker crashed by; 0: it did not."""
+        flight = read_flight(self._link.grant_fd) if self._link is not None else None
+        return flight.fatal_signal if flight is not None else 0
+
     async def _worker_died(self) -> None:
         """Of itself or by somebody's hand: nobody here ended it, and its guest is there."""
-        assert self._link is not None
-        flight = read_flight(self._link.grant_fd)
-        number = flight.fatal_signal if flight is not None else 0
+        number = self._fatal_signal()
         kind = FaultKind.CRASH if number else FaultKind.KILLED
         what = f"the worker crashed ({signal.Signals(number).name})" if number else "the worker was ended"
         await self._record_fault(CUDA_ERROR_UNKNOWN, what, kind)

@@ -64,6 +64,15 @@ static void watch_forks(void) { pthread_atfork(before_fork, after_fork_parent, a
 
 bool nvml_is_initialized(void) { return users > 0; }
 
+static nvmlReturn_t copy_page(struct vgpu_device_page *page);
+
+/* Is this VM kept away from the GPU? Who has been let in before goes on to read. Under the lock. */
+static bool is_quarantined(void)
+{
+    struct vgpu_device_page page;
+    return copy_page(&page) == NVML_SUCCESS && page.device_state != VGPU_UNKNOWN && (page.device_state & VGPU_STATE_QUARANTINED) != 0;
+}
+
 nvmlReturn_t nvml_begin(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -77,6 +86,11 @@ nvmlReturn_t nvml_begin(void)
             nvml_detach(&source); /* of a device that was lost */
             source = found;
             lost = last_is_valid = false;
+            if (users == 0 && is_quarantined()) {
+                nvml_detach(&source);
+                last_is_valid = false;
+                status = NVML_ERROR_NO_PERMISSION;
+            }
         }
     }
     if (status == NVML_SUCCESS) users++;
