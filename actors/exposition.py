@@ -3,8 +3,8 @@
 
 Sums per VM count every session once, living or ended, never fall while telemetry lives, and are there from the VM's
 registration on. Series per session exist only while the session does, so their number is bounded by what runs. A part that could not
-be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls come
-from the guests themselves and are as true as the guest is.
+be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls, and where
+a program's threads spend their time (``GUEST_COUNTERS``), come from the guests themselves and are as true as the guest is.
 """
 
 from __future__ import annotations
@@ -60,11 +60,36 @@ COUNTERS: tuple[tuple[str, str, float, str], ...] = (
         NANOSECOND,
         "Time without a call while the device was still at work.",
     ),
+    (
+        "answered_seconds",
+        "answered_ns",
+        NANOSECOND,
+        "Part of that (replay) for calls whose caller waits for the answer.",
+    ),
     ("fences", "fences_done", 1, "Fences passed."),
     ("replies", "reply_records", 1, "Calls whose caller waited for the answer."),
     ("doorbells", "doorbells", 1, "Times the worker had to be woken."),
     ("replay_errors", "replay_errors", 1, "Calls that the driver refused."),
     ("protocol_errors", "protocol_errors", 1, "Records that were not well formed."),
+)
+
+# The same of what guests say (guest_times.py), in nanoseconds: hearsay, and labelled so.
+GUEST_COUNTERS: tuple[tuple[str, str, str], ...] = (
+    ("guest_encode_seconds", "encode_ns", "As the guest says: time its library took to write calls."),
+    ("guest_copy_seconds", "copy_ns", "As the guest says: time it copied to and from shared memory."),
+    ("sync_seconds", "sync_ns", "As the guest says: time its threads waited for the device."),
+    ("answer_wait_seconds", "answer_wait_ns", "As the guest says: time its threads waited for answers."),
+    ("room_wait_seconds", "room_wait_ns", "As the guest says: time its threads waited for room in the ring."),
+    (
+        "ring_wait_seconds",
+        "ring_wait_ns",
+        "As the guest says: time its threads waited for answers and room, less replay and being held back.",
+    ),
+    (
+        "guest_held_seconds",
+        "held_ns",
+        "As the guest says: part of these waits in which it had no lease or was held back by a limit.",
+    ),
 )
 
 # Name without prefix, field of a sample, factor, help. What the card does not say has no series.
@@ -219,6 +244,15 @@ def _vms(survey: SessionSurvey, registered: Iterable[str]) -> Iterator[Metric]:
             total = sum(s.grant[field] for s in by_vm[vm]) + (before.grant.get(field, 0) if before else 0)
             family.add_metric((clean(vm),), total * factor)
         yield family
+    for name, field, text in GUEST_COUNTERS:
+        family = CounterMetricFamily(f"vgpu_vm_{name}", f"{text} All sessions of the VM.", labels=("vm",))
+        for vm in vms:
+            before = survey.ended.get(vm)
+            total = sum(s.guest.get(field, 0) for s in by_vm[vm])
+            family.add_metric(
+                (clean(vm),), (total + (before.guest.get(field, 0) if before else 0)) * NANOSECOND
+            )
+        yield family
 
 
 def _sessions(living: tuple[SessionSample, ...]) -> Iterator[Metric]:
@@ -234,6 +268,11 @@ def _sessions(living: tuple[SessionSample, ...]) -> Iterator[Metric]:
         counter = CounterMetricFamily(f"vgpu_session_{name}", text, labels=names)
         for sample, words in zip(living, labels, strict=True):
             counter.add_metric(words, sample.grant[field] * factor)
+        yield counter
+    for name, field, text in GUEST_COUNTERS:
+        counter = CounterMetricFamily(f"vgpu_session_{name}", text, labels=names)
+        for sample, words in zip(living, labels, strict=True):
+            counter.add_metric(words, sample.guest.get(field, 0) * NANOSECOND)
         yield counter
     refused = CounterMetricFamily(
         "vgpu_session_refused_calls", "Calls refused in the guest, as it says.", labels=names

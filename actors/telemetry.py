@@ -27,6 +27,7 @@ from vgpu.gpu.schedule import SessionId
 
 from . import Actor, ActorError, ActorGone, AskTimeout, ExitReason, Ref, Reply, WhichChildren, handles
 from .gpu_time import INTEREST_SECONDS, LOOK_SECONDS, GpuTimes, MeasureGpuTime, gpu_of
+from .guest_times import GUEST_COUNTS, GUEST_TIMES
 from .messages import (
     AttachDevice,
     DescribeGpu,
@@ -81,6 +82,7 @@ CUMULATIVE = (
     "replay_ns",
     "lease_wait_ns",
     "gpu_wait_ns",
+    "answered_ns",
     "fences_issued",
     "fences_done",
 )
@@ -93,12 +95,15 @@ class _Totals:
     sessions: int = 0
     grant: Counter[str] = attrs.Factory(Counter)
     refused: Counter[str] = attrs.Factory(Counter)
+    guest: Counter[str] = attrs.Factory(Counter)
 
     def add(self, sample: SessionSample) -> None:
         self.sessions += 1
         for name in CUMULATIVE:
             self.grant[name] += sample.grant.get(name, 0)
         self.refused.update(sample.refused)
+        for name in (*GUEST_TIMES, *GUEST_COUNTS):
+            self.guest[name] += sample.guest.get(name, 0)
 
 
 @attrs.define(eq=False)
@@ -148,7 +153,7 @@ class Telemetry(Actor):
         await self._look()
         living = tuple(self._last[session] for session in sorted(self._living) if session in self._last)
         ended = {
-            vm: EndedTotals(t.sessions, dict(t.grant), dict(t.refused))
+            vm: EndedTotals(t.sessions, dict(t.grant), dict(t.refused), dict(t.guest))
             for vm, t in sorted(self._totals.items())
         }
         return SessionSurvey(living, ended)

@@ -73,6 +73,7 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "oldest_mark_ns": (328, "Q"),
     "last_mark_ns": (336, "Q"),
     "looked_ns": (344, "Q"),
+    "answered_ns": (352, "Q"),
 }
 
 # The device page: numbers, then byte strings as (offset, bytes).
@@ -194,6 +195,22 @@ SESSION_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "reply_calls": (4632, "Q"),
     "refused_calls": (4640, "Q"),
 }
+# Of the session page as well: struct vgpu_guest_times. Raw words of a guest; actors/guest_times.py makes sense of them.
+GUEST_TIMES_OFFSET = 8768
+GUEST_TIME_FIELDS: Final[dict[str, tuple[int, str]]] = {
+    "ticks_per_second": (8768, "Q"),
+    "encode_ticks": (8776, "Q"),
+    "encode_samples": (8784, "Q"),
+    "copy_ticks": (8792, "Q"),
+    "sync_ticks": (8800, "Q"),
+    "sync_waits": (8808, "Q"),
+    "answer_ticks": (8816, "Q"),
+    "answer_waits": (8824, "Q"),
+    "room_ticks": (8832, "Q"),
+    "room_waits": (8840, "Q"),
+    "held_sync_ticks": (8848, "Q"),
+    "held_ring_ticks": (8856, "Q"),
+}
 REFUSED_OFFSET = 4648
 REFUSED_NAMES = 1024
 
@@ -297,6 +314,11 @@ class SessionPage(Page):
         super().__init__(
             segment_fd, SESSION_PAGE_SIZE, SESSION_FIELDS, offset=segment_offset + DEVICE_PAGE_SIZE
         )
+
+    def times(self) -> dict[str, int]:
+        """What the guest says of its threads' time, each word read once and not believed."""
+        view = self._views["Q"]
+        return {name: int(view[offset // 8]) for name, (offset, _) in GUEST_TIME_FIELDS.items()}
 
     def refused(self) -> dict[int, int]:
         """Calls the guest says it refused, by call id; for metrics only."""

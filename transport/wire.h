@@ -180,6 +180,23 @@ enum vgpu_callback_state { VGPU_CALLBACK_FREE = 0, VGPU_CALLBACK_POSTED = 1, VGP
 
 #define VGPU_REFUSED_NAMES 1024
 
+/* Where the time of the program's threads goes, as the guest library measures it (docs/tracing.md): in ticks of the guest's
+ * time-stamp counter, summed over threads. For people to look at, never trusted. */
+struct vgpu_guest_times {
+    uint64_t ticks_per_second __attribute__((aligned(64))); /* 0: not known yet */
+    uint64_t encode_ticks;    /* building records and putting them into the ring; scaled up from a sample */
+    uint64_t encode_samples;  /* calls that were measured for it */
+    uint64_t copy_ticks;      /* copying between ordinary memory and the arena */
+    uint64_t sync_ticks;      /* waiting for the device: fences */
+    uint64_t sync_waits;
+    uint64_t answer_ticks;    /* waiting for the worker's answers */
+    uint64_t answer_waits;
+    uint64_t room_ticks;      /* waiting for room in the ring, or for a completion slot */
+    uint64_t room_waits;
+    uint64_t held_sync_ticks; /* of sync_ticks: the host was BUSY */
+    uint64_t held_ring_ticks; /* of answer_ticks and room_ticks: the same */
+};
+
 struct vgpu_session_page {
     /* Immutable after the session is ready; written by the host. Offsets are from the segment's start. */
     uint64_t magic;
@@ -219,6 +236,7 @@ struct vgpu_session_page {
     uint64_t local_calls __attribute__((aligned(64)));
     uint64_t async_calls, fence_calls, reply_calls, refused_calls;
     uint32_t refused[VGPU_REFUSED_NAMES]; /* by index into the generated name table */
+    struct vgpu_guest_times times;        /* guest-written as well */
 };
 #define VGPU_SESSION_PAGE_SIZE 32768u
 _Static_assert(sizeof(struct vgpu_session_page) <= VGPU_SESSION_PAGE_SIZE, "session page");
@@ -270,6 +288,7 @@ struct vgpu_grant_page {
     uint64_t oldest_mark_ns; /* of the streams with work: the longest without a mark has been so since then; 0: none has work */
     uint64_t last_mark_ns;   /* when a mark was last seen, of whichever stream */
     uint64_t looked_ns;      /* stored last */
+    uint64_t answered_ns;    /* of replay_ns: records whose caller waits for the answer */
 };
 #define VGPU_GRANT_PAGE_SIZE 4096u
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");

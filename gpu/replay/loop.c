@@ -254,14 +254,14 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     uint8_t reply[VGPU_SLOT_PAYLOAD_LIMIT] __attribute__((aligned(16)));
     struct vgpu_result result = {0};
     CUresult status;
-    uint64_t began = UNLIKELY(replay_tracing(replay) != NULL) ? replay_now_ns() : 0;
+    uint64_t began = UNLIKELY(replay_tracing(replay) != NULL) ? replay_now_ns() : 0, taken_ns = 0;
     if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
     } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
         struct vgpu_flight *flight = loop->private->flight;
         grant->current_call = call->call;
         if ((call->flags & VGPU_CALL_REPLY) != 0)
-            grant->current_since_ns = replay_now_ns();
+            grant->current_since_ns = taken_ns = replay_now_ns();
         replay_flight_begin(flight, call, grant->current_since_ns);
         status = replay_entries[call->call].handler(replay, call, payload, &result, reply);
         replay_flight_end(flight, status);
@@ -295,6 +295,8 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     if ((call->flags & VGPU_CALL_REPLY) != 0) {
         result.status = (uint16_t)status;
         answer(replay, call, &result, reply);
+        if (LIKELY(taken_ns != 0))
+            grant->answered_ns += replay_now_ns() - taken_ns;
     }
 }
 

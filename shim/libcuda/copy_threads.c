@@ -100,7 +100,7 @@ static void start(void)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
-void memory_copy_bytes(void *destination, const void *source, size_t size)
+static void copy_bytes(void *destination, const void *source, size_t size)
 {
     if (size < WORTH_SHARING || pthread_mutex_trylock(&pool.owner) != 0) {
         move(destination, source, size);
@@ -129,4 +129,11 @@ void memory_copy_bytes(void *destination, const void *source, size_t size)
         }
     }
     pthread_mutex_unlock(&pool.owner);
+}
+
+void memory_copy_bytes(void *destination, const void *source, size_t size)
+{
+    uint64_t began = shim_copy_begins();
+    copy_bytes(destination, source, size);
+    shim_copy_ends(began);
 }

@@ -56,10 +56,13 @@ void shim_look_for_device(void);     /* for a thread that has waited long: asks,
 
 /* ---- waiting (wait.c) ---- */
 
-/* A waiter's state; zero-initialise, call shim_wait_step until the condition holds or the step returns an error. */
+/* A waiter's state; zero-initialise, call shim_wait_step until the condition holds or the step returns an error, and in the
+ * first case shim_wait_end. */
 struct shim_waiter {
     uint64_t began_ns, sleep_ns;
+    uint64_t marked; /* ticks up to which this wait has been counted, 0: not begun */
     uint32_t rounds, sleeps, phase;
+    bool held; /* the host was BUSY at the last look */
 };
 enum shim_wait_for {
     SHIM_WAIT_RESULT, /* the worker answers even after a fault; only the end of the session ends the wait */
@@ -69,6 +72,8 @@ enum shim_wait_for {
 /* One turn of waiting: a pause, a yield or a bounded sleep. `unchanged(argument)` is asked once more after this thread
  * has announced itself as a sleeper. CUDA_SUCCESS: look again. Otherwise the session's error: it will not come. */
 CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument);
+/* The wait is over: counts its time. Costs a comparison where nobody had to wait. */
+static inline void shim_wait_end(struct shim_waiter *waiter, enum shim_wait_for what);
 CUresult shim_session_error(void); /* sticky or terminal error of the session, CUDA_SUCCESS while it lives */
 void shim_wait_asleep(bool wanted); /* CU_CTX_SCHED_BLOCKING_SYNC: do not spin for long, however many processors there are */
 void shim_wait_configure(void);    /* reads the number of CPUs; at attach and after fork */
@@ -109,6 +114,7 @@ struct shim_thread_block {
     uint32_t fence;            /* a free fence word this thread keeps, 0 none */
     uint32_t slot_hint;
     bool ending;               /* the thread is going: no new stream for it */
+    uint64_t encode_began;     /* ticks when the call that is being measured was entered; 0: none is */
     struct shim_other_stream *others; /* per-thread streams in contexts other than state.per_thread_context */
 };
 extern __thread struct shim_thread_block *shim_self __attribute__((tls_model("initial-exec")));
@@ -120,13 +126,31 @@ static inline struct shim_thread_block *shim_block(void)
 }
 void shim_thread_fork_child(void);
 
+/* ---- where the time goes (times.c) ---- */
+
+/* Ticks of the time-stamp counter, which a guest reads without leaving its VM; nanoseconds where it may not be read. */
+extern bool shim_no_counter;
+static inline uint64_t shim_ticks(void) { return SHIM_UNLIKELY(shim_no_counter) ? shim_now_ns() : __builtin_ia32_rdtsc(); }
+void shim_times_attach(void);
+void shim_times_measure(struct shim_thread_block *block); /* the thread's next call is measured */
+void shim_times_encoded(struct shim_thread_block *block, uint32_t sequence); /* its record is in the ring */
+void shim_times_waited(struct shim_waiter *waiter, enum shim_wait_for what, bool held); /* counts up to now */
+static inline void shim_wait_end(struct shim_waiter *waiter, enum shim_wait_for what)
+{
+    if (SHIM_UNLIKELY(waiter->marked != 0)) shim_times_waited(waiter, what, waiter->held);
+}
+
 /* ---- counters ---- */
 
 /* As the end of the session page: that itself, or in a VM private memory of which the page gets copies. */
 struct shim_counters {
     uint64_t local_calls, async_calls, fence_calls, reply_calls, refused_calls;
     uint32_t refused[VGPU_REFUSED_NAMES];
+    struct vgpu_guest_times times;
 };
+_Static_assert(offsetof(struct vgpu_session_page, times) - offsetof(struct vgpu_session_page, local_calls) ==
+                   offsetof(struct shim_counters, times),
+               "counters are laid out as in the session page");
 _Static_assert(offsetof(struct vgpu_session_page, refused) - offsetof(struct vgpu_session_page, local_calls) ==
                    offsetof(struct shim_counters, refused),
                "counters are laid out as in the session page");

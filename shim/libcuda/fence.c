@@ -80,6 +80,7 @@ CUresult shim_fence_wait(const struct shim_fence *fence)
         CUresult status = shim_wait_step(&waiter, SHIM_WAIT_FENCE, not_done, fence);
         if (status != CUDA_SUCCESS) return status;
     }
+    shim_wait_end(&waiter, SHIM_WAIT_FENCE);
     return CUDA_SUCCESS;
 }
 

@@ -4,7 +4,7 @@
  *
  * The worker's driver calls a function of the worker, which posts an entry in the session page and waits. One thread of
  * ours, started with the first host function of the process, runs the entries and says when each is done; the stream
- * goes on then. Inside a function CUDA calls are refused (shim_thread's in_callback), as CUDA does.
+ * goes on then. Inside a function CUDA calls are refused (SHIM_IN_CALLBACK), as CUDA does.
  *
  * Waking is by futex where both sides run on one kernel; a time-out makes up for a wake that is lost. In a VM the thread looks
  * again and again, but only while something can come: a function was launched and has not run, or a graph with one was
@@ -95,7 +95,7 @@ static void run_entry(struct vgpu_callback *entry)
     /* SAFETY: acquire pairs with the worker's release store of POSTED: the entry is filled in. */
     if (!__atomic_compare_exchange_n(&entry->state, &posted, VGPU_CALLBACK_RUNNING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
     struct shim_thread *thread = shim_thread();
-    thread->in_callback = true;
+    thread->attention |= SHIM_IN_CALLBACK;
     if (entry->kind == 0) {
         const CUhostFn function = (CUhostFn)(uintptr_t)entry->function;
         function((void *)(uintptr_t)entry->user);
@@ -103,7 +103,7 @@ static void run_entry(struct vgpu_callback *entry)
         const CUstreamCallback function = (CUstreamCallback)(uintptr_t)entry->function;
         function(CODE_HANDLE(CUstream, entry->stream), (CUresult)entry->status, (void *)(uintptr_t)entry->user);
     }
-    thread->in_callback = false;
+    thread->attention &= (uint8_t)~SHIM_IN_CALLBACK;
     /* What the function has put into pinned memory comes before the word that says it has run. */
     if (shim.combining) __builtin_ia32_sfence();
     __atomic_store_n(&entry->state, VGPU_CALLBACK_DONE, __ATOMIC_RELEASE);

@@ -35,7 +35,10 @@ CUresult shim_enter(void)
 {
     CUresult status = shim_enter_local();
     if (SHIM_UNLIKELY(status != CUDA_SUCCESS)) return status;
-    if (SHIM_UNLIKELY(shim_self != NULL && shim_self->state.in_callback)) return CUDA_ERROR_NOT_PERMITTED;
+    if (SHIM_UNLIKELY(shim_self != NULL && shim_self->state.attention != 0)) {
+        if ((shim_self->state.attention & SHIM_IN_CALLBACK) != 0) return CUDA_ERROR_NOT_PERMITTED;
+        shim_self->encode_began = shim_ticks();
+    }
     return shim_session_error();
 }
 
@@ -122,6 +125,7 @@ CUresult shim_initialise(void)
             shim_session_detach();
             break;
         }
+        shim_times_attach();
         shim_ring_attach();
         shim_fence_attach();
         shim_primary_attach();

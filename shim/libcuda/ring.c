@@ -6,6 +6,9 @@
  * there. When the ring is full the lock is given back, the thread waits outside and tries again: nothing is lost, and
  * nothing is told to the application.
  *
+ * One call in a thousand or so is measured (times.c). That there is a next one to measure is found by the very comparison that
+ * asks whether the ring has room: `limit` is the nearer of the two, so the others pay nothing.
+ *
  * The ring carries a current context: a record submitted by a thread whose context differs is preceded, under the same
  * lock, by a wireSetContext. So threads in different contexts cannot get into each other's.
  */
@@ -16,12 +19,18 @@
 _Static_assert(sizeof(struct vgpu_call) % VGPU_RECORD_ALIGNMENT == 0, "a header keeps the ring's alignment");
 _Static_assert(VGPU_CALL_wireContextDestroy - VGPU_CALL_wirePrimaryRetain == 3, "the records that change contexts stand together");
 _Static_assert(VGPU_CALL_wireFenceEvent - VGPU_CALL_wireFence == 2, "the records that fence stand together");
+/* Bytes of the ring between two calls that are measured, half to one and a half times; fewer at first, for short programs. */
+#define MEASURE_STRIDE 131072u
+#define FIRST_MEASURE_STRIDE 1024u
 #define SLOT_WORDS (VGPU_DEFAULT_SLOT_COUNT / 64)
 
 static struct {
     struct shim_lock lock;
     /* Below: guarded by the lock. */
     uint64_t tail, seen_head, size;
+    uint64_t limit;       /* how far `tail` may go before has_room_beyond() has to look */
+    uint64_t measure_at;  /* who goes past this has his next call measured */
+    uint64_t measure_stride;
     uint64_t context; /* of the last record, 0 unknown */
     uint32_t sequence;
     /* Completion slots: a set bit is a free slot. */
@@ -39,6 +48,9 @@ void shim_ring_attach(void)
 {
     ring.tail = ring.seen_head = 0;
     ring.size = shim.ring_mask + 1;
+    ring.limit = 0;
+    ring.measure_at = 0;
+    ring.measure_stride = FIRST_MEASURE_STRIDE;
     ring.context = 0;
     ring.sequence = 0;
     for (unsigned word = 0; word < SLOT_WORDS; word++) {
@@ -81,13 +93,28 @@ static uint64_t gap_before(uint64_t position, uint64_t size)
 }
 
 /* Lock held. */
+__attribute__((noinline, cold)) static bool has_room_beyond(uint64_t size)
+{
+    if (ring.tail + size > ring.measure_at) {
+        shim_times_measure(shim_block());
+        uint64_t stride = ring.measure_stride;
+        ring.measure_at = ring.tail + size + stride / 2 + (ring.tail * 0x9e3779b97f4a7c15ull >> 40) % stride;
+        if (stride < MEASURE_STRIDE) ring.measure_stride = stride * 2;
+    }
+    if (ring.size - (ring.tail - ring.seen_head) < size) {
+        /* SAFETY: acquire pairs with the worker's release store of `head`: it is done reading what lies before it. */
+        uint64_t head = __atomic_load_n(&shim.page->head, __ATOMIC_ACQUIRE);
+        if (head <= ring.tail && head >= ring.seen_head) ring.seen_head = head;
+    }
+    uint64_t end = ring.seen_head + ring.size;
+    ring.limit = end < ring.measure_at ? end : ring.measure_at;
+    return ring.tail + size <= end;
+}
+
+/* Lock held. */
 static bool has_room(uint64_t size)
 {
-    if (ring.size - (ring.tail - ring.seen_head) >= size) return true;
-    /* SAFETY: acquire pairs with the worker's release store of `head`: it is done reading what lies before it. */
-    uint64_t head = __atomic_load_n(&shim.page->head, __ATOMIC_ACQUIRE);
-    if (head <= ring.tail && head >= ring.seen_head) ring.seen_head = head;
-    return ring.size - (ring.tail - ring.seen_head) >= size;
+    return SHIM_LIKELY(ring.tail + size <= ring.limit) || has_room_beyond(size);
 }
 
 /* Room has been made sure of. Lock held. */
@@ -169,7 +196,8 @@ static CUresult submit(const struct record *record, uint32_t *sequence)
     if (SHIM_UNLIKELY((uint64_t)record->a_length + record->b_length > VGPU_INLINE_LIMIT)) return CUDA_ERROR_INVALID_VALUE;
     uint64_t context = context_for_record();
     struct shim_thread_block *block = shim_block();
-    struct shim_waiter waiter = {0};
+    struct shim_waiter waiter; /* zeroed by who has to wait: it would be a tenth of what a launch stores */
+    bool waited = false;
     uint64_t needed;
     for (;;) {
         shim_lock_take(&ring.lock);
@@ -190,10 +218,23 @@ static CUresult submit(const struct record *record, uint32_t *sequence)
         shim_lock_give(&ring.lock);
         if (SHIM_LIKELY(done)) {
             shim_ring_doorbell();
+            if (SHIM_UNLIKELY(block->encode_began != 0)) {
+                if (waited)
+                    shim_wait_end(&waiter, SHIM_WAIT_SPACE);
+                else
+                    shim_times_encoded(block, *sequence);
+                block->encode_began = 0;
+            }
             return CUDA_SUCCESS;
         }
+        if (!waited) waiter = (struct shim_waiter){0};
+        waited = true;
         CUresult status = shim_wait_step(&waiter, SHIM_WAIT_SPACE, no_room, &needed);
-        if (status != CUDA_SUCCESS) return status;
+        block->encode_began = 1; /* nothing to measure any more, but there is something to do at the end */
+        if (status != CUDA_SUCCESS) {
+            block->encode_began = 0;
+            return status;
+        }
     }
 }
 
@@ -215,6 +256,9 @@ static void copy_counters(void)
     page->async_calls = counters->async_calls;
     page->fence_calls = counters->fence_calls;
     page->reply_calls = counters->reply_calls;
+    const uint64_t *measured = (const uint64_t *)&counters->times;
+    for (unsigned word = 0; word < sizeof page->times / sizeof *measured; word++)
+        __atomic_store_n((uint64_t *)&page->times + word, __atomic_load_n(&measured[word], __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     uint64_t refused = __atomic_load_n(&counters->refused_calls, __ATOMIC_RELAXED);
     if (page->refused_calls == refused) return;
     for (unsigned call = 0; call < VGPU_REFUSED_NAMES; call++) {
@@ -282,6 +326,7 @@ static CUresult take_slot(struct shim_thread_block *block, uint16_t *slot)
                 if (atomic_compare_exchange_weak_explicit(&ring.free_slots[word], &bits, bits & ~mine, memory_order_acquire, memory_order_relaxed)) {
                     *slot = (uint16_t)(word * 64 + (unsigned)__builtin_ctzll(mine));
                     block->slot_hint = *slot;
+                    shim_wait_end(&waiter, SHIM_WAIT_SPACE);
                     return CUDA_SUCCESS;
                 }
             }
@@ -324,6 +369,7 @@ CUresult shim_reply(unsigned call, const uint64_t argument[8], const void *paylo
         status = shim_wait_step(&waiter, SHIM_WAIT_RESULT, not_answered, &expected);
         if (SHIM_UNLIKELY(status != CUDA_SUCCESS)) return status; /* the slot stays taken: a late answer may still land in it */
     }
+    shim_wait_end(&waiter, SHIM_WAIT_RESULT);
     const struct vgpu_slot *answer = expected.slot;
     status = (CUresult)answer->result.status;
     uint32_t sent = answer->result.payload_length;

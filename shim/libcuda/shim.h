@@ -86,6 +86,8 @@ CUresult shim_take_deferred(CUresult status);
 /* ---- per-thread state (thread.c) ---- */
 
 #define SHIM_CONTEXT_DEPTH 64
+#define SHIM_IN_CALLBACK 1u /* the thread runs a host function: shim_enter answers CUDA_ERROR_NOT_PERMITTED */
+#define SHIM_MEASURED 2u    /* its next call is measured (times.c) */
 struct shim_thread {
     uint64_t context[SHIM_CONTEXT_DEPTH]; /* handles; [depth-1] is current */
     unsigned depth;
@@ -93,7 +95,7 @@ struct shim_thread {
     uint64_t per_thread_stream;  /* real stream behind CU_STREAM_PER_THREAD, made on first use */
     uint64_t per_thread_context; /* the context it belongs to */
     unsigned capture_mode;       /* cuThreadExchangeStreamCaptureMode */
-    bool in_callback;            /* runs a host function: shim_enter answers CUDA_ERROR_NOT_PERMITTED */
+    uint8_t attention;           /* SHIM_IN_CALLBACK, SHIM_MEASURED: what shim_enter has to see to */
 };
 struct shim_thread *shim_thread(void);
 static inline void shim_restore_default(bool *saved) { shim_thread()->default_is_per_thread = *saved; }
@@ -156,6 +158,10 @@ CUresult shim_capture_forbid_all(void);
 void shim_capture_stream_gone(uint64_t stream_id); /* cuStreamDestroy */
 /* cuDevicePrimaryCtxReset, cuCtxDestroy: drop everything that belonged to the context (subjects register hooks). */
 void shim_on_context_end(void (*hook)(uint64_t context));
+
+/* Around the copying of payload between the program's memory and the arena; times.c counts how long it took. */
+uint64_t shim_copy_begins(void);
+void shim_copy_ends(uint64_t began);
 
 extern const char *const shim_call_names[VGPU_CALL_COUNT];
 

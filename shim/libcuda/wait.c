@@ -119,6 +119,15 @@ static uint64_t jittered(uint64_t ns)
     return ns / 2 + (uint64_t)(((unsigned __int128)ns * seed) >> 32);
 }
 
+/* Counts the wait up to now, as one that the host imposes (BUSY) if it did at the look before. Long waits show while they
+ * last, and what a look sees holds until the next one. */
+static void count_wait(struct shim_waiter *waiter, enum shim_wait_for what)
+{
+    uint32_t busy = __atomic_load_n(&shim.page->busy, __ATOMIC_RELAXED);
+    shim_times_waited(waiter, what, waiter->held);
+    waiter->held = busy != 0 && busy != NOBODY;
+}
+
 static void sleep_in_vm(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument)
 {
     const struct vgpu_session_page *page = shim.page;
@@ -134,7 +143,9 @@ static void sleep_in_vm(struct shim_waiter *waiter, enum shim_wait_for what, boo
     shim_ring_doorbell();
     uint64_t nap_ns = jittered(step < limit ? step : limit);
     struct timespec nap = {.tv_nsec = (long)nap_ns};
+    count_wait(waiter, what);
     if (unchanged(argument) && !is_over()) nanosleep(&nap, NULL);
+    count_wait(waiter, what);
     if (waited > LONG_WAIT_NS) shim_look_for_device();
 }
 
@@ -157,21 +168,25 @@ static void sleep_a_step(struct shim_waiter *waiter, enum shim_wait_for what, bo
     struct timespec nap = {.tv_sec = (time_t)(nap_ns / 1000000000ull), .tv_nsec = (long)(nap_ns % 1000000000ull)};
     /* SAFETY: the increment (a full barrier) and then the last look pair with the worker, which stores its answer and then,
      * after a full barrier, reads guest_waiters. */
+    count_wait(waiter, what);
     __atomic_fetch_add(&page->guest_waiters, 1, __ATOMIC_SEQ_CST);
     uint32_t seen = __atomic_load_n(&page->wake, __ATOMIC_SEQ_CST);
     if (unchanged(argument) && !is_over()) syscall(SYS_futex, &page->wake, FUTEX_WAIT, seen, &nap, NULL, 0);
     __atomic_fetch_sub(&page->guest_waiters, 1, __ATOMIC_SEQ_CST);
+    count_wait(waiter, what);
     waiter->sleep_ns = step * 2 < limit ? step * 2 : limit;
     if (++waiter->sleeps >= 3 && unchanged(argument) && !is_over() && lifeline_has_ended()) conclude_hangup();
 }
 
 CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, bool (*unchanged)(const void *), const void *argument)
 {
+    if (SHIM_UNLIKELY(waiter->marked == 0)) shim_times_waited(waiter, what, false);
     if (waiter->phase == PHASE_SPIN) {
         __builtin_ia32_pause();
         if (SHIM_LIKELY(++waiter->rounds % LOOK_EVERY_ROUNDS != 0)) return CUDA_SUCCESS;
         uint64_t now = shim_now_ns();
         shim_look_at_page();
+        if ((__atomic_load_n(&shim.page->busy, __ATOMIC_RELAXED) != 0) != waiter->held) count_wait(waiter, what);
         if (waiter->began_ns == 0) waiter->began_ns = now;
         uint64_t limit = atomic_load_explicit(&asleep, memory_order_relaxed) ? SPIN_NS_FEW_PROCESSORS : spin_ns;
         if (now - waiter->began_ns >= limit) {
@@ -190,6 +205,7 @@ CUresult shim_wait_step(struct shim_waiter *waiter, enum shim_wait_for what, boo
         shim_look_at_page();
         /* The answer may have come just before the end. */
         CUresult error = unchanged(argument) ? shim_session_error() : CUDA_SUCCESS;
+        if (error != CUDA_SUCCESS) shim_wait_end(waiter, what);
         if (atomic_load_explicit(&shim_phase, memory_order_relaxed) == SHIM_TORN_DOWN && error != CUDA_SUCCESS) return CUDA_ERROR_DEINITIALIZED;
         return error;
     }

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from vgpu.transport import account, layout
 from vgpu.transport.attach import HELLO_SIZE, WELCOME_SIZE, Hello, Status, Welcome
 from vgpu.transport.errors import LocalProtocolError, RemoteProtocolError
+from vgpu.transport.names import BadName, is_name
 from vgpu.transport.wire import CallHeader, Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,7 @@ def test_layout_agrees_with_c(c_view: list[str]) -> None:
             _, page, name, offset = line.split()
             offsets[page][name] = int(offset)
     assert offsets["session"].pop("refused") == layout.REFUSED_OFFSET
+    assert offsets["session"].pop("times") == layout.GUEST_TIMES_OFFSET
     assert {k: v[0] for k, v in layout.GRANT_FIELDS.items()} == offsets["grant"]
     assert offsets["session"].items() <= {k: v[0] for k, v in layout.SESSION_FIELDS.items()}.items()
     assert offsets["account"] == account.OFFSETS
@@ -87,6 +89,11 @@ STRUCTURES: dict[str, dict[str, tuple[int, int]]] = {
     name: {k: (offset, 8 if kind in "qQ" else 4) for k, (offset, kind) in fields.items()} | texts
     for name, fields, texts in (
         ("vgpu_session_page", layout.SESSION_FIELDS, {}),
+        (
+            "vgpu_guest_times",
+            {k: (at - layout.GUEST_TIMES_OFFSET, kind) for k, (at, kind) in layout.GUEST_TIME_FIELDS.items()},
+            {},
+        ),
         ("vgpu_grant_page", layout.GRANT_FIELDS, {}),
         ("vgpu_device_page", layout.DEVICE_FIELDS, layout.DEVICE_TEXTS),
         ("vgpu_directory", layout.DIRECTORY_FIELDS, {"slot": (128, 127 * 128)}),
@@ -157,12 +164,31 @@ def test_hello_of_the_wrong_size_is_refused(cut: int) -> None:
 def test_hello_with_bad_contents_is_refused() -> None:
     raw = bytearray(Hello(1, 2).encode())
     raw[24] = 0xFF
-    with pytest.raises(RemoteProtocolError, match="UTF-8"):
+    with pytest.raises(BadName, match="vm name"):
         Hello.decode(bytes(raw))
     with pytest.raises(RemoteProtocolError, match="begins with"):
         Hello.decode(bytes(HELLO_SIZE))
     with pytest.raises(LocalProtocolError, match="vm name"):
         Hello(1, 2, vm="x" * 64).encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["-vm", ".vm", "a b", "../x", "a/b", "x" * 64, "\xff", "gr\xf6\xdfe", "\x1b[31m", "a\n", "\u0663"],
+)
+def test_a_hello_of_a_vm_that_none_can_be_is_refused(name: str) -> None:
+    raw = bytearray(Hello(1, 2).encode())
+    said = name.encode() if not name.startswith("\xff") else b"\xff"
+    raw[24 : 24 + len(said)] = said
+    with pytest.raises(BadName, match="expected 1 to 63 of letters") as found:
+        Hello.decode(bytes(raw))
+    assert str(found.value).isprintable()
+
+
+def test_names_as_long_as_can_be_fit() -> None:
+    for name in ("x" * 63, "local-1000", "_", "0", "a.b-c_D"):
+        assert is_name(name)
+        assert Hello.decode(Hello(1, 2, vm=name).encode()).vm == name
 
 
 def test_grant_page_publishes_an_epoch() -> None:

@@ -45,10 +45,10 @@ int main(void)
     GRANT(bytes_from_device); GRANT(gpu_ns); GRANT(fences_issued); GRANT(fences_done); GRANT(oldest_fence_ns);
     GRANT(memory_used_bytes); GRANT(memory_peak_bytes); GRANT(last_error); GRANT(worker_pid); GRANT(held_ns);
     GRANT(ended_token); GRANT(replay_ns); GRANT(lease_wait_ns); GRANT(gpu_wait_ns);
-    GRANT(oldest_mark_ns); GRANT(last_mark_ns); GRANT(looked_ns);
+    GRANT(oldest_mark_ns); GRANT(last_mark_ns); GRANT(looked_ns); GRANT(answered_ns);
     SESSION(magic); SESSION(session_id); SESSION(tail); SESSION(head); SESSION(state); SESSION(sticky_error);
     SESSION(deferred_error); SESSION(busy); SESSION(wake); SESSION(device_lost); SESSION(local_calls);
-    SESSION(async_calls); SESSION(fence_calls); SESSION(reply_calls); SESSION(refused_calls); SESSION(refused);
+    SESSION(async_calls); SESSION(fence_calls); SESSION(reply_calls); SESSION(refused_calls); SESSION(refused); SESSION(times);
     ACCOUNT(magic); ACCOUNT(limit); ACCOUNT(is_limited); ACCOUNT(entry_top); ACCOUNT(calls_per_second);
     ACCOUNT(bytes_per_second); ACCOUNT(queue_depth); ACCOUNT(calls_ns); ACCOUNT(bytes_ns); ACCOUNT(entry);
     ENTRY(session_id); ENTRY(used); ENTRY(asking); ENTRY(refused); ENTRY(queued); ENTRY(worker_pid); ENTRY(held_back);
