@@ -335,7 +335,12 @@ def _set_weight(client: AdminClient, options: argparse.Namespace) -> Any:
 
 def _priority_options(parser: argparse.ArgumentParser) -> None:
     vm_name(parser)
-    parser.add_argument("--priority", choices=("high", "medium", "low"), required=True)
+    parser.add_argument(
+        "--priority",
+        choices=("high", "medium", "low"),
+        required=True,
+        help="high goes ahead of medium and low",
+    )
 
 
 def _set_priority(client: AdminClient, options: argparse.Namespace) -> Any:

@@ -17,8 +17,10 @@ from vgpu import __version__
 from vgpu.admin_arguments import NotDone, WrongUse
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.admin_commands import COMMANDS
+from vgpu.admin_examples import EXAMPLES as COMMAND_EXAMPLES
 from vgpu.admin_seeing import SEEING
 from vgpu.admin_tables import say
+from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
 
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.options(own)
         # Before the command or behind it: the one that is said counts.
         _add_common(own, argparse.SUPPRESS, argparse.SUPPRESS)
+        add_words(own, COMMAND_EXAMPLES[command.name])
         own.set_defaults(row=command)
     return parser
 

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vgpu import __version__
+from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.shim.guest_bundle import BundleError, write_bundle
 
@@ -27,10 +28,26 @@ EXAMPLES = """examples:
   vgpu-guest bundle -o /tmp/             then copy it into the VM, unpack it, and: sudo ./install.sh
 """
 
+ACTION_EXAMPLES = {
+    "install": (
+        "sudo vgpu-guest install --with-ollama",
+        "vgpu-guest install --user --dry-run",
+    ),
+    "check": ("vgpu-guest check",),
+    "uninstall": ("sudo vgpu-guest uninstall",),
+    "bundle": ("vgpu-guest bundle --output=/tmp/",),
+}
+
 
 def installer() -> Path:
     """The shell script of this package or checkout."""
     return Path(str(files("vgpu.shim"))).resolve() / "guest" / "install.sh"
+
+
+def _add_action(actions: Any, name: str, what: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=what, description=f"{what}.")
+    add_words(parser, ACTION_EXAMPLES[name])
+    return parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,9 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion_option(parser)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    install = actions.add_parser("install", help="put libraries, rules and service into this VM")
-    check = actions.add_parser("check", help="say what works and what does not, each with its remedy")
-    uninstall = actions.add_parser("uninstall", help="take everything out, put back what was there")
+    install = _add_action(actions, "install", "put libraries, rules and service into this VM")
+    check = _add_action(actions, "check", "say what works and what does not, each with its remedy")
+    uninstall = _add_action(actions, "uninstall", "take everything out, put back what was there")
     for action in (install, check, uninstall):
         action.add_argument(
             "--prefix", metavar="FOLDER", help="work on the system whose root this is (an image)"
@@ -69,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="beside a real driver, or without a virtual GPU"
     )
 
-    bundle = actions.add_parser("bundle", help="write what a VM needs into one archive")
+    bundle = _add_action(actions, "bundle", "write what a VM needs into one archive")
     bundle.add_argument(
         "-o",
         "--output",

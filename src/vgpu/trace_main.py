@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from vgpu import __version__
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
+from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
 from vgpu.trace_convert import convert
@@ -40,6 +41,16 @@ EXAMPLES = """examples:
   vgpu-trace tree --once --json
 Open the .json files at https://ui.perfetto.dev or with chrome://tracing.
 """
+
+COMMAND_EXAMPLES = {
+    "record": (
+        "vgpu-trace record --seconds=5 --vm=user1 --output=user1.json",
+        "vgpu-trace record --raw --output=everything.jsonl",
+    ),
+    "convert": ("vgpu-trace convert everything.jsonl everything.json",),
+    "tree": ("vgpu-trace tree", "vgpu-trace tree --once --json"),
+    "top": ("vgpu-trace top --interval=2", "vgpu-trace top --once --json"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     converter = commands.add_parser(
         "convert", help="make a raw recording into trace JSON", description="Make a raw recording into trace JSON."
     )  # fmt: skip
-    converter.add_argument("raw", type=Path, metavar="RAW")
-    converter.add_argument("out", type=Path, metavar="JSON")
+    converter.add_argument("raw", type=Path, metavar="RAW", help="what record --raw wrote")
+    converter.add_argument("out", type=Path, metavar="JSON", help="the trace to write")
     converter.set_defaults(run=_convert)
     for name, help_text, run in (
         ("tree", "the actors, live", _tree),
@@ -88,8 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
         )
         view.add_argument("--json", action="store_true", help="one line of JSON for each look, for programs")
         view.set_defaults(run=run)
-    for own in commands.choices.values():
+    for name, own in commands.choices.items():
         _add_run_dir(own, argparse.SUPPRESS)
+        add_words(own, COMMAND_EXAMPLES[name])
     return parser
 
 
