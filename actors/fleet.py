@@ -15,6 +15,7 @@ from typing import ClassVar
 import attrs
 import trio
 
+from vgpu.transport.names import is_name
 from vgpu.transport.stub.launch import vfio_socket_path
 
 from . import Actor, ActorError, Down, Refused, Reply, StartChild, TerminateChild, WhichChildren, handles
@@ -45,7 +46,6 @@ from .messages import (
     VmRecord,
 )
 from .vm_page import Description
-from .vm_settings import NAME
 
 _log = logging.getLogger("vgpu.fleet")
 
@@ -92,7 +92,7 @@ class Fleet(Actor):
             try:
                 async with self._turn:
                     for vm in await self.find(LEDGER).ask(ListVms(), wait_for_name=True):
-                        if vm.bar1_bytes and not vm.ad_hoc and NAME.fullmatch(vm.name):
+                        if vm.bar1_bytes and not vm.ad_hoc and is_name(vm.name):
                             await self._start(vm)
                 return
             except ActorError as error:

@@ -20,6 +20,7 @@ import trio
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import HELLO_SIZE, LAYOUT_VERSION, Hello, Status, Welcome
 from vgpu.transport.errors import RemoteProtocolError
+from vgpu.transport.names import BadName
 
 from . import ActorError, StartChild
 from .connection import GuestArrived
@@ -42,9 +43,8 @@ def peer_credentials(sock: trio.socket.SocketType) -> tuple[int, int]:
 def vm_name_for(hello: Hello, uid: int, owner: int) -> str:
     """The VM a local process belongs to. Credentials decide: only root and the mediator's own user may name one
     (``owner``); everybody else is a VM of their own, whatever their HELLO says."""
-    name = "".join(c for c in hello.vm if c.isalnum() or c in "-_.")
     is_trusted = uid in (0, owner)
-    return name if name and name == hello.vm and is_trusted else f"local-{uid}"
+    return hello.vm if hello.vm and is_trusted else f"local-{uid}"
 
 
 @attrs.define(eq=False)
@@ -78,6 +78,11 @@ class Listener(UnixListener):
                         await supervisor.ask(StartChild((name,), id=name))
             if not await child.send(GuestArrived(hello, stream, pid, uid)):
                 await stream.aclose()
+        except BadName as error:
+            _log.warning("guest pid %d uid %d is refused: %s", pid, uid, error)
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
+                await stream.send_all(Welcome(Status.REFUSED).encode())
+            await stream.aclose()
         except (RemoteProtocolError, trio.TooSlowError, trio.BrokenResourceError, OSError) as error:
             _log.warning("guest pid %d uid %d hung up on: %s", pid, uid, error)
             await stream.aclose()

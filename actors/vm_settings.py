@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from vgpu.transport.names import NAME_RULE, is_name
 from vgpu.transport.vfio_user.device import MAX_BAR1, MIN_BAR1, cut_bar1
 from vgpu.transport.vfio_user.pci import Variant
 
 from .messages import PoolRecord, VmRecord
 
-NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 ADDRESS: Final = re.compile(r"0x[0-9a-f]{1,2}(\.[0-7])?")
 PRIORITIES: Final = ("high", "medium", "low")
 MAX_WEIGHT: Final = 1000
@@ -39,10 +39,8 @@ def check_name(name: object, what: str = "vm_name") -> str:
     Raises:
         BadVm: it is none.
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BadVm(
-            f"{what} is {name!r}, expected 1 to 63 of letters, digits, '_', '.', '-', not beginning with '.' or '-'"
-        )
+    if not isinstance(name, str) or not is_name(name):
+        raise BadVm(f"{what} is {name!r}, expected {NAME_RULE}")
     return name
 
 

@@ -13,6 +13,7 @@ import struct
 import attrs
 
 from .errors import LocalProtocolError, RemoteProtocolError
+from .names import NAME_RULE, BadName, is_name
 from .text import printable
 
 LAYOUT_VERSION = 1
@@ -40,12 +41,13 @@ class Status(enum.IntEnum):
     VERSION_MISMATCH = 4
 
 
-def _name(raw: bytes, what: str) -> str:
+def _vm_name(raw: bytes) -> str:
+    """The VM that a guest says it is of, or nothing. Not made fit where it is none: that would be another VM's name."""
     text = raw.split(b"\0", 1)[0]
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        raise RemoteProtocolError(f"{what} in HELLO is not UTF-8: {text[:16]!r}") from None
+    name = text.decode("ascii", "replace")
+    if name and not is_name(name):
+        raise BadName(f"the vm name in HELLO is {text!r}, expected {NAME_RULE}")
+    return name
 
 
 def _padded(text: str, what: str) -> bytes:
@@ -93,14 +95,15 @@ class Hello:
         """Read a whole HELLO.
 
         Raises:
-            RemoteProtocolError: wrong size, wrong magic, or a name that is not UTF-8.
+            RemoteProtocolError: wrong size or wrong magic.
+            BadName: no VM may be called so.
         """
         if len(data) != HELLO_SIZE:
             raise RemoteProtocolError(f"HELLO is {len(data)} bytes, expected {HELLO_SIZE}")
         magic, version, table_hash, pid, flags, vm, program = _HELLO.unpack_from(data)
         if magic != HELLO_MAGIC:
             raise RemoteProtocolError(f"HELLO begins with {magic:#x}, expected {HELLO_MAGIC:#x}")
-        return cls(pid, table_hash, _name(vm, "vm name"), _program(program), flags, version)
+        return cls(pid, table_hash, _vm_name(vm), _program(program), flags, version)
 
 
 @attrs.frozen

@@ -84,7 +84,8 @@ static bool send_hello(int channel, uint32_t flags)
     struct hello hello = {.magic = HELLO_MAGIC, .layout_version = VGPU_LAYOUT_VERSION, .table_hash = VGPU_TABLE_HASH,
                           .pid = (uint32_t)getpid(), .flags = flags};
     const char *vm = secure_getenv("VGPU_VM");
-    if (vm != NULL) memcpy(hello.vm, vm, strnlen(vm, sizeof hello.vm - 1));
+    /* One that is too long fills the field without an end, and is refused; cut, it would be another VM's. */
+    if (vm != NULL) memcpy(hello.vm, vm, strnlen(vm, sizeof hello.vm));
     memcpy(hello.program, program_invocation_short_name, strnlen(program_invocation_short_name, sizeof hello.program - 1));
     for (size_t sent = 0; sent < sizeof hello;) {
         ssize_t count = send(channel, (const char *)&hello + sent, sizeof hello - sent, MSG_NOSIGNAL);

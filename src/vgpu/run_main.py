@@ -16,6 +16,7 @@ from vgpu import __version__
 from vgpu.completion import add_completion_option, complete_if_asked, programs
 from vgpu.paths import run_directory
 from vgpu.shim.locate import library_directory
+from vgpu.transport.names import NAME_RULE, is_name
 
 EXAMPLES = """examples:
   vgpu-run python3 train.py
@@ -55,12 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: 1 if the program cannot be run, 2 if none is named; else the program takes this process's place."""
+    """Entry point: 1 if the program cannot be run, 2 if none is named or no VM can be called so; else the program takes this process's place."""
     parser = build_parser()
     complete_if_asked(parser)
     options = parser.parse_args(arguments)
     run_dir = options.run_dir or run_directory(os.environ)
-    vm = options.vm or os.environ.get("VGPU_VM")
+    vm = options.vm if options.vm is not None else os.environ.get("VGPU_VM") or None
+    if vm is not None and not is_name(vm):
+        source = "--vm" if options.vm is not None else "VGPU_VM"
+        print(f"vgpu-run: {source} is {vm!r}, expected {NAME_RULE}", file=sys.stderr)
+        return 2
     program = [options.program, *options.arguments]
     if program[0] == "--":
         program = program[1:]

@@ -16,8 +16,6 @@ from vgpu.transport.attach import Hello
         ("user1", 500, "user1"),
         ("user1", 1000, "local-1000"),
         ("", 500, "local-500"),
-        ("../other", 500, "local-500"),
-        ("a/b", 0, "local-0"),
         ("local-0", 1000, "local-1000"),
     ],
 )
