@@ -197,6 +197,18 @@ def test_fault_becomes_sticky_though_its_fence_never_comes(session: Replayed) ->
     assert session.grant.get("last_error") == Code.ILLEGAL_ADDRESS
 
 
+def test_no_fence_passes_behind_a_fault_that_the_driver_knows_already(session: Replayed) -> None:
+    """The submission itself is refused then; whoever waits finds the error, and never the fence without it."""
+    guest = session.guest
+    make_busy(session, 500)
+    # All in one go: nothing looks at the device between the fault and the fence.
+    guest.put(CallId.cuCtxSetLimit, FAULT, 0)
+    guest.put(CallId.wireFence, 0, 3, 1)
+    guest.publish()
+    assert until(lambda: guest.u32(STICKY) == Code.ILLEGAL_ADDRESS)
+    assert not until(lambda: guest.fence(3) != 0, 0.05)
+
+
 def test_forged_sticky_error_does_not_fool_the_worker(session: Replayed) -> None:
     session.guest.set_u32(STICKY, 700)
     assert session.guest.ask(CallId.cuCtxGetLimit, 0).status == 0
