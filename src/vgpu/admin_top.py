@@ -21,6 +21,7 @@ import attrs
 
 from vgpu.admin_client import AdminClient
 from vgpu.paths import run_directory
+from vgpu.time_shares import PARTS, time_percent
 from vgpu.trace_views import Table, as_text
 from vgpu.transport.text import printable
 from vgpu.units import show_seconds, show_size
@@ -107,6 +108,7 @@ def _session(sample: dict[str, Any], old: dict[str, Any] | None) -> dict[str, An
         "pid": info["guest_pid"],
         "gpu_percent": min(per_second("gpu_ns") / 1e7, 100.0),
         "lease_wait_percent": min(per_second("lease_wait_ns") / 1e7, 100.0),
+        "time_percent": time_percent(old, sample),
         "calls_per_second": per_second("records"),
         "bytes_per_second": per_second("bytes_to_device") + per_second("bytes_from_device"),
         "memory_used_bytes": grant["memory_used_bytes"],
@@ -182,8 +184,8 @@ def summary(found: dict[str, Any]) -> str:
     return line if found["ok"] else f"{line}\nNOT WELL: {printable('; '.join(found['trouble']))}"
 
 
-def tables(found: dict[str, Any], limit: int = 40) -> tuple[Table, Table]:
-    """VMs, then sessions, the busiest first."""
+def tables(found: dict[str, Any], limit: int = 40) -> tuple[Table, Table, Table]:
+    """VMs, then sessions, the busiest first, then where the time of the sessions' programs goes, as their guests say."""
     vms = tuple(
         (
             vm["name"],
@@ -215,12 +217,21 @@ def tables(found: dict[str, Any], limit: int = 40) -> tuple[Table, Table]:
         )
         for s in found["sessions"][:limit]
     )
+    times = tuple(
+        (str(s["session"]), s["vm"], *(f"{s['time_percent'][part]:.0f}" for part in (*PARTS, "own")))
+        for s in found["sessions"][:limit]
+    )
     return (
         Table("VMs", ("VM", "POOL", "PRIORITY", "WEIGHT", "GPU %", "SHARE %", "MEMORY", "CALLS/S", "SESSIONS", "STATE"), vms),
         Table(
             "sessions",
             ("SESSION", "VM", "PID", "PROGRAM", "GPU %", "WAITS %", "CALLS/S", "COPIES", "MEMORY", "GPU TIME"),
             sessions,
+        ),
+        Table(
+            "where programs' time goes, as their guests say",
+            ("SESSION", "VM", *(f"{part.upper()} %" for part in PARTS), "OWN %"),
+            times,
         ),
     )  # fmt: skip
 

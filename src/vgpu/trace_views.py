@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from vgpu.time_shares import time_percent
 from vgpu.units import show_size, show_table
 
 __all__ = ["Look", "Table", "as_text", "top_json", "top_tables", "tree_lines"]
@@ -131,6 +132,7 @@ def _session_rates(before: Look, now: Look) -> list[dict[str, Any]]:
                 "lease_wait_percent": shares["lease_wait"],
                 "gpu_wait_percent": shares["gpu_wait"],
                 "guest_percent": max(100 - sum(shares.values()), 0.0),
+                "time_percent": time_percent(old, sample),
             }
         )
     return sorted(rates, key=lambda rate: (-rate["calls_per_second"], rate["session"]))
@@ -149,6 +151,7 @@ def top_tables(rates: dict[str, Any], limit: int = 20) -> tuple[Table, Table]:
             f"{r['lease_wait_percent']:.0f}",
             f"{r['gpu_wait_percent']:.0f}",
             f"{r['guest_percent']:.0f}",
+            *(f"{r['time_percent'][part]:.0f}" for part in ("encode", "ring", "sync")),
             show_size(r["memory_used_bytes"]),
         )
         for r in rates["sessions"]
@@ -168,7 +171,7 @@ def top_tables(rates: dict[str, Any], limit: int = 20) -> tuple[Table, Table]:
     return (
         Table(
             "sessions",
-            ("SESSION", "VM", "PROGRAM", "CALLS/S", "GPU %", "REPLAY %", "LEASE %", "GPU WAIT %", "GUEST %", "MEMORY"),
+            ("SESSION", "VM", "PROGRAM", "CALLS/S", "GPU %", "REPLAY %", "LEASE %", "GPU WAIT %", "GUEST %", "ENCODE %", "RING %", "SYNC %", "MEMORY"),
             sessions,
         ),
         Table("actors", ("ACTOR", "STATE", "MSG/S", "BUSY %", "WAIT US", "MAILBOX", "RESTARTS"), actors),

@@ -15,6 +15,7 @@ import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
 from vgpu.actors import Actor, ActorSpec, ActorSystem, StartFailed, handles, open_system
+from vgpu.actors.guest_times import GUEST_TIMES
 from vgpu.actors.ledger import Ledger
 from vgpu.actors.messages import (
     BoundAddress,
@@ -39,7 +40,7 @@ def sample(session: int, vm: str = "vm1", program: str = "train", **counters: in
     """A session's counters: those named, the others 0."""
     info = SessionInfo(SessionId(session), vm, 40 + session, program, "w1", 43)
     grant = {name: counters.get(name, 0) for name in GRANT_FIELDS}
-    guest = {name: counters.get(name, 0) for name in SESSION_FIELDS}
+    guest = {name: counters.get(name, 0) for name in (*SESSION_FIELDS, *GUEST_TIMES)}
     refused = {"cuArrayCreate": guest["refused_calls"]} if guest["refused_calls"] else {}
     return SessionSample(info, 1, grant, guest, refused)
 
@@ -120,16 +121,21 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
                 7, records=100, launches=30, bytes_to_device=4096, bytes_from_device=512, gpu_ns=1_500_000_000,
                 fences_done=5, reply_records=6, doorbells=2, memory_used_bytes=1000, memory_peak_bytes=2000,
                 refused_calls=3, sticky_error=719, replay_ns=2_000_000_000, lease_wait_ns=500_000_000,
-                gpu_wait_ns=250_000_000,
+                gpu_wait_ns=250_000_000, answered_ns=125_000_000, encode_ns=1_000_000_000, copy_ns=2_000_000_000,
+                sync_ns=3_000_000_000, answer_wait_ns=4_000_000_000, room_wait_ns=5_000_000_000, ring_wait_ns=6_000_000_000,
+                held_ns=7_000_000_000,
             ),
         )  # fmt: skip
-        await begin(system, sample(8, launches=1, memory_used_bytes=24, refused_calls=1))
+        await begin(system, sample(8, launches=1, memory_used_bytes=24, refused_calls=1, sync_ns=500_000_000))
         shown = await scrape(port)
     expected = {
         "records_total": 100, "launches_total": 30, "bytes_to_device_total": 4096, "bytes_from_device_total": 512,
         "gpu_seconds_total": 1.5, "fences_total": 5, "replies_total": 6, "doorbells_total": 2,
         "refused_calls_total": 3, "memory_used_bytes": 1000, "memory_peak_bytes": 2000, "sticky_error": 719,
         "replay_seconds_total": 2, "lease_wait_seconds_total": 0.5, "gpu_wait_seconds_total": 0.25,
+        "answered_seconds_total": 0.125, "guest_encode_seconds_total": 1, "guest_copy_seconds_total": 2,
+        "sync_seconds_total": 3, "answer_wait_seconds_total": 4, "room_wait_seconds_total": 5,
+        "ring_wait_seconds_total": 6, "guest_held_seconds_total": 7,
     }  # fmt: skip
     assert {name: shown[f"vgpu_session_{name}", SEVEN] for name in expected} == expected
     who = (("guest_pid", "47"), ("program", "train"), *SEVEN)
@@ -137,6 +143,7 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
     assert shown["vgpu_vm_sessions", VM1] == 2
     assert shown["vgpu_vm_launches_total", VM1] == 31
     assert shown["vgpu_vm_lease_wait_seconds_total", VM1] == 0.5
+    assert shown["vgpu_vm_sync_seconds_total", VM1] == 3.5
     assert shown["vgpu_vm_memory_used_bytes", VM1] == 1024
     assert shown["vgpu_vm_refused_calls_total", (("call", "cuArrayCreate"), *VM1)] == 4
 
@@ -144,7 +151,7 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
 async def test_a_vms_sums_do_not_fall_when_its_sessions_end(tmp_path: Path) -> None:
     async with serving(tmp_path) as (system, port):
         telemetry = system.ref("mediator/telemetry")
-        await begin(system, sample(7, launches=30, refused_calls=1))
+        await begin(system, sample(7, launches=30, refused_calls=1, encode_ns=10**9))
         await begin(system, sample(9, vm="vm2", launches=1000))
         assert (await scrape(port))["vgpu_vm_launches_total", VM1] == 30
         # Its executor is gone, and the last word of it has not come yet.
@@ -153,11 +160,16 @@ async def test_a_vms_sums_do_not_fall_when_its_sessions_end(tmp_path: Path) -> N
         shown = await scrape(port)
         assert shown["vgpu_vm_launches_total", VM1] == 30
         assert [s.info.session for s in await telemetry.ask(ListSessions())] == [9]
-        last = attrs.evolve(sample(7, launches=32, refused_calls=2), ended="guest ended")
+        last = attrs.evolve(
+            sample(7, launches=32, refused_calls=2, encode_ns=2 * 10**9, ring_wait_ns=10**9),
+            ended="guest ended",
+        )
         await telemetry.send(Unwatch(last))
         await telemetry.send(Unwatch(last))  # said twice, counted once
         shown = await scrape(port)
     assert shown["vgpu_vm_launches_total", VM1] == 32
+    assert shown["vgpu_vm_guest_encode_seconds_total", VM1] == 2
+    assert shown["vgpu_vm_ring_wait_seconds_total", VM1] == 1
     assert shown["vgpu_vm_refused_calls_total", (("call", "cuArrayCreate"), *VM1)] == 2
     assert (shown["vgpu_vm_sessions", VM1], shown["vgpu_vm_sessions_ended_total", VM1]) == (0, 1)
     assert ("vgpu_session_launches_total", SEVEN) not in shown

@@ -62,7 +62,7 @@ def spent(
 
 
 def test_a_program_that_synchronises_all_the_time(mediator: Mediator, begin: Callable[..., Guest]) -> None:
-    words, guest, grant = spent(mediator, begin("sync"), 1.5)
+    words, guest, _grant = spent(mediator, begin("sync"), 1.5)
     assert (words[0], words[2]) == ("sync", "wall")
     own, wall = int(words[1]), int(words[3])
     assert own > 0.7 * wall  # else this says nothing

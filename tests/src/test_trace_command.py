@@ -275,6 +275,11 @@ def test_top_shows_rates(mediator: Mediator, guest: Guest) -> None:
     shares = [session[f"{name}_percent"] for name in ("replay", "lease_wait", "gpu_wait", "guest")]
     assert all(0 <= share <= 101 for share in shares)
     assert 95 <= sum(shares) <= 105
+    times = session["time_percent"]
+    assert list(times) == ["encode", "ring", "lease", "replay", "sync", "own"]
+    assert all(0 <= share <= 101 for share in times.values())
+    assert 99 <= sum(times.values()) <= 105  # one thread: nothing is counted twice
+    assert times["sync"] + times["replay"] > 1
     assert session["replay_percent"] > 1  # the software GPU computes in the call
     # The first look already asked telemetry, which asked the executor.
     telemetry = next(a for a in rates["actors"] if a["name"] == "mediator/telemetry")
