@@ -191,6 +191,9 @@ def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
 def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
     for key in ("run_dir", "state_dir", "library"):
         if key in merged:
+            # A folder's name may be anything but this, and nothing that is empty is meant.
+            if not str(merged[key]) or "\0" in str(merged[key]):
+                raise ConfigError(f"{key} is {str(merged[key])!r}, expected a path", key)
             merged[key] = Path(merged[key])
     if "metrics" in merged:
         merged["metrics"] = parse_address(merged["metrics"]) if merged["metrics"] else None

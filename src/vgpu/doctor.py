@@ -31,6 +31,7 @@ from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.config import ConfigError, FileValues, Settings, make_settings, read_file
 from vgpu.gpu.driver import CONTROL_DEVICE, DriverNotFound, find_library, version_text
 from vgpu.paths import configuration_file, run_directory, state_directory
+from vgpu.places_check import SHORTEST_NAME, name_room
 from vgpu.shim.locate import library_directory
 from vgpu.units import show_size
 
@@ -40,7 +41,6 @@ FAIL: Final = "FAIL"
 OLDEST_PYTHON: Final = (3, 11)
 OLDEST_QEMU: Final = (10, 1)
 OLDEST_KERNEL: Final = (5, 10)
-SOCKET_PATH_BYTES: Final = 107
 LITTLE_DISK: Final = 64 << 20
 FEW_FILES: Final = 1024
 LITTLE_MEMLOCK: Final = 64 << 20
@@ -274,8 +274,8 @@ def check_kvm(host: Host) -> Iterator[Finding]:
 
 def check_places(host: Host) -> Iterator[Finding]:
     """Run and state directory."""
-    longest = SOCKET_PATH_BYTES - len(os.fsencode(host.run_dir / "vfio-user" / ".sock"))
-    if longest < 8:
+    longest = name_room(host.run_dir)
+    if longest < SHORTEST_NAME:
         yield Finding(
             "run directory",
             FAIL,

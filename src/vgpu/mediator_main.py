@@ -32,6 +32,7 @@ from vgpu.gpu.process import WorkerOptions, start_worker
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.notify import keep_watchdog, notify, notify_reloading
 from vgpu.paths import configuration_file, run_directory, state_directory
+from vgpu.places_check import BadPlace, check_places
 from vgpu.reload import NotReloaded, Reloader, live_settings, start_logging
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import LAYOUT_VERSION
@@ -248,12 +249,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(arguments)
         plan = make_plan(settings, partial(read_settings, arguments))
+        check_places(plan.run_dir, plan.state_dir)
     except DriverNotFound as error:
         print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
         return 1
     except ConfigError as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 2
+    except BadPlace as error:
+        print(f"run-mediator: {error}", file=sys.stderr)
+        return 1
     start_logging(settings)
     try:
         trio.run(serve, plan)
