@@ -31,6 +31,7 @@ from vgpu.admin_faults import (
     show_quarantines,
     show_rule,
 )
+from vgpu.time_shares import in_words
 from vgpu.units import show_seconds, show_size, show_table
 from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
 
@@ -297,6 +298,8 @@ def _show_vm(answer: Any) -> str:
         lines.append(("trouble", device["trouble"]))
     if answer["account"] is not None:
         lines += _account_lines(answer["account"])
+    if answer["sessions"]:
+        lines.append(("time", f"{in_words(answer['sessions'])} (as its programs say)"))
     text = "\n".join(f"{name:<12} {value}" for name, value in lines)
     if answer["sessions"]:
         text += f"\n\n{_show_sessions(answer['sessions'])}"
