@@ -31,6 +31,7 @@ from .ledger_health import CheckLedger, CheckOutbox
 from .messages import (
     ChangePool,
     ChangeVm,
+    DeletePool,
     DeviceState,
     Fault,
     ListAccounts,
@@ -173,6 +174,7 @@ class Admin(UnixListener):
             "pools": self._pools,
             "create_pool": self._create_pool,
             "set_pool_weight": self._set_pool_weight,
+            "delete_pool": self._delete_pool,
             "accounts": self._accounts,
             "faults": self._faults,
             "quarantines": self._quarantines,
@@ -274,6 +276,10 @@ class Admin(UnixListener):
         if "weight" not in parameters:
             raise BadVm("weight is missing")
         return await self.find(FLEET).ask(ChangePool(pool_from(parameters)), timeout_seconds=START_SECONDS)
+
+    async def _delete_pool(self, parameters: Parameters) -> Any:
+        name = check_name(parameters.get("pool"), "pool")
+        return await self.find(FLEET).ask(DeletePool(name), timeout_seconds=START_SECONDS)
 
     async def _accounts(self, _: Parameters) -> Any:
         return await self.find("mediator/limits").ask(ListAccounts())

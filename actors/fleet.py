@@ -26,6 +26,7 @@ from .messages import (
     AwaitDevice,
     ChangePool,
     ChangeVm,
+    DeletePool,
     DescribeGpu,
     DeviceState,
     EndDevice,
@@ -35,6 +36,7 @@ from .messages import (
     ListVms,
     PoolRecord,
     RegisterVm,
+    RemovePool,
     RemoveVm,
     SavePool,
     SaveVm,
@@ -207,6 +209,22 @@ class Fleet(Actor):
             async with self._turn:
                 pool = await self.find(LEDGER).ask(SavePool(message.pool, message.is_new))
                 self._tell_schedulers(SetPool(pool.name, pool.weight))
+        except ActorError as error:
+            if reply is not None:
+                reply.refuse(error)
+            return
+        if reply is not None:
+            reply.answer(pool)
+
+    @handles(DeletePool)
+    def delete_pool(self, message: DeletePool) -> None:
+        self.nursery.start_soon(self._delete_pool, message.name, self.take_reply())
+
+    async def _delete_pool(self, name: str, reply: Reply[PoolRecord] | None) -> None:
+        try:
+            # In turn with those that put VMs into pools. Schedulers keep an empty pool, which has no share of anything.
+            async with self._turn:
+                pool = await self.find(LEDGER).ask(RemovePool(name))
         except ActorError as error:
             if reply is not None:
                 reply.refuse(error)

@@ -51,6 +51,7 @@ from .messages import (
     RecordEnd,
     RecordFault,
     RecordStart,
+    RemovePool,
     RemoveVm,
     SavePool,
     SaveVm,
@@ -62,6 +63,7 @@ _log = logging.getLogger("vgpu.ledger")
 T = TypeVar("T")
 
 LOG_BYTES = 16 << 20
+NAMES_SHOWN = 5  # in an error
 # Between two tries to open a file that could not be opened for now.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
@@ -120,6 +122,10 @@ class PoolExists(ActorError):
 
 class NoSuchPool(ActorError):
     """There is no pool of that name."""
+
+
+class PoolInUse(ActorError):
+    """The pool cannot be forgotten: VMs are in it, or it is the one that newcomers come into."""
 
 
 class LedgerFile:
@@ -224,6 +230,27 @@ class LedgerFile:
             "INSERT OR REPLACE INTO pools (name, weight) VALUES (?, ?)", (pool.name, pool.weight)
         )
         return pool
+
+    def remove_pool(self, name: str) -> PoolRecord:
+        """Forget a pool.
+
+        Raises:
+            NoSuchPool: there is none of that name.
+            PoolInUse: VMs are in it, or it is the default.
+        """
+        known = next((pool for pool in self.pools() if pool.name == name), None)
+        if known is None:
+            raise NoSuchPool(f"no pool {name!r}; list-pools has those there are")
+        if name == VmRecord("any").pool:
+            raise PoolInUse(f"pool {name!r} is where VMs are that nobody put into another; it stays")
+        inside = [vm.name for vm in self.vms() if vm.pool == name]
+        if inside:
+            more = f" and {len(inside) - NAMES_SHOWN} more" if len(inside) > NAMES_SHOWN else ""
+            raise PoolInUse(
+                f"pool {name!r} has VMs in it ({', '.join(inside[:NAMES_SHOWN])}{more}); set-pool moves them"
+            )
+        self._db.execute("DELETE FROM pools WHERE name = ?", (name,))
+        return known
 
     def _insert(self, vm: VmRecord, conflict: str) -> None:
         marks = ", ".join("?" * len(_VM_FIELDS))
@@ -435,6 +462,13 @@ class Ledger(Actor):
         try:
             return await _run(save)
         except (PoolExists, NoSuchPool) as error:
+            raise Refused(error) from error
+
+    @handles(RemovePool)
+    async def remove_pool(self, message: RemovePool) -> PoolRecord:
+        try:
+            return await _run(self._open.remove_pool, message.name)
+        except (NoSuchPool, PoolInUse) as error:
             raise Refused(error) from error
 
     @handles(ListVms)

@@ -227,6 +227,13 @@ class SavePool(Request[PoolRecord]):
 
 
 @attrs.frozen
+class RemovePool(Request[PoolRecord]):
+    """To the ledger: forget a pool; its row. Refused with NoSuchPool, or PoolInUse."""
+
+    name: str
+
+
+@attrs.frozen
 class NextSession(Request[SessionId]):
     """A session number never used before, also across restarts."""
 
@@ -549,8 +556,15 @@ class ChangePool(Request[PoolRecord]):
 
 
 @attrs.frozen
+class DeletePool(Request[PoolRecord]):
+    """To the fleet: forget a pool that no VM is in. Refused as RemovePool."""
+
+    name: str
+
+
+@attrs.frozen
 class UnregisterVm(Request[bool]):
-    """To the fleet: end the VM's device and forget the VM. True: a QEMU was connected. Refused with NoSuchVm."""
+    """To the fleet: end the VM's sessions and device, and forget the VM. True: a QEMU was connected. Refused with NoSuchVm."""
 
     name: str
 

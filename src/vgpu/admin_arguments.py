@@ -61,6 +61,21 @@ def registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
         return []
 
 
+def pool_name(parser: argparse.ArgumentParser) -> None:
+    """``--pool`` of one that is there, with tab completion."""
+    name = parser.add_argument("--pool", required=True, metavar="NAME", help="which pool")
+    name.completer = pools  # type: ignore[attr-defined]  # argcomplete looks for it there
+
+
+def pools(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Names of pools, for tab completion; none where no mediator answers."""
+    try:
+        with AdminClient(parsed_args.run_dir or run_directory(os.environ)) as client:
+            return [pool["name"] for pool in client.ask("pools")]
+    except (NoMediator, RequestRefused):
+        return []
+
+
 def refuse_stranger(client: AdminClient, name: str, what: str, remedy: str = "") -> None:
     """Do nothing where the name is of a VM that is there, or once was.
 

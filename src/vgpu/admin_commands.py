@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from vgpu.admin_arguments import NotDone, WrongUse, seconds, size, vm_name, whole
+from vgpu.admin_arguments import NotDone, WrongUse, pool_name, seconds, size, vm_name, whole
 from vgpu.admin_client import AdminClient
 from vgpu.admin_faults import (
     clear_quarantine,
@@ -451,8 +451,16 @@ def _create_pool(client: AdminClient, options: argparse.Namespace) -> Any:
     return client.ask("create_pool", pool=options.pool, **said)
 
 
+def _delete_pool(client: AdminClient, options: argparse.Namespace) -> Any:
+    return client.ask("delete_pool", pool=options.pool)
+
+
+def _show_deleted_pool(pool: Any) -> str:
+    return f"pool {pool['name']} is not there any more"
+
+
 def _pool_weight_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pool", required=True, metavar="NAME", help="which pool")
+    pool_name(parser)
     parser.add_argument("--weight", type=whole, required=True, metavar="N", help="1 to 1000")
 
 
@@ -573,6 +581,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("create-pool", "make a pool of VMs", _create_pool, _show_pool, _new_pool_options),
     Command("list-pools", "all pools, and who is in them", _pools, _show_pools),
     Command("set-pool-weight", "a pool's share against other pools', from now on", _set_pool_weight, _show_pool, _pool_weight_options),
+    Command("delete-pool", "forget a pool that no VM is in", _delete_pool, _show_deleted_pool, pool_name),
     Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
     Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
     Command("show-health", "is the mediator well, and what does it serve; ends with 1 if it is not", _health, _show_fields, is_good=lambda a: bool(a["ok"])),

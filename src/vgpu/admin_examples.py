@@ -32,6 +32,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "create-pool": ("vgpu-admin create-pool --pool=night --weight=20",),
     "list-pools": ("vgpu-admin list-pools",),
     "set-pool-weight": ("vgpu-admin set-pool-weight --pool=night --weight=60",),
+    "delete-pool": ("vgpu-admin delete-pool --pool=night",),
     "list-sessions": ("vgpu-admin list-sessions", "vgpu-admin list-sessions --all --json"),
     "kill-session": ("vgpu-admin kill-session 12",),
     "show-health": ("vgpu-admin show-health", "vgpu-admin show-health --json"),

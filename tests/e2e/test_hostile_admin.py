@@ -24,6 +24,7 @@ METHODS = (
     "change_vm",
     "create_pool",
     "set_pool_weight",
+    "delete_pool",
     "faults",
     "quarantines",
     "quarantine",
@@ -125,6 +126,7 @@ def test_a_reason_is_a_printable_line(mediator: DeviceMediator, reason: Any) -> 
 
 
 def test_a_reason_out_of_a_shell(mediator: DeviceMediator) -> None:
+    change(mediator, "register_vm", vm_name="shell")
     words = [sys.executable, "-P", "-m", "vgpu.admin_main", "--run-dir", str(mediator.run_dir)]
     done = subprocess.run(
         [*words, "quarantine", "--vm-name=shell", b"--reason=\xff"],

@@ -334,3 +334,25 @@ def test_pools_are_made_listed_and_weighed(mediator: DeviceMediator) -> None:
     assert re.search(r"^night +30 +owl$", admin(mediator, "list-pools").stdout, re.MULTILINE)
     again = admin(mediator, "create-pool", "--pool=night")
     assert (again.returncode, "is there already" in again.stderr) == (1, True)
+
+
+def test_a_pool_is_deleted_when_nobody_is_in_it(mediator: DeviceMediator) -> None:
+    admin(mediator, "register-vm", "--vm-name=swimmer", "--no-device", "--pool=deep")
+    for words, message in [
+        (["--pool=deep"], "pool 'deep' has VMs in it (swimmer); set-pool moves them"),
+        (["--pool=default"], "pool 'default' is where VMs are that nobody put into another; it stays"),
+        (["--pool=dry"], "no pool 'dry'; list-pools has those there are"),
+    ]:
+        done = admin(mediator, "delete-pool", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"vgpu-admin: {message}\n")
+    bad = admin(mediator, "delete-pool", "--pool=a/b")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    admin(mediator, "unregister-vm", "--vm-name=swimmer")
+    done = admin(mediator, "delete-pool", "--pool=deep")
+    assert (done.returncode, done.stdout) == (0, "pool deep is not there any more\n")
+    assert "deep" not in [pool["name"] for pool in mediator.ask("pools")]
+    line = f"vgpu-admin --run-dir {mediator.run_dir} delete-pool --pool "
+    assert "default" in completions(ADMIN, line)
+    again = admin(mediator, "register-vm", "--vm-name=swimmer", "--no-device", "--pool=deep")
+    assert again.returncode == 0
+    assert "deep" in [pool["name"] for pool in mediator.ask("pools")]
