@@ -17,13 +17,16 @@ import pytest
 from tests.e2e.mediator import is_alive, wait_until
 from tests.e2e.vm_device import DeviceMediator, VirtualMachine, VmGuest
 from tests.gpu.replay.guest import DEAD, STATE, STICKY
+from vgpu.supervision._progress import PATIENCE
 from vgpu.transport.attach import Status
 from vgpu.transport.vfio_user.registers import DeviceStatus, SlotState
 
 LAUNCH_TIMEOUT, DEVICE_UNAVAILABLE = 702, 46
 DEADLINE = 1.0
-# The promise is deadline + 0.1 s; what the program sees besides is the launch itself on a busy machine of two cores.
-SLACK = 0.5
+# The promise is deadline + 0.1 s where there is a processor for the worker (tests/gpu/replay/test_pulse.py holds it). The software GPU
+# computes in the call, and what it waits for a processor on a busy machine is not charged, up to PATIENCE deadlines. What the program
+# sees besides is the launch itself.
+LATEST = PATIENCE * DEADLINE + 0.5
 MIB = 1 << 20
 
 Build = Callable[[str], Path]
@@ -78,7 +81,7 @@ def test_a_hung_kernel_is_found_while_its_program_polls(
     neighbour.until("turn 5")
     error, seconds = hang(mediator, driver_program("polls"), kernels, "red", how)
     assert error == LAUNCH_TIMEOUT
-    assert DEADLINE <= seconds < DEADLINE + SLACK
+    assert DEADLINE <= seconds < LATEST
     again = mediator.begin(driver_program("steady"), kernels, vm="red")
     again.until("turn 3")
     assert again.finish()[0] == 0
@@ -93,7 +96,7 @@ def test_a_hung_kernel_is_found_while_its_program_polls(
     assert fault["program"] == "polls"
     details = fault["details"]
     assert (details["kernel"], details["grid"], details["block"]) == ("spin", [2, 1, 1], [32, 1, 1])
-    assert DEADLINE <= details["age_seconds"] < DEADLINE + SLACK
+    assert DEADLINE <= details["age_seconds"] < LATEST
     assert details["calls"][-1]["status"] is None
     assert len(details["calls"]) > 3
     text = admin(mediator, "show-faults")
