@@ -126,7 +126,7 @@ def test_hung_kernel(impatient: Mediator, driver_program: Build, kernels: Path) 
     worker = _worker_of(impatient, guest)
     begun = time.monotonic()
     assert guest.until("synchronize", 15) == f"synchronize {LAUNCH_TIMEOUT}"
-    assert 1.5 < time.monotonic() - begun < 8
+    assert 1.5 < time.monotonic() - begun < 10  # four deadlines where the worker has no processor
     assert guest.line() == f"allocate {LAUNCH_TIMEOUT}"
     assert guest.line() == f"synchronize {LAUNCH_TIMEOUT}"
     assert guest.finish()[0] == 0
