@@ -23,6 +23,7 @@ from vgpu.admin_tables import say
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
+from vgpu.standard_output import run_command
 
 EXAMPLES = """examples:
   vgpu-admin register-vm --vm-name=user1 --pool=A --priority=high --memory=20GiB
@@ -74,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     complete_if_asked(parser)
     options = parser.parse_args(arguments)
+    return run_command("vgpu-admin", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         if options.row.run is not None:
             return int(options.row.run(options))
@@ -88,14 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NoMediator, NotDone) as error:
         print(f"vgpu-admin: {error}", file=sys.stderr)
         return 1
-    try:
-        if options.json:
-            print(json.dumps(answer, indent=2))
-        else:
-            say(options.row.show(answer))
-    except BrokenPipeError:
-        # Whoever read has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        say(options.row.show(answer))
     return 0 if options.row.is_good(answer) else 1
 
 

@@ -26,6 +26,8 @@ from vgpu.trace_views import Table, as_text
 from vgpu.transport.text import printable
 from vgpu.units import show_seconds, show_size
 
+# A day: what sleeps longer is not looking.
+LONGEST_SECONDS = 86400.0
 SENSORS = (
     ("gpu_utilization_percent", "busy {:.0f} %", 1),
     ("card_memory_used_bytes", "memory {}", None),
@@ -249,8 +251,8 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not 0 < value <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of up to {LONGEST_SECONDS:g}")
     return value
 
 

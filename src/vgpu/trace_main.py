@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vgpu import __version__
+from vgpu.admin_arguments import NotDone, refuse_stranger
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
+from vgpu.standard_output import run_command
 from vgpu.trace_convert import convert
 from vgpu.trace_recording import BadRecording, fetch_recording, read_recording
 from vgpu.trace_views import Look, Table, as_text, top_json, top_tables, tree_lines
@@ -42,6 +44,8 @@ EXAMPLES = """examples:
 Open the .json files at https://ui.perfetto.dev or with chrome://tracing.
 """
 
+# A day: what sleeps longer is not looking.
+LONGEST_SECONDS = 86400.0
 COMMAND_EXAMPLES = {
     "record": (
         "vgpu-trace record --seconds=5 --vm=user1 --output=user1.json",
@@ -66,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_dir(parser, None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="record for a while", description="Record for a while.")
-    record.add_argument("--seconds", type=_positive(float), default=10.0, help="how long (default 10)")
+    record.add_argument(
+        "--seconds", type=_positive(float, LONGEST_SECONDS), default=10.0, help="how long (default 10)"
+    )
     record.add_argument(
         "--events", type=_positive(int), default=200_000, help="events of actors at most (default 200000)"
     )
@@ -95,7 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
         )
         view.add_argument("--once", action="store_true", help="show it once and end")
         view.add_argument(
-            "--interval", type=_positive(float), default=1.0, help="seconds between two looks (default 1)"
+            "--interval",
+            type=_positive(float, LONGEST_SECONDS),
+            default=1.0,
+            metavar="SECONDS",
+            help="between two looks (default 1)",
         )
         view.add_argument("--json", action="store_true", help="one line of JSON for each look, for programs")
         view.set_defaults(run=run)
@@ -114,7 +124,7 @@ def _add_run_dir(parser: argparse.ArgumentParser, default: object) -> None:
     )
 
 
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def _positive(kind: Callable[[str], Any], most: float = float("inf")) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             value = kind(text)
@@ -122,6 +132,8 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             value = None
         if value is None or not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {most:g}")
         return value
 
     return parse
@@ -132,17 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     complete_if_asked(parser)
     options = parser.parse_args(arguments)
+    return run_command("vgpu-trace", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
     except RequestRefused as error:
         return _fail(error, 2 if error.is_wrong_use else 1)
-    except (NoMediator, BadRecording) as error:
-        return _fail(error, 1)
-    except BrokenPipeError:
-        # Whoever read has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
+    except (NoMediator, NotDone, BadRecording) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 0
@@ -163,6 +173,9 @@ def _client(options: argparse.Namespace) -> AdminClient:
 def _record(options: argparse.Namespace) -> int:
     out = options.output or Path("vgpu-trace.jsonl" if options.raw else "vgpu-trace.json")
     raw = out if options.raw else out.with_name(f".{out.name}.{os.getpid()}.raw")
+    if options.vm is not None:
+        with _client(options) as client:
+            refuse_stranger(client, options.vm, "is not known")
     try:
         with _client(options) as client, raw.open("w", encoding="utf-8") as lines, _interrupts() as stop:
             status = fetch_recording(
@@ -240,8 +253,20 @@ def _summary(status: dict[str, Any], out: Path) -> str:
 
 
 def _write_trace(raw: Path, out: Path) -> None:
-    with raw.open(encoding="utf-8") as lines:
-        trace = convert(read_recording(lines))
+    try:
+        with raw.open(encoding="utf-8") as lines:
+            trace = convert(read_recording(lines))
+    except BadRecording as error:
+        raise BadRecording(f"{raw}: {error}; vgpu-trace record --raw writes what can be converted") from None
+    except UnicodeDecodeError:
+        raise BadRecording(
+            f"{raw}: this is not text; vgpu-trace record --raw writes what can be converted"
+        ) from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        # Lines of the right form with something else in them: nobody's recording, and no fault of this program.
+        raise BadRecording(
+            f"{raw}: not as a recording is written ({type(error).__name__}: {error})"
+        ) from None
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
