@@ -43,6 +43,8 @@ DEFAULT_GRACE_NS = 20_000_000
 DEFAULT_AGING_NS = 1_000_000_000
 # The longest lease in quanta. Beyond it a holder is asked again; no weights of 1..1000 get near it.
 LONGEST_LEASE = 1 << 16
+# A worker that declines so many standby leases in a row gets no more.
+DECLINES = 3
 # Rounds of deciding anew because a worker changed the word meanwhile.
 ROUNDS = 16
 
@@ -142,8 +144,8 @@ class Schedule:
         self._standby: dict[int, _Lease] = {}
         self._armed: dict[SessionId, int] = {}
         self._unarmed: set[SessionId] = set()
-        # Their workers are of an earlier version and do not know such leases.
-        self._unfit: set[SessionId] = set()
+        # How often in a row they declined one: workers of an earlier version do not know such leases.
+        self._declined: dict[SessionId, int] = {}
         # Sessions that came out of idleness and have not been served since.
         self._fresh: set[SessionId] = set()
         # Open sessions by class.
@@ -237,7 +239,7 @@ class Schedule:
             self._take_back(lease, now)
         self._owed.pop(session, None)
         self._disarm(session)
-        self._unfit.discard(session)
+        self._declined.pop(session, None)
         self._fresh.discard(session)
         state = self._sessions.pop(session, None)
         if state is not None:
@@ -287,7 +289,7 @@ class Schedule:
             return self.decide(now)
         self._observe(now)
         if token and token == self._armed.get(session) and not (wants_more or held_ns):
-            self._unfit.add(session)  # declined, as any other lease would be
+            self._declined[session] = self._declined.get(session, 0) + 1
         self._disarm(session)
         lease = self._find(session)
         bill = used_ns if held_ns is None else held_ns
@@ -432,7 +434,7 @@ class Schedule:
             state = self._sessions.get(session)
             if (
                 state is None
-                or session in self._unfit
+                or self._declined.get(session, 0) >= DECLINES
                 or state.leaf.rank != HIGH
                 or state.leaf.is_busy
                 or self._find(session) is not None
@@ -469,6 +471,7 @@ class Schedule:
         if lease is None:
             return None
         self._disarm(lease.session)
+        self._declined.pop(lease.session, None)
         if self._next is not None and self._next.session == lease.session:
             # It was named by another token meanwhile, and is told that this one is the one that counts.
             self._grants[lease.session] = Grant(

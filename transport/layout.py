@@ -283,6 +283,9 @@ class GrantPage(Page):
         With a token it begins when the turn word names that; then ``slice_ns`` may stand in for a deadline. With
         ``standby`` the worker names it there by itself, once it has something to do.
         """
+        if standby:
+            # First: a worker that reads the page in between must not take the new token for an ordinary lease's.
+            self.set("granted", GRANT_STANDBY)
         self.set("token", token)
         self.set("slice_ns", slice_ns)
         self.set("in_flight_us", in_flight_us)
