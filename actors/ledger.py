@@ -38,6 +38,8 @@ from .fault_messages import (
     SetRule,
 )
 from .ledger_health import CheckLedger, LedgerHealth, check_ledger, closed_health, will_pass
+from .ledger_prune import STEP as PRUNE_STEP
+from .ledger_prune import Keeping, prune
 from .messages import (
     CountFaults,
     EnsureVm,
@@ -67,7 +69,10 @@ NAMES_SHOWN = 5  # in an error
 # Between two tries to open a file that could not be opened for now.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 5.0
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+# Between two looks at what is too old or too much, and between two batches of it.
+PRUNE_SECONDS = 60.0
+PRUNE_AGAIN_SECONDS = 0.1
 # Step n - 1 brings a file of version n - 1 to version n; a new one takes them all.
 _STEPS = (
     """
@@ -103,6 +108,7 @@ CREATE TABLE pools (name TEXT PRIMARY KEY, weight INTEGER NOT NULL) STRICT;
 INSERT INTO pools SELECT DISTINCT pool, 100 FROM vms UNION SELECT 'default', 100;
 """,
     FAULTS_STEP,
+    PRUNE_STEP,
 )
 # Columns of vms are fields of VmRecord, by the same names.
 _VM_FIELDS = tuple(field.name for field in attrs.fields(VmRecord))
@@ -315,10 +321,15 @@ class LedgerFile:
         """The last faults, newest first."""
         return self.book.faults(limit)
 
+    def prune(self, keeping: Keeping) -> int:
+        """Let go of a batch of what is too old or too much; how many rows. 0: there is no more."""
+        return prune(self._db, keeping, time.time())
+
     def count_faults(self) -> tuple[FaultCount, ...]:
-        """All faults, by VM and error."""
+        """All faults that ever were, also those that the ledger has let go of, by VM and error."""
         rows = self._db.execute(
-            "SELECT vm, error, count(*) FROM faults GROUP BY vm, error ORDER BY vm, error"
+            "SELECT vm, error, sum(count) FROM (SELECT vm, error, count(*) AS count FROM faults GROUP BY vm, error"
+            " UNION ALL SELECT vm, error, count FROM faults_gone) GROUP BY vm, error ORDER BY vm, error"
         )
         return tuple(FaultCount(vm, error, count) for vm, error, count in rows)
 
@@ -362,6 +373,11 @@ def is_worker(name: str, pid: int) -> bool:
         return False
 
 
+@attrs.frozen
+class Prune:
+    """To itself: let go of a batch of what is too old or too much."""
+
+
 @attrs.define(eq=False)
 class Ledger(Actor):
     """The only writer of the ledger file. A request is answered once it is on disk.
@@ -371,10 +387,12 @@ class Ledger(Actor):
     """
 
     path: Path
+    keeping: Keeping = attrs.field(factory=Keeping)
     _file: LedgerFile | None = None
     _trouble: str = ""
 
     async def started(self) -> None:
+        self.send_after(PRUNE_AGAIN_SECONDS, Prune())
         try:
             await self._open_file()
         except (sqlite3.OperationalError, OSError) as error:
@@ -422,6 +440,15 @@ class Ledger(Actor):
         if self._file is None:
             raise Refused(CannotWrite(f"{self.path} cannot be opened: {self._trouble}"))
         return self._file
+
+    @handles(Prune)
+    async def prune(self, message: Prune) -> None:
+        gone = 0
+        try:
+            gone = await _run(self._open.prune, self.keeping)
+        finally:
+            # In between come those who have something to write.
+            self.send_after(PRUNE_AGAIN_SECONDS if gone else PRUNE_SECONDS, Prune())
 
     @handles(EnsureVm)
     async def ensure_vm(self, message: EnsureVm) -> VmRecord:

@@ -17,6 +17,8 @@ import attrs
 
 GPU_CHOICES = ("auto", "nvidia", "software")
 QUARANTINE_KINDS = ("hang", "protocol", "crash", "kernel")
+MOST_DAYS = 36500
+MOST_ROWS = 10_000_000
 # The number behind it is no group's: chown takes it for "leave it as it is".
 MAX_GROUP = 0xFFFFFFFE
 MAX_GROUP_DIGITS = 10
@@ -50,6 +52,11 @@ class Settings:
     quarantine_faults: int = 3  # so many in quarantine_seconds quarantine a VM; 0: never
     quarantine_seconds: float = 600.0
     quarantine_counts: tuple[str, ...] = ("hang", "protocol", "crash")
+    # What the ledger keeps of sessions that have ended, and of faults.
+    ledger_days: float = 30.0
+    ledger_sessions: int = 10_000
+    ledger_faults_per_vm: int = 1000
+    ledger_faults: int = 20_000
     socket_group: str = ""  # who besides the mediator's user may connect a QEMU; "": nobody
 
 
@@ -67,6 +74,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "quarantine_faults": (int,),
     "quarantine_seconds": (int, float),
     "quarantine_counts": (list,),
+    "ledger_days": (int, float),
+    "ledger_sessions": (int,),
+    "ledger_faults_per_vm": (int,),
+    "ledger_faults": (int,),
     "socket_group": (str,),
 }
 
@@ -212,6 +223,10 @@ def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
             all(kind in QUARANTINE_KINDS for kind in settings.quarantine_counts),
             f"some of {', '.join(QUARANTINE_KINDS)}",
         ),
+        ("ledger_days", 0 < settings.ledger_days <= MOST_DAYS, f"more than 0, at most {MOST_DAYS}"),
+        ("ledger_sessions", 0 <= settings.ledger_sessions <= MOST_ROWS, f"0 to {MOST_ROWS}"),
+        ("ledger_faults_per_vm", 0 <= settings.ledger_faults_per_vm <= MOST_ROWS, f"0 to {MOST_ROWS}"),
+        ("ledger_faults", 0 <= settings.ledger_faults <= MOST_ROWS, f"0 to {MOST_ROWS}"),
         ("warm_workers", 0 <= settings.warm_workers <= 64, "0 to 64"),
         ("quantum_ms", 0.1 <= settings.quantum_ms <= 1000, "0.1 to 1000"),
         ("log_level", settings.log_level in LOG_LEVELS, " or ".join(LOG_LEVELS)),

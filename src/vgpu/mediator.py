@@ -45,6 +45,7 @@ from vgpu.actors.executor import Executor
 from vgpu.actors.fault_messages import COUNTED, QuarantineRule
 from vgpu.actors.fleet import Fleet
 from vgpu.actors.ledger import Ledger
+from vgpu.actors.ledger_prune import Keeping
 from vgpu.actors.limits import LimitKeeper
 from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
@@ -116,6 +117,7 @@ class MediatorPlan:
     library: Path | None = None  # the real libcuda, beside which its NVML is looked for
     quarantine: QuarantineRule = attrs.field(factory=QuarantineRule)
     quarantine_kinds: tuple[str, ...] = COUNTED
+    keeping: Keeping = attrs.field(factory=Keeping)
     stuck_seconds: float | None = STUCK_SECONDS
 
 
@@ -183,7 +185,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     return _supervisor(
         "mediator",
         (
-            ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite",)),
+            ChildSpec("ledger", Ledger, (plan.state_dir / "ledger.sqlite", plan.keeping)),
             ChildSpec("outbox", Outbox, (deque(),)),
             ChildSpec("telemetry", telemetry),
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),

@@ -24,6 +24,7 @@ import trio
 from vgpu import __version__
 from vgpu.actors import ActorError, ActorSystem, StartFailed, SystemFailed, TerminateChild
 from vgpu.actors.fault_messages import QuarantineRule
+from vgpu.actors.ledger_prune import Keeping
 from vgpu.actors.messages import ListSessions
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
@@ -179,6 +180,14 @@ def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:
         library=library,
         quarantine=QuarantineRule(settings.quarantine_faults, float(settings.quarantine_seconds)),
         quarantine_kinds=settings.quarantine_counts,
+        keeping=Keeping(
+            settings.ledger_days,
+            settings.ledger_sessions,
+            settings.ledger_faults_per_vm,
+            settings.ledger_faults,
+            float(settings.quarantine_seconds),
+            settings.quarantine_counts,
+        ),
     )
 
 
