@@ -55,7 +55,7 @@ def vm_name(parser: argparse.ArgumentParser) -> None:
 def registered(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Names of VMs, for tab completion; none where no mediator answers."""
     try:
-        with AdminClient(parsed_args.run_dir or run_directory(os.environ)) as client:
+        with AdminClient(parsed_args.run_dir or run_directory(os.environ), lambda text: None) as client:
             return [vm["name"] for vm in client.ask("vms")]
     except (NoMediator, RequestRefused):
         return []
