@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from .fault_messages import GetQuarantine
 from .messages import Attach, Attachment, DriverVersion, EnsureVm, GuestLeft, OpenPage, SessionRequest
 from .page_lease import PageLease
 from .placement import choose_gpu, pool_of
+from .start_bucket import StartBucket, StartRate
 
 _log = logging.getLogger("vgpu.connection")
 
@@ -57,7 +59,12 @@ class Connection(Actor):
 
     vm: str
     executors: tuple[str, ...]  # supervisors, one for each GPU
+    starts: StartRate = attrs.field(factory=StartRate)
+    _bucket: StartBucket = attrs.field(init=False)
     _serial: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._bucket = StartBucket(self.starts)
 
     @property
     def subject(self) -> Mapping[str, object]:
@@ -130,6 +137,15 @@ class Connection(Actor):
 
     async def _welcome(self, guest: GuestArrived) -> Ref[object] | None:
         while True:
+            wait = self._bucket.take(trio.current_time())
+            if wait:
+                # Before anything is asked of anybody: this is what keeps a loop of programs from the ledger and the workers.
+                _log.debug("pid %d of %s waits: it starts too many sessions", guest.pid, self.vm)
+                milliseconds = max(RETRY_MILLISECONDS, math.ceil(wait * 1000))
+                await guest.stream.send_all(Welcome(Status.BUSY, milliseconds).encode())
+                if not await self._another_hello(guest):
+                    return None
+                continue
             try:
                 record = await self.find("mediator/ledger").ask(GetQuarantine(self.vm))
                 if record is not None:

@@ -75,6 +75,7 @@ from .messages import (
     VmRecord,
 )
 from .placement import choose_gpu, pool_of
+from .start_bucket import StartBucket, StartRate
 
 _log = logging.getLogger("vgpu.device")
 
@@ -109,6 +110,8 @@ class Device(Actor):
     starter: Starter
     executors: tuple[str, ...]  # supervisors, one for each GPU
     vm: str
+    starts: StartRate = attrs.field(factory=StartRate)
+    _bucket: StartBucket = attrs.field(init=False)
     _link: DeviceLink | None = None
     _bar1: Descriptor | None = None
     _is_connected: bool = False
@@ -127,6 +130,9 @@ class Device(Actor):
     _version: int = 0  # of the driver, as the device was told; 0: not yet
     _keeping: trio.CancelScope = attrs.Factory(trio.CancelScope)
     _kept: trio.Event = attrs.Factory(trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._bucket = StartBucket(self.starts)
 
     @property
     def subject(self) -> Mapping[str, object]:
@@ -300,7 +306,7 @@ class Device(Actor):
                 _log.info("%s took no answer to its claim: %s", self.vm, error)
 
     async def _grant(self, link: DeviceLink, claim: Claim) -> None:
-        refusal = self._refusal(link, claim) or await self._quarantine_refusal()
+        refusal = self._refusal(link, claim) or self._haste_refusal(claim) or await self._quarantine_refusal()
         if refusal is not None:
             await self._refuse(link, claim, refusal)
             return
@@ -337,6 +343,12 @@ class Device(Actor):
         if claim.slot >= link.described.slot_count or self._bar1 is None:
             return Answer.REFUSED
         return None
+
+    def _haste_refusal(self, claim: Claim) -> Answer | None:
+        if not self._bucket.take(trio.current_time()):
+            return None
+        _log.debug("pid %d of %s waits: it starts too many sessions", claim.pid, self.vm)
+        return Answer.BUSY
 
     async def _quarantine_refusal(self) -> Answer | None:
         try:

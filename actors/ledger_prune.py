@@ -74,6 +74,7 @@ def _faults(db: sqlite3.Connection, keeping: Keeping, old: float, now: float, ba
     longest = db.execute("SELECT max(seconds) FROM quarantine_rules").fetchone()[0] or 0.0
     window = max(longest, keeping.window_seconds)
     counts = f"kind IN ({', '.join('?' * len(keeping.kinds))})"
+    limits = (old, keeping.faults_per_vm, keeping.faults)
     numbers = [
         row[0]
         for row in db.execute(
@@ -86,8 +87,7 @@ def _faults(db: sqlite3.Connection, keeping: Keeping, old: float, now: float, ba
             " AND NOT (counts AND of_sort <= ? AND at >= ?)"
             " AND session NOT IN (SELECT session FROM sessions WHERE ended IS NULL AND began IS NOT NULL)"
             " ORDER BY fault LIMIT ?",
-            (*keeping.kinds, *keeping.kinds, old, keeping.faults_per_vm, keeping.faults)
-            + (MOST_COUNTED, now - window, batch),
+            (*keeping.kinds, *keeping.kinds, *limits, MOST_COUNTED, now - window, batch),
         )
     ]
     marks = ", ".join("?" * len(numbers))

@@ -17,6 +17,7 @@ import attrs
 
 GPU_CHOICES = ("auto", "nvidia", "software")
 QUARANTINE_KINDS = ("hang", "protocol", "crash", "kernel")
+MOST_STARTS = 1_000_000
 MOST_DAYS = 36500
 MOST_ROWS = 10_000_000
 # The number behind it is no group's: chown takes it for "leave it as it is".
@@ -52,6 +53,9 @@ class Settings:
     quarantine_faults: int = 3  # so many in quarantine_seconds quarantine a VM; 0: never
     quarantine_seconds: float = 600.0
     quarantine_counts: tuple[str, ...] = ("hang", "protocol", "crash")
+    # How many sessions each VM may start a second, 0: any number; and how many at once after a rest.
+    session_starts_per_second: float = 50.0
+    session_starts_burst: int = 200
     # What the ledger keeps of sessions that have ended, and of faults.
     ledger_days: float = 30.0
     ledger_sessions: int = 10_000
@@ -74,6 +78,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "quarantine_faults": (int,),
     "quarantine_seconds": (int, float),
     "quarantine_counts": (list,),
+    "session_starts_per_second": (int, float),
+    "session_starts_burst": (int,),
     "ledger_days": (int, float),
     "ledger_sessions": (int,),
     "ledger_faults_per_vm": (int,),
@@ -223,6 +229,12 @@ def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
             all(kind in QUARANTINE_KINDS for kind in settings.quarantine_counts),
             f"some of {', '.join(QUARANTINE_KINDS)}",
         ),
+        (
+            "session_starts_per_second",
+            0 <= settings.session_starts_per_second <= MOST_STARTS,
+            f"0 (any number) to {MOST_STARTS}",
+        ),
+        ("session_starts_burst", 1 <= settings.session_starts_burst <= MOST_STARTS, f"1 to {MOST_STARTS}"),
         ("ledger_days", 0 < settings.ledger_days <= MOST_DAYS, f"more than 0, at most {MOST_DAYS}"),
         ("ledger_sessions", 0 <= settings.ledger_sessions <= MOST_ROWS, f"0 to {MOST_ROWS}"),
         ("ledger_faults_per_vm", 0 <= settings.ledger_faults_per_vm <= MOST_ROWS, f"0 to {MOST_ROWS}"),

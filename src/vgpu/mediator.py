@@ -51,6 +51,7 @@ from vgpu.actors.listener import Listener
 from vgpu.actors.metrics import Metrics
 from vgpu.actors.outbox import Outbox
 from vgpu.actors.scheduler import Scheduler
+from vgpu.actors.start_bucket import StartRate
 from vgpu.actors.telemetry import Telemetry
 from vgpu.actors.unix_listener import is_listened_on
 from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
@@ -118,6 +119,7 @@ class MediatorPlan:
     quarantine: QuarantineRule = attrs.field(factory=QuarantineRule)
     quarantine_kinds: tuple[str, ...] = COUNTED
     keeping: Keeping = attrs.field(factory=Keeping)
+    starts: StartRate = attrs.field(factory=StartRate)  # of each VM
     stuck_seconds: float | None = STUCK_SECONDS
 
 
@@ -175,10 +177,10 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     # Device pages show the first GPU.
     telemetry = partial(Telemetry, f"{gpus[0]}/workers", partial(sampler_for, libcuda=plan.library))
     executors = tuple(f"{gpu}/executors" for gpu in gpus)
-    connection = ChildSpec("connection", _connection, (executors,))
+    connection = ChildSpec("connection", _connection, (executors, plan.starts))
     device = ChildSpec(
         "device",
-        Device,
+        partial(Device, starts=plan.starts),
         (DeviceStarter(plan.run_dir, lambda: plan.live.socket_group), executors),
         shutdown=10.0,
     )
@@ -206,8 +208,8 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     )
 
 
-def _connection(executors: tuple[str, ...], vm: str) -> Connection:
-    return Connection(vm, executors)
+def _connection(executors: tuple[str, ...], starts: StartRate, vm: str) -> Connection:
+    return Connection(vm, executors, starts)
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from vgpu.actors import ActorError, ActorSystem, StartFailed, SystemFailed, Term
 from vgpu.actors.fault_messages import QuarantineRule
 from vgpu.actors.ledger_prune import Keeping
 from vgpu.actors.messages import ListSessions
+from vgpu.actors.start_bucket import StartRate
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
@@ -180,6 +181,7 @@ def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:
         library=library,
         quarantine=QuarantineRule(settings.quarantine_faults, float(settings.quarantine_seconds)),
         quarantine_kinds=settings.quarantine_counts,
+        starts=StartRate(float(settings.session_starts_per_second), settings.session_starts_burst),
         keeping=Keeping(
             settings.ledger_days,
             settings.ledger_sessions,

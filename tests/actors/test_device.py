@@ -33,6 +33,7 @@ from vgpu.actors.messages import (
     ShowDevice,
     VmRecord,
 )
+from vgpu.actors.start_bucket import StartRate
 from vgpu.actors.testing import Probe, open_probe
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import LAYOUT_VERSION, Status
@@ -215,7 +216,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, hello: Hello = HELLO, *, vm: VmRecord | None = VM) -> AsyncIterator[World]:
+async def world(
+    tmp_path: Path, hello: Hello = HELLO, *, vm: VmRecord | None = VM, starts: StartRate | None = None
+) -> AsyncIterator[World]:
     with SharedMemory(16 * MIB) as bar1:
         device = FakeDevice(tmp_path / "device.sock", bar1, hello)
         ledger = Ledger()
@@ -231,7 +234,9 @@ async def world(tmp_path: Path, hello: Hello = HELLO, *, vm: VmRecord | None = V
             telemetry = await stack.enter_async_context(open_probe(system, "mediator/telemetry"))
             pool = await stack.enter_async_context(open_probe(system, "gpu/workers"))
             await system.spawn(ActorSpec("gpu/executors", lambda: Executors(holder, asked, outgoing, ended)))
-            await system.spawn(ActorSpec("red", lambda: Device(device, ("gpu/executors",), "red")))
+            await system.spawn(
+                ActorSpec("red", lambda: Device(device, ("gpu/executors",), "red", starts or StartRate()))
+            )
             it = World(system, device, ledger, telemetry, pool, asked, incoming, ended)
             if vm is not None:
                 os.close(await it.until_attached())
@@ -312,6 +317,25 @@ async def test_claims_that_are_refused(tmp_path: Path, hello: Hello, claim: Clai
         message, _ = await it.device.hear()
         assert (message["do"], message["status"], message["retry_milliseconds"]) == ("refuse", status, 0)
         assert it.asked == []
+
+
+async def test_a_vm_that_claims_faster_than_it_may(tmp_path: Path) -> None:
+    """Nobody else hears of what is too much: no executor is started, and the claim may come again."""
+    async with world(tmp_path, starts=StartRate(0.001, 2)) as it:
+        for slot in (1, 2, 3):
+            await it.device.say(attrs.evolve(CLAIM, slot=slot))
+        message, _ = await it.device.hear()
+        assert message == {
+            "do": "refuse",
+            "slot": 3,
+            "token": 77,
+            "status": Status.BUSY,
+            "retry_milliseconds": 200,
+        }
+        for _ in range(2):
+            (await it.attaching.receive()).refuse(NoDevice("no worker"))
+            await it.device.hear()
+        assert sorted(request.slot.slot for request in it.asked if request.slot) == [1, 2]
 
 
 async def test_a_vm_that_is_not_registered_any_more(tmp_path: Path) -> None:
