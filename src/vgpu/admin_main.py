@@ -24,6 +24,7 @@ from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
 from vgpu.standard_output import run_command
+from vgpu.transport.text import printable_lines
 
 EXAMPLES = """examples:
   vgpu-admin register-vm --vm-name=user1 --pool=A --priority=high --memory=20GiB
@@ -85,13 +86,13 @@ def _run(options: argparse.Namespace) -> int:
         with AdminClient(options.run_dir or run_directory(os.environ)) as client:
             answer = options.row.ask(client, options)
     except RequestRefused as error:
-        print(f"vgpu-admin: {error}", file=sys.stderr)
+        print(printable_lines(f"vgpu-admin: {error}"), file=sys.stderr)
         return 2 if error.is_wrong_use else 1
     except WrongUse as error:
-        print(f"vgpu-admin: {error}", file=sys.stderr)
+        print(printable_lines(f"vgpu-admin: {error}"), file=sys.stderr)
         return 2
     except (NoMediator, NotDone) as error:
-        print(f"vgpu-admin: {error}", file=sys.stderr)
+        print(printable_lines(f"vgpu-admin: {error}"), file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps(answer, indent=2))

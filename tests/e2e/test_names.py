@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,18 @@ def test_a_hello_with_such_a_name_is_refused(mediator: Mediator, name: bytes) ->
     assert f"is refused: the vm name in HELLO is {name[:64]!r}, expected {NAME_RULE}" in log
     assert all(line.isprintable() for line in log.splitlines())
     assert mediator.ask("health")["ok"]
+
+
+def test_a_name_that_is_too_long_is_not_cut(
+    mediator: Mediator, driver_program: Callable[[str], Path]
+) -> None:
+    """A program that was not started by vgpu-run: cut to what a HELLO holds, its name would be another VM's."""
+    known = {vm["name"] for vm in mediator.ask("vms")}
+    for length in (64, 70, 200):
+        guest = mediator.begin(driver_program("teller"), VGPU_VM="v" * length)
+        status, lines = guest.finish(30)
+        assert status != 0
+        assert "ready" not in lines
+    assert {vm["name"] for vm in mediator.ask("vms")} == known
+    assert mediator.begin(driver_program("teller"), VGPU_VM="v" * 63).until("ready") == "ready"
+    assert "v" * 63 in {vm["name"] for vm in mediator.ask("vms")}

@@ -140,8 +140,7 @@ def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> Non
             assert done.returncode == 0, text
             if is_ours:
                 assert (
-                    text
-                    == "<6>INFO x: one\n<3>ERROR x: two\\nthree\n<3>  ValueError: of\n<3>  two lines\n"
+                    text == "<6>INFO x: one\n<3>ERROR x: two\\nthree\n<3>  ValueError: of\n<3>  two lines\n"
                     "<7>DEBUG x: four\n<2>CRITICAL x: five\n"
                 )
             else:
