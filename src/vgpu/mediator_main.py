@@ -104,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def configuration_path(arguments: Sequence[str] | None) -> Path:
+    """The configuration file that is read, whether or not it exists."""
+    return build_parser().parse_args(arguments).config or configuration_file(os.environ)
+
+
 def read_settings(arguments: Sequence[str] | None) -> Settings:
     """Settings from command line, file and environment.
 
@@ -111,7 +116,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
         ConfigError: a value that cannot be meant.
     """
     options = build_parser().parse_args(arguments)
-    path = options.config or configuration_file(os.environ)
+    path = configuration_path(arguments)
     from_file = read_file(path) if options.config or path.exists() else {}
     devices: list[int] | None = None
     if options.device is not None:
@@ -164,6 +169,8 @@ def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:
         "library": str(library) if library else None,
         "version": __version__,
         "pid": os.getpid(),
+        "run_dir": str(settings.run_dir.absolute()),
+        "state_dir": str(settings.state_dir.absolute()),
         "layout": LAYOUT_VERSION,
         "calls": f"{TABLE_HASH:016x}",
     }
@@ -261,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(arguments)
         plan = make_plan(settings, partial(read_settings, arguments))
         check_places(plan.run_dir, plan.state_dir)
+        plan.describe["configuration"] = str(configuration_path(arguments).absolute())
     except DriverNotFound as error:
         print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
         return 1

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.mediator import Mediator
 from tests.src.test_commands import command
 from vgpu import doctor, kvm_probe
 from vgpu.config import Settings
@@ -190,3 +193,33 @@ def test_counted_gpu_time_that_is_not_the_cards_is_told() -> None:
     ]
     assert "counted 10% of the last 60 s, NVML says 90%" in found[1].found
     assert "nvidia-smi" in found[1].remedy
+
+
+def test_it_looks_where_the_mediator_that_runs_has_its_things(tmp_path: Path) -> None:
+    """Its state directory and configuration are those of its command line, which nobody has to repeat."""
+    with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as name:
+        (Path(name) / "own.toml").write_text("[mediator]\nwarm_workers = 0\n")
+        with Mediator(options=["--config", f"{name}/own.toml"]) as mediator:
+            described = mediator.ask("health")
+            words: list[str | Path] = ["doctor", "--json", "--run-dir", mediator.run_dir]
+            elsewhere = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+            findings = json.loads(command(ADMIN, *words, **elsewhere).stdout)["findings"]
+            found = {one["what"]: one["found"] for one in findings}
+            assert found["configuration"] == f"{name}/own.toml, 1 settings"
+            assert found["state directory"].startswith(f"{described['state_dir']} (")
+            # What is said on the command line wins.
+            words += ["--state-dir", str(tmp_path / "mine"), "--config", str(tmp_path / "none.toml")]
+            findings = json.loads(command(ADMIN, *words).stdout)["findings"]
+            found = {one["what"]: one["found"] for one in findings}
+            assert found["state directory"].startswith(str(tmp_path / "mine"))
+            assert "none.toml" in found["configuration"]
+            os.kill(mediator.pid, signal.SIGSTOP)
+            try:
+                done = command(ADMIN, "doctor", "--json", "--run-dir", mediator.run_dir)
+            finally:
+                os.kill(mediator.pid, signal.SIGCONT)
+            (mute,) = [one for one in json.loads(done.stdout)["findings"] if one["what"] == "mediator"]
+            assert mute["level"] == FAIL
+            assert f"its process {mediator.pid} is stopped" in mute["found"]
+            assert mute["remedy"] == f"kill -CONT {mediator.pid} lets it go on"
+            assert done.stderr.count("does not answer; waiting for it") == 1
