@@ -83,7 +83,8 @@ class GpuTimes:
             self.clock(),
             totals,
             None if percent is None else percent / 100,
-            min(sum(named) / 100, 1.0) if named else None,
+            # No session used nothing; sessions that NVML does not name may have used anything.
+            min(sum(named) / 100, 1.0) if named or (not uses and percent is not None) else None,
         )
 
     def ended(self, gpu: str, session: SessionId, gpu_ns: int) -> None:

@@ -21,7 +21,7 @@ import trio
 
 from tests.shim.nvml.page_host import TEXTS, UUID_TEXT, page_bytes
 from vgpu.actors import Actor, ActorSpec, ActorSystem, Refused, handles, open_system
-from vgpu.actors.gpu_time import MeasureGpuTime
+from vgpu.actors.gpu_time import GpuTimes, MeasureGpuTime
 from vgpu.actors.ledger import Ledger, LedgerFile
 from vgpu.actors.messages import (
     AttachDevice,
@@ -40,6 +40,7 @@ from vgpu.actors.messages import (
 )
 from vgpu.actors.page_writer import LEASES_PER_VM, NoPage
 from vgpu.actors.telemetry import Telemetry
+from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.sampling import DeviceIdentity, GpuSample
 from vgpu.transport.layout import (
     DEVICE_FIELDS,
@@ -544,3 +545,25 @@ async def test_gpu_time_is_compared_with_the_card_while_somebody_asks(tmp_path: 
         assert short.nvml_ratio == pytest.approx(0.8)
         assert short.workers_ratio == pytest.approx(0.4)
         assert short.drift_ratio == pytest.approx(short.counted_ratio - 0.8)
+
+
+async def test_workers_that_nvml_does_not_name_are_not_taken_for_idle() -> None:
+    now = 0
+
+    def looked(uses: tuple[SessionUse, ...], sample: GpuSample) -> GpuTimeWindow:
+        nonlocal now
+        times = GpuTimes(lambda: now)
+        for _ in range(4):
+            now += 10**9
+            times.add("mediator/gpus/gpu1", uses, sample)
+        ((window, _),) = times.windows().values()
+        assert set(times.windows()) == {"1"}
+        return window
+
+    use = SessionUse(SessionInfo(SessionId(1), "vm1", 77, "train", "w1", 901), 0, 5)
+    busy = GpuSample(gpu_utilization_percent=50)
+    assert looked((use,), busy).workers_ratio is None
+    assert looked((use,), attrs.evolve(busy, sm_utilization={901: 30})).workers_ratio == pytest.approx(0.3)
+    assert looked((), busy).workers_ratio == 0.0
+    nothing = looked((), GpuSample())
+    assert (nothing.workers_ratio, nothing.nvml_ratio, nothing.drift_ratio) == (None, None, None)
