@@ -64,7 +64,7 @@ COUNTERS: tuple[tuple[str, str, float, str], ...] = (
         "answered_seconds",
         "answered_ns",
         NANOSECOND,
-        "Part of that (replay) for calls whose caller waits for the answer.",
+        "Part of the time of replay: calls whose caller waits for the answer.",
     ),
     ("fences", "fences_done", 1, "Fences passed."),
     ("replies", "reply_records", 1, "Calls whose caller waited for the answer."),

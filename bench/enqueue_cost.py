@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.append(str(ROOT))
 
+from bench.sides import machine_facts
+
 from tests.e2e.mediator import Guest, Mediator
 
 BATCHES, LAUNCHES = 4, 10000  # 96 bytes each in a ring of 4 MiB; some calls are measured in every batch
@@ -109,6 +111,7 @@ def main() -> int:
                 counted[build_name] = instructions(mediator, program, library, Path(name))
     differences = [after - before for before, after in zip(times["before"], times["after"], strict=True)]
     result = {
+        "machine": machine_facts(),
         "launch_ns": {name: statistics.median(values) for name, values in times.items()},
         "fastest_ns": {name: min(values) for name, values in times.items()},
         "difference_ns": {"median": statistics.median(differences), "all": sorted(differences)},

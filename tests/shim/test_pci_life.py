@@ -14,6 +14,7 @@ from tests.shim.fake_device import FIRST_SLOT, FakeDevice, PythonHost
 from tests.shim.fake_host import NAME, SESSION, FakeHost, Session, short_folder
 from tests.shim.pci_guest import UNCACHED, Guest, build_program, environment, until
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.layout import GUEST_TIME_FIELDS
 
 HEARTBEAT, LOCAL_CALLS = SESSION + 192, SESSION + 4608
 UNAVAILABLE, UNKNOWN = 46, 999
@@ -77,6 +78,19 @@ def test_the_heartbeat_beats_and_carries_the_counters(guest: Guest, host: Python
     for _ in range(10):
         guest.ask("local")
     until(lambda: session.load64(LOCAL_CALLS) >= 0 and session.load64(LOCAL_CALLS + 24) >= 1)
+
+
+def test_the_heartbeat_carries_where_the_time_goes(guest: Guest, host: PythonHost) -> None:
+    """In a VM the library counts in memory of its own; the page gets copies."""
+    session = only(host)
+
+    def said(name: str) -> int:
+        return session.load64(SESSION + GUEST_TIME_FIELDS[name][0])
+
+    assert guest.ask("launch 1500") == "launched 0"
+    until(lambda: said("ticks_per_second") != 0 and said("answer_ticks") + said("room_ticks") != 0)
+    assert 10**6 < said("ticks_per_second") < 10**11
+    assert said("answer_waits") + said("room_waits") > 0
 
 
 def test_only_a_worker_that_sleeps_is_rung_for(program: Path, folder: Path) -> None:
