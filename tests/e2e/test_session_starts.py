@@ -53,6 +53,7 @@ def test_a_loop_of_programs_is_slowed_down(mediator: Mediator, driver_program: C
     seconds = time.monotonic() - began
     welcome = [answer for answer in answers if answer.status is Status.WELCOME]
     busy = [answer for answer in answers if answer.status is Status.BUSY]
+    assert busy
     assert len(welcome) + len(busy) == HASTE
     assert BURST <= len(welcome) <= BURST + RATE * seconds
     assert all(200 <= answer.retry_milliseconds <= 1000 / RATE for answer in busy)
