@@ -173,27 +173,35 @@ class WorkerPool(Actor):
 
     async def _take_over_one(self, path: Path, answered: trio.Event) -> None:
         try:
+            handle = await self._greet(path)
+        finally:
+            # Not before a warm one is among those that are ready, or another is started in its place.
+            answered.set()
+        if handle is not None:
+            await self._start_adopter(handle)
+
+    async def _greet(self, path: Path) -> WorkerHandle | None:
+        """Hear what a worker that was left is: one that has a session is given back, to be adopted."""
+        try:
             with trio.fail_after(LATE_HELLO_SECONDS):
                 link = await open_worker_link(str(path))
         except trio.TooSlowError:
             # Its guest would wait for ever for a lease that nobody gives it.
             await _end_silent(path)
-            return
+            return None
         except (OSError, RemoteProtocolError):
             path.unlink(missing_ok=True)
-            return
-        finally:
-            answered.set()
+            return None
         hello = link.hello
         self._driver_version = int(hello["device"]["driver_version"])
         if hello["state"] == "warm":
             self._device_page = _device_page_of(link)
         await link.aclose()
         handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
-        if hello["state"] == "warm":
-            self._ready.append(handle)
-        else:
-            await self._start_adopter(handle)
+        if hello["state"] != "warm":
+            return handle
+        self._ready.append(handle)
+        return None
 
     async def _start_adopter(self, handle: WorkerHandle) -> None:
         supervisor = self.find(self.executors)
