@@ -16,9 +16,11 @@ import trio
 
 from tests.e2e.mediator import SMALL, is_alive
 from vgpu.actors import ActorSystem, StartFailed
+from vgpu.actors.gpu_time import MeasureGpuTime
 from vgpu.actors.messages import ListSessions
 from vgpu.actors.placement import least_used
 from vgpu.actors.worker_pool import Spawn
+from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.process import WorkerOptions, start_worker
 from vgpu.gpu.turn import turn_path
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
@@ -158,3 +160,16 @@ async def test_a_second_mediator_touches_nothing_of_the_first(folder: Path) -> N
 )
 def test_the_least_used_gpu(sessions: dict[str, int], chosen: str) -> None:
     assert least_used(sessions) == chosen
+
+
+async def test_counted_gpu_time_is_compared_on_each(folder: Path) -> None:
+    """Device pages show the first GPU alone; the others are looked at for this."""
+    async with open_mediator(plan(folder, 0, 1)) as system:
+        found: dict[str, tuple[GpuTimeWindow, ...]] = {}
+        with trio.fail_after(60):
+            while set(found) != {"0", "1"}:
+                found = await system.ref("mediator/telemetry").ask(MeasureGpuTime(), timeout_seconds=10)
+                await trio.sleep(0.1)
+        for windows in found.values():
+            assert [window.seconds for window in windows] == [10.0, 60.0]
+            assert [(window.counted_ratio, window.drift_ratio) for window in windows] == [(0.0, 0.0)] * 2
