@@ -79,7 +79,11 @@ GUEST_COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("guest_copy_seconds", "copy_ns", "As the guest says: time it copied to and from shared memory."),
     ("sync_seconds", "sync_ns", "As the guest says: time its threads waited for the device."),
     ("answer_wait_seconds", "answer_wait_ns", "As the guest says: time its threads waited for answers."),
-    ("room_wait_seconds", "room_wait_ns", "As the guest says: time its threads waited for room in the ring."),
+    (
+        "room_wait_seconds",
+        "room_wait_ns",
+        "As the guest says: time its threads waited for room in the ring, or rang for the worker.",
+    ),
     (
         "ring_wait_seconds",
         "ring_wait_ns",

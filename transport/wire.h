@@ -191,7 +191,7 @@ struct vgpu_guest_times {
     uint64_t sync_waits;
     uint64_t answer_ticks;    /* waiting for the worker's answers */
     uint64_t answer_waits;
-    uint64_t room_ticks;      /* waiting for room in the ring, or for a completion slot */
+    uint64_t room_ticks;      /* waiting for room in the ring, or for a completion slot; ringing the doorbell */
     uint64_t room_waits;
     uint64_t held_sync_ticks; /* of sync_ticks: the host was BUSY */
     uint64_t held_ring_ticks; /* of answer_ticks and room_ticks: the same */

@@ -134,6 +134,7 @@ static inline uint64_t shim_ticks(void) { return SHIM_UNLIKELY(shim_no_counter) 
 void shim_times_attach(void);
 void shim_times_measure(struct shim_thread_block *block); /* the thread's next call is measured */
 void shim_times_encoded(struct shim_thread_block *block, uint32_t sequence); /* its record is in the ring */
+void shim_times_rang(uint64_t began); /* the doorbell was rung, from `began` (ticks) on: counts as waiting for room */
 void shim_times_waited(struct shim_waiter *waiter, enum shim_wait_for what, bool held); /* counts up to now */
 static inline void shim_wait_end(struct shim_waiter *waiter, enum shim_wait_for what)
 {

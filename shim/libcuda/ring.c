@@ -217,7 +217,11 @@ static CUresult submit(const struct record *record, uint32_t *sequence)
          * and after a full barrier of its own looks at `tail` once more. One of us sees the other. */
         shim_lock_give(&ring.lock);
         if (SHIM_LIKELY(done)) {
-            shim_ring_doorbell();
+            if (SHIM_UNLIKELY(__atomic_load_n(&shim.page->doorbell_wanted, __ATOMIC_RELAXED) != 0)) {
+                uint64_t began = shim_ticks();
+                shim_ring_doorbell();
+                shim_times_rang(began);
+            }
             if (SHIM_UNLIKELY(block->encode_began != 0)) {
                 if (waited)
                     shim_wait_end(&waiter, SHIM_WAIT_SPACE);

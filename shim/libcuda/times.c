@@ -81,16 +81,21 @@ void shim_times_encoded(struct shim_thread_block *block, uint32_t sequence)
     compare_clocks(now);
 }
 
-uint64_t shim_copy_begins(void) { return shim_ticks(); }
-
-void shim_copy_ends(uint64_t began)
+/* Something other than encoding, and slow, that a call may do before its record is in the ring or just then. */
+static void count_apart(uint64_t *counter, uint64_t began)
 {
     uint64_t now = shim_ticks(), took = since(began, now);
     struct shim_thread_block *block = shim_block();
-    if (block->encode_began != 0) block->encode_began += took; /* is no encoding */
-    add(&shim.counters->times.copy_ticks, took);
+    if (block->encode_began > 1) block->encode_began += took;
+    add(counter, took);
     compare_clocks(now);
 }
+
+uint64_t shim_copy_begins(void) { return shim_ticks(); }
+
+void shim_copy_ends(uint64_t began) { count_apart(&shim.counters->times.copy_ticks, began); }
+
+void shim_times_rang(uint64_t began) { count_apart(&shim.counters->times.room_ticks, began); }
 
 void shim_times_waited(struct shim_waiter *waiter, enum shim_wait_for what, bool held)
 {

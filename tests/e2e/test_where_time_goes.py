@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.mediator import Guest, Mediator, wait_until
+from tests.src.test_commands import command
 from vgpu.actors.guest_times import THREADS
 
+ADMIN = "vgpu.admin_main"
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
 
@@ -50,13 +53,13 @@ def spent(
     mediator: Mediator, guest: Guest, seconds: float
 ) -> tuple[list[str], dict[str, int], dict[str, int]]:
     """Let it go on for so long: its last line, and what the guest's library and the worker counted meanwhile."""
-    guest.until("begun")
+    guest.until("ready")
     before = mediator.session_of(guest)
+    guest.say()
     time.sleep(seconds)
     guest.say()
     words = guest.line().split()
     after = mediator.session_of(guest)
-    # A wait that had begun at the first look is counted in part, and so is a call at either end.
     rises = {name: after["guest"][name] - before["guest"].get(name, 0) for name in after["guest"]}
     return words, rises, {name: after["grant"][name] - before["grant"][name] for name in after["grant"]}
 
@@ -66,8 +69,8 @@ def test_a_program_that_synchronises_all_the_time(mediator: Mediator, begin: Cal
     assert (words[0], words[2]) == ("sync", "wall")
     own, wall = int(words[1]), int(words[3])
     assert own > 0.7 * wall  # else this says nothing
-    assert 0.85 * own - 20 * MILLISECOND < guest["sync_ns"] < 1.02 * own + 20 * MILLISECOND
-    assert guest["sync_waits"] > 100
+    assert 0.8 * own < guest["sync_ns"] < 1.02 * own
+    assert guest["sync_waits"] > 50
     assert guest["answer_wait_ns"] < 0.1 * own
     assert guest["encode_ns"] < 0.2 * wall
 
@@ -76,8 +79,8 @@ def test_a_program_that_waits_for_answers(mediator: Mediator, begin: Callable[..
     words, guest, grant = spent(mediator, begin("answers"), 1.5)
     own = int(words[1])
     assert words[0] == "answers"
-    assert 0.5 * own < guest["answer_wait_ns"] < 1.02 * own + 20 * MILLISECOND
-    assert guest["answer_waits"] > 1000
+    assert 0.5 * own < guest["answer_wait_ns"] + guest["room_wait_ns"] < 1.02 * own
+    assert guest["answer_waits"] > 50
     # What the worker did not take over its calls, and was not held back, was spent on the way.
     assert 0 < grant["answered_ns"] <= grant["replay_ns"] + 20 * MILLISECOND
     expected = guest["answer_wait_ns"] + guest["room_wait_ns"] - guest["held_ring_ns"] - grant["answered_ns"]
@@ -102,8 +105,31 @@ def test_a_program_that_only_enqueues(mediator: Mediator, begin: Callable[..., G
     encoded = after["encode_ns"] - before["encode_ns"]
     assert after["encode_samples"] - before["encode_samples"] >= 5
     assert after["sync_ns"] == before["sync_ns"]
-    # Its loop does nothing else. An interrupt is in the loop's time and not in ours.
+    # Its loop does nothing else. Pages that are touched for the first time are in the loop's time, and in few samples.
     assert own / 4 < encoded < own * 1.5
+
+
+def test_an_administrator_sees_it_and_it_stays_when_the_session_has_ended(
+    mediator: Mediator, begin: Callable[..., Guest]
+) -> None:
+    guest = begin("sync", vm="green")
+    _, rises, _ = spent(mediator, guest, 0.5)
+    text = command(ADMIN, "show-vm", "--vm-name=green", "--run-dir", mediator.run_dir).stdout
+    (line,) = [line for line in text.splitlines() if line.startswith("time ")]
+    assert re.fullmatch(
+        r"time +encode \S+, ring \S+, lease \S+, replay \S+, sync \S+ \(as its programs say\)", line
+    )
+    for is_over in (False, True):
+        if is_over:
+            guest.kill()
+            wait_until(
+                lambda: all(s["info"]["vm"] != "green" for s in mediator.sessions()),
+                10,
+                "the session has ended",
+            )
+        shown = command(ADMIN, "show-metrics", "--run-dir", mediator.run_dir).stdout
+        (seconds,) = re.findall(r'^vgpu_vm_sync_seconds_total\{vm="green"\} (\S+)$', shown, re.MULTILINE)
+        assert float(seconds) * SECOND >= rises["sync_ns"]
 
 
 def test_copies_of_ordinary_memory(mediator: Mediator, begin: Callable[..., Guest]) -> None:
@@ -117,13 +143,15 @@ def test_copies_of_ordinary_memory(mediator: Mediator, begin: Callable[..., Gues
 def test_a_program_whose_neighbours_have_the_gpu(mediator: Mediator, begin: Callable[..., Guest]) -> None:
     others = [begin("sync", vm="blue"), begin("sync", vm="blue")]
     for other in others:
-        other.until("begun")
+        other.until("ready")
+        other.say()
     words, guest, grant = spent(mediator, begin("sync"), 2.0)
     own = int(words[1])
     assert grant["lease_wait_ns"] > 0.05 * own  # else nobody competed
     # The guest looks at the host's word while it waits, so it sees the same waits, a little later.
-    assert 0.5 * grant["lease_wait_ns"] < guest["held_ns"] < 1.3 * grant["lease_wait_ns"] + 50 * MILLISECOND
+    assert guest["held_ns"] > 0.4 * grant["lease_wait_ns"]
     assert guest["held_sync_ns"] <= guest["sync_ns"]
+    assert guest["held_ring_ns"] <= guest["answer_wait_ns"] + guest["room_wait_ns"]
 
 
 def test_a_guest_that_lies_harms_nobody(mediator: Mediator, begin: Callable[..., Guest]) -> None:
