@@ -8,7 +8,9 @@
 #include <stdlib.h>
 
 /* A session that leaks pointers for ever must not take the host's memory with it: 40 bytes each. */
-#define RESERVED_NOW 5u /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
+#define RELEASE_THRESHOLD 4u /* CU_MEMPOOL_ATTR_RELEASE_THRESHOLD */
+#define RESERVED_NOW 5u      /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
+#define RELEASES 3u          /* tries after something was freed: the stream may not have come to it yet */
 #define ALLOCATIONS_MOST (4u << 20)
 
 struct replay_allocations {
@@ -16,6 +18,7 @@ struct replay_allocations {
     size_t count, capacity;
     struct replay_pool *pool;
     size_t pool_count, pool_capacity;
+    unsigned releases; /* tries left */
 };
 
 static struct replay_allocations *table(struct vgpu_replay *replay)
@@ -178,15 +181,35 @@ void replay_pool_end(struct vgpu_replay *replay, void *pool)
     *ended = allocations->pool[--allocations->pool_count];
 }
 
+void replay_pools_freed(struct vgpu_replay *replay)
+{
+    if (replay->allocations != NULL)
+        replay->allocations->releases = RELEASES;
+}
+
+bool replay_pools_hold_more(const struct vgpu_replay *replay)
+{
+    return replay->allocations != NULL && replay->allocations->releases != 0;
+}
+
 void replay_pools_settle(struct vgpu_replay *replay, bool trim)
 {
     struct replay_allocations *allocations = replay->allocations;
-    for (size_t i = 0; allocations != NULL && i < allocations->pool_count; i++) {
+    if (allocations == NULL)
+        return;
+    bool releases = allocations->releases != 0, holds_more = false;
+    for (size_t i = 0; i < allocations->pool_count; i++) {
         struct replay_pool *pool = &allocations->pool[i];
-        if (trim)
-            replay->driver.cuMemPoolTrimTo(pool->pool, 0);
+        uint64_t keeps = 0;
+        if (releases && !trim)
+            replay->driver.cuMemPoolGetAttribute(pool->pool, RELEASE_THRESHOLD, &keeps);
+        if (releases || trim)
+            replay->driver.cuMemPoolTrimTo(pool->pool, keeps);
         (void)settle(replay, pool, pool->live);
+        holds_more = holds_more || (pool->charged > pool->live && pool->charged > keeps);
     }
+    if (releases)
+        allocations->releases = holds_more ? allocations->releases - 1 : 0;
 }
 
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)

@@ -49,7 +49,11 @@ struct replay_pool { void *pool; uint64_t live, charged; };
 /* So much more (or, negative, less) of the pool is allocated. False: the quota is at its end; nothing has changed. */
 bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes);
 void replay_pool_end(struct vgpu_replay *replay, void *pool);
-/* Count again what the pools hold: they give memory back in their own time. With `trim` they are told to. */
+/* Something of a pool was freed. The driver lets go of what a pool need not keep when a program synchronizes; but ours is never
+ * seen to, the worker only asks. So it is told to when the program has waited (loop.c), and before memory is asked about. */
+void replay_pools_freed(struct vgpu_replay *replay);
+bool replay_pools_hold_more(const struct vgpu_replay *replay);
+/* Let go of what was freed beyond each pool's release threshold, and count again what they hold. With `trim` they keep nothing. */
 void replay_pools_settle(struct vgpu_replay *replay, bool trim);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */
 void replay_allocations_close(struct vgpu_replay *replay);

@@ -134,6 +134,7 @@ struct replay_private {
     int event_fd; /* written when a bit of `events` is set; the control thread reads it */
     int kick_fd;  /* written by the control thread: the grant page changed, or stop */
     uint64_t spin_ns;
+    bool has_waited; /* the guest asked to be told when work is done, and pools may have something to let go of */
     bool in_vm; /* the segment is a slot of a BAR1: the guest's futexes are another kernel's */
     _Atomic uint32_t error; /* sticky error, trusted copy; read by callback threads */
 };

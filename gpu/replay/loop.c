@@ -8,6 +8,7 @@
  *
  * Must never: read a header field from the ring twice; let a record that breaks a rule reach a handler; wait for the GPU.
  */
+#include "allocations.h"
 #include "flight.h"
 #include "internal.h"
 #include "vm_limits.h"
@@ -169,6 +170,10 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
 {
     struct vgpu_replay *replay = loop->replay;
     if (!replay_outstanding(replay)) {
+        if (UNLIKELY(loop->private->has_waited)) { /* where the driver would let go of what pools need not keep */
+            loop->private->has_waited = false;
+            replay_pools_settle(replay, false);
+        }
         if (loop->unfinished)
             loop->quiet_since_ns = now;
         loop->unfinished = false;
@@ -204,8 +209,10 @@ static int broken(struct loop *loop)
 }
 
 /* Counts the record; true for a launch. */
-static inline bool account(struct vgpu_grant_page *grant, const struct vgpu_call *call)
+static inline bool account(struct vgpu_replay *replay, const struct vgpu_call *call)
 {
+    struct vgpu_grant_page *grant = replay->grant;
+    struct replay_private *private = replay->private;
     if ((call->flags & VGPU_CALL_REPLY) != 0) {
         grant->reply_records++;
         return false;
@@ -213,7 +220,10 @@ static inline bool account(struct vgpu_grant_page *grant, const struct vgpu_call
     switch (call->call) {
     case VGPU_CALL_wireFence:
     case VGPU_CALL_wireFenceContext:
-    case VGPU_CALL_wireFenceEvent: grant->fence_records++; return false;
+    case VGPU_CALL_wireFenceEvent:
+        grant->fence_records++;
+        private->has_waited = replay_pools_hold_more(replay);
+        return false;
     case VGPU_CALL_wireLaunch:
     case VGPU_CALL_cuGraphLaunch: grant->launches++; grant->async_records++; return true;
     case VGPU_CALL_wireCopyInline: grant->bytes_to_device += call->argument[1]; break;
@@ -274,7 +284,7 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     }
     if (UNLIKELY(began != 0))
         replay_trace_call(replay, call, began);
-    bool launched = account(grant, call);
+    bool launched = account(replay, call);
     if (UNLIKELY(launched && (!loop->private->open_ended || loop->private->in_flight_ns != 0)) && status == CUDA_SUCCESS)
         replay_throttle(replay, call);
     if (UNLIKELY(status != CUDA_SUCCESS)) {

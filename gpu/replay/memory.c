@@ -97,10 +97,12 @@ CUresult replay_wireMemoryFree(REPLAY_PARAMETERS)
     if (status != CUDA_SUCCESS)
         return status;
     replay_allocation_remove(replay, address);
-    if (freed.kind == REPLAY_ALLOCATION_POOL)
+    if (freed.kind == REPLAY_ALLOCATION_POOL) {
         (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
-    else
+        replay_pools_freed(replay);
+    } else {
         replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
+    }
     return CUDA_SUCCESS;
 }
 

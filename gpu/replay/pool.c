@@ -46,9 +46,12 @@ static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, 
         result->value[0] = address;
         return CUDA_SUCCESS;
     }
+    /* The pool may have taken far more for it than is left: until it has let go, the card lacks what nobody is charged for. */
     replay->driver.cuMemFreeAsync(address, stream);
     if (counted)
         (void)replay_pool_use(replay, pool, -(int64_t)size);
+    replay_pools_freed(replay);
+    replay_pools_settle(replay, true);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -91,10 +94,12 @@ CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
     if (status != CUDA_SUCCESS)
         return status;
     replay_allocation_remove(replay, address);
-    if (freed.kind == REPLAY_ALLOCATION_POOL)
+    if (freed.kind == REPLAY_ALLOCATION_POOL) {
         (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
-    else
+        replay_pools_freed(replay);
+    } else {
         replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
+    }
     return CUDA_SUCCESS;
 }
 

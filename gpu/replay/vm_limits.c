@@ -7,7 +7,9 @@
  * move it past now; it never lies more than a burst, one second, behind now. So the bucket fills without anybody filling it,
  * any number of sessions draw from it with a compare-and-swap, and a new rate holds from the next draw on. Calls are drawn in
  * small batches (a 256th of a second's worth at most). Bytes are drawn after the copy, when it is known what it moved: the
- * bucket may be in debt, and copies wait until it is not.
+ * bucket may be in debt, and copies wait until it is not. Who finds a bucket empty waits until a twentieth of a second's worth
+ * is in it: a VM over its rate comes in short bursts, not call by call, for each time it comes the device has to change hands,
+ * and its neighbours would pay for that a thousand times a second.
  *
  * A quota is kept without a lock and without a sum that could be left wrong: a session says in its own entry what it asks
  * for, then adds up all entries. Of two that ask at once at least one sees the other, so both together never exceed the
@@ -26,6 +28,7 @@
 
 #define SECOND_NS 1000000000ull
 #define BURST_NS SECOND_NS
+#define REST_NS (SECOND_NS / 20)
 #define BATCH_MOST 64u
 #define BATCHES_A_SECOND 256u
 #define LONGEST_DEBT_NS (600ull * SECOND_NS) /* what lies further ahead is no debt but another clock's: a host that restarted */
@@ -282,7 +285,7 @@ static bool draw_calls(struct replay_private *private, uint64_t rate)
                 batch = 1;
                 continue;
             }
-            private->wait_until_ns = from + cost;
+            private->wait_until_ns = from + (cost > REST_NS ? cost : REST_NS);
             private->waits_rate = rate;
             return false;
         }
@@ -371,7 +374,7 @@ bool replay_limits_take(struct vgpu_replay *replay, const struct vgpu_call *call
         if (from > now) {
             private->waits_for = REPLAY_WAITS_BYTES;
             private->waits_rate = bytes_rate;
-            private->wait_until_ns = from;
+            private->wait_until_ns = from + REST_NS;
             return false;
         }
     }

@@ -83,12 +83,12 @@ def test_a_flooder_gets_its_burst_and_then_its_rate(account: Account, pair: tupl
     flood(session, 600)
     guest = session.guest
     assert until(lambda: guest.u32(BUSY) == 1)
-    assert 0 < guest.u64(BUSY_RETRY) <= 10_000_000
+    assert 0 < guest.u64(BUSY_RETRY) <= 50_000_000
     time.sleep(SECONDS)
     taken = records(session) - before
     elapsed = time.monotonic() - began
     assert taken <= 100 + 100 * elapsed + 1
-    assert taken >= 100 + 100 * elapsed * 0.95 - 5  # nobody knocks: the worker wakes by itself
+    assert taken >= 100 + 100 * elapsed * 0.95 - 10  # nobody knocks: the worker wakes by itself
     assert guest.u32(DEFERRED) == 0
     account.set_limits(Limits())
     assert until(lambda: records(session) - before == 600, 1)  # nothing was lost
@@ -255,6 +255,36 @@ def test_a_pool_counts_with_what_it_keeps(account: Account, pair: tuple[Replayed
     assert account.used(Resource.MEMORY) == 3 * MIB
     assert guest.ask(CallId.cuMemPoolDestroy, POOL).status == 0
     assert account.used(Resource.MEMORY) == 3 * MIB
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0, 0), (6 * MIB, 6 * MIB), (1 << 40, 8 * MIB)])
+def test_a_pool_lets_go_when_its_program_has_waited(
+    account: Account, pair: tuple[Replayed, ...], threshold: int, kept: int
+) -> None:
+    """As the driver does when a program synchronizes: of what is beyond the pool's release threshold."""
+    guest = pair[0].guest
+    properties = (b"\1\0\0\0\0\0\0\0\1\0\0\0").ljust(88, b"\0")
+    assert guest.ask(CallId.cuMemPoolCreate, POOL, payload=properties).status == 0
+    assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, 4, threshold).status == 0
+    address = guest.ask(CallId.cuMemAllocFromPoolAsync, 4 * MIB, POOL, 0).values[0]
+    assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, 5, 8 * MIB).status == 0  # the fake: it holds so much
+    assert guest.ask(CallId.cuMemFreeAsync, address, 0).status == 0
+    assert account.used(Resource.MEMORY) == 8 * MIB
+    guest.send(CallId.wireFenceContext, 3, 41)
+    assert until(lambda: account.used(Resource.MEMORY) == kept)
+    assert guest.ask(CallId.cuMemPoolGetAttribute, POOL, 5).values[0] == kept
+
+
+def test_a_pool_gives_back_what_was_refused(account: Account, pair: tuple[Replayed, ...]) -> None:
+    guest = pair[0].guest
+    account.set_limits(Limits(memory_bytes=10 * MIB))
+    properties = (b"\1\0\0\0\0\0\0\0\1\0\0\0").ljust(88, b"\0")
+    assert guest.ask(CallId.cuMemPoolCreate, POOL, payload=properties).status == 0
+    assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, 4, 1 << 40).status == 0
+    assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, 5, 32 * MIB).status == 0  # the fake: its unit
+    assert guest.ask(CallId.cuMemAllocFromPoolAsync, 4 * MIB, POOL, 0).status == Code.OUT_OF_MEMORY
+    assert account.used(Resource.MEMORY) == 0
+    assert guest.ask(CallId.cuMemPoolGetAttribute, POOL, 5).values[0] == 0
 
 
 def test_handles_and_modules_have_an_end(account: Account, pair: tuple[Replayed, ...]) -> None:
