@@ -129,9 +129,11 @@ class FairTree:
         assert old is not None
         if old is parent:
             return
+        serving = old.serving is node
+        if serving:
+            self._advance(old)  # a long lease is charged bit by bit, and time moves on at its next slice only
         ahead_ns = max(node.tag - old.virtual, 0) * node.weight // SCALE
         waiting = list(node.waiting)
-        serving = old.serving is node
         lingering = list(self._lingering(node))
         for leaf in lingering:
             self.forget(leaf)
@@ -143,6 +145,12 @@ class FairTree:
             self._settle(above)
         node.parent = parent
         node.tag = parent.virtual + ahead_ns * SCALE // node.weight
+        if serving or lingering or any(waiting):
+            for above in (
+                parent.path()
+            ):  # an idle one becomes busy by this, as in `want`: without credit for its absence
+                if not above.is_busy and above.parent is not None:
+                    above.tag = max(above.tag, above.parent.virtual)
         self._count(node, waiting, +1)
         if serving:
             for above in node.path():
@@ -154,6 +162,8 @@ class FairTree:
         """From the next charge on. How far it is ahead stays the same in nanoseconds."""
         parent = node.parent
         if parent is not None:
+            if parent.serving is node:
+                self._advance(parent)
             ahead = max(node.tag - parent.virtual, 0)
             node.tag = node.tag - ahead + ahead * node.weight // weight
         node.weight = weight

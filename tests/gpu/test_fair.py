@@ -161,6 +161,45 @@ def test_a_move_takes_along_what_somebody_is_ahead_and_what_waits() -> None:
     assert [tree.share(n) for n in "abc"] == pytest.approx([1 / 3, 1 / 2, 1 / 6], abs=0.005)
 
 
+def test_a_move_into_an_idle_pool_brings_no_credit_for_the_pools_absence() -> None:
+    tree = Tree(a=("p", 1, 1, MEDIUM), b=("p", 1, 1, MEDIUM), idle=("q", 4, 1, MEDIUM))
+    tree.tree.aging_ns = 1 << 62  # or it would hide that somebody starves
+    tree.want("a", "b")
+    for _ in range(300):
+        tree.turn(MS)
+    vm = tree.leaves["a"].parent
+    assert vm is not None
+    for target, share in (("q", 0.8), ("p", 0.5), ("q", 0.8)):
+        tree.tree.move(vm, tree.pools[target])
+        tree.used = dict.fromkeys(tree.used, 0)
+        assert "b" in [tree.turn(MS) for _ in range(6)]
+        for _ in range(994):
+            tree.turn(MS)
+        assert tree.share("a") == pytest.approx(share, abs=0.005)
+
+
+def test_a_move_or_a_new_weight_in_the_middle_of_a_long_lease_is_no_debt() -> None:
+    """What is charged bit by bit under one lease is nothing that its holder is ahead of those in another pool."""
+    tree = Tree(a=("p", 1, 1, MEDIUM), b=("q", 1, 1, MEDIUM))
+    tree.tree.aging_ns = 1 << 62
+    leaf = tree.leaves["a"]
+    vm = leaf.parent
+    assert vm is not None
+    tree.want("a", "b")
+    tree.tree.serve(leaf)
+    for _ in range(500):
+        tree.tree.charge(leaf, MS)
+    tree.tree.set_weight(vm, 2)
+    tree.tree.move(vm, tree.pools["q"])
+    tree.tree.linger(leaf)
+    tree.tree.release(leaf)
+    tree.want("a")
+    tree.tree.forget(leaf)
+    for _ in range(30):
+        tree.turn(MS)
+    assert tree.share("a") == pytest.approx(2 / 3, abs=0.05)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 1000), st.integers(20_000, 5 * MS)), min_size=2, max_size=6),
