@@ -146,6 +146,8 @@ class Schedule:
         self._unarmed: set[SessionId] = set()
         # How often in a row they declined one: workers of an earlier version do not know such leases.
         self._declined: dict[SessionId, int] = {}
+        # The token that each session was told last: of two that were on their way the worker goes by the second.
+        self._told: dict[SessionId, int] = {}
         # Sessions that came out of idleness and have not been served since.
         self._fresh: set[SessionId] = set()
         # Open sessions by class.
@@ -240,6 +242,7 @@ class Schedule:
         self._owed.pop(session, None)
         self._disarm(session)
         self._declined.pop(session, None)
+        self._told.pop(session, None)
         self._fresh.discard(session)
         state = self._sessions.pop(session, None)
         if state is not None:
@@ -254,12 +257,15 @@ class Schedule:
         if state is None:
             return []
         self._observe(now)
-        lease = self._find(session)
-        if lease is not None and session not in self._owed:
+        lease, owed = self._find(session), self._owed.get(session)
+        is_told = lease is not None and self._last_told(session) == lease.token
+        if lease is not None and lease is not owed:
             # It looked before the grant arrived: say it again. A standby lease it has taken by itself.
-            if not lease.token & STANDBY_TOKEN:
+            if not is_told or (owed is None and not lease.token & STANDBY_TOKEN):
                 self._say(lease)
-        elif lease is None:
+        elif lease is None or not is_told:
+            # What it owes a report of it either never had, or bills with the next one.
+            self._owed.pop(session, None)
             if not state.leaf.wants:
                 self._fresh.add(session)
             self._want(state, now)
@@ -328,6 +334,7 @@ class Schedule:
             self._arm(now)
         grants = list(self._grants.values())
         self._grants.clear()
+        self._told.update((grant.session, grant.token) for grant in grants)
         return grants
 
     def _place(self, now: int) -> bool:
@@ -472,12 +479,16 @@ class Schedule:
             return None
         self._disarm(lease.session)
         self._declined.pop(lease.session, None)
-        if self._next is not None and self._next.session == lease.session:
-            # It was named by another token meanwhile, and is told that this one is the one that counts.
+        if self._last_told(lease.session) != lease.token:
+            # It was given another one meanwhile, which may even have been taken back since: this one is the one that counts.
             self._grants[lease.session] = Grant(
                 lease.session, lease.token, 0, lease.slice_ns, lease.in_flight_ns
             )
         return lease
+
+    def _last_told(self, session: SessionId) -> int:
+        grant = self._grants.get(session)
+        return grant.token if grant is not None else self._told.get(session, 0)
 
     def _displace(self) -> None:
         """Who was named has lost that place to a standby lease. It waits on; its token is never named again."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -35,8 +36,10 @@ _GUARD = pytest.StashKey[HangGuard]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One guard for the run."""
+    """One guard for the run; and programs under test can be interrupted, also where a shell began this run with ``&``."""
     config.stash[_GUARD] = HangGuard(end_run(config))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _limited(item: pytest.Item, phase: str) -> Generator[None, object, object]:

@@ -51,6 +51,7 @@ struct loop {
     uint64_t replaying_since_ns; /* replay_ns is counted up to here; 0: nothing is being replayed */
     bool unfinished;
     bool held; /* the record at head must wait: the VM's limits */
+    bool rests; /* and that for longer than a lease is kept for nothing */
 };
 
 #define LEASE_REPORTS (uint64_t)(REPLAY_EVENT_DEMAND | REPLAY_EVENT_IDLE)
@@ -419,7 +420,7 @@ static uint64_t tend_lease(struct loop *loop, uint64_t now)
         uint64_t quiet = loop->quiet_since_ns > loop->idle_since_ns ? loop->quiet_since_ns : loop->idle_since_ns;
         bool is_over = private->deadline_ns != 0 && now >= private->deadline_ns;
         /* A lease that others wait for is not kept for nothing. */
-        if (is_over || (!loop->unfinished && now >= quiet + LEASE_IDLE_NS))
+        if (is_over || (!loop->unfinished && (loop->rests || now >= quiet + LEASE_IDLE_NS)))
             replay_lease_lose(loop->replay, now);
         else
             timeout = LEASE_IDLE_NS;
@@ -541,7 +542,8 @@ static int wait_for_limits(struct loop *loop)
     page->busy_retry_ns = replay_limits_hint(replay, now);
     atomic_store(replay_word(&page->busy), 1);
     while (leave == 0) {
-        look(loop, now, private->waits_for == REPLAY_WAITS_QUEUE ? POLL_DRAIN_NS : POLL_IDLE_NS);
+        loop->rests = private->waits_for != REPLAY_WAITS_QUEUE && private->wait_until_ns > now + LEASE_IDLE_NS;
+        look(loop, now, private->waits_for == REPLAY_WAITS_QUEUE || loop->rests ? POLL_DRAIN_NS : POLL_IDLE_NS);
         uint64_t timeout = tend_lease(loop, now);
         wait = replay_limits_wait(replay, now, loop->unfinished);
         if (wait == 0)
@@ -563,6 +565,7 @@ static int wait_for_limits(struct loop *loop)
             told = now;
         }
     }
+    loop->rests = false;
     atomic_store(replay_word(&page->busy), 0);
     replay_limits_held(replay, now - told, true);
     count_replay(loop, now, true);

@@ -144,6 +144,46 @@ def test_a_standby_lease_taken_while_another_one_was_on_its_way() -> None:
     assert schedule.follower == U
 
 
+def test_a_standby_lease_taken_while_another_one_came_and_was_taken_back() -> None:
+    """The worker goes by what it was told last. Told nothing more, it would hold a lease that it knows nothing of, for ever."""
+    world = World()
+    schedule, token = world.schedule, world.told[U].token
+    world.tell(schedule.demand(U, 10))  # sent before the standby lease arrived
+    other = world.told[U].token
+    assert world.turn.hands.next == other != token
+    w = SessionId(4)
+    world.tell(schedule.set_vm("w", "default", "high", 5, 20))
+    schedule.open(w, "w")
+    world.tell(schedule.demand(w, 20))  # goes before it
+    assert (schedule.follower, world.turn.hands.next) == (w, world.told[w].token)
+    assert world.turn.take(token)
+    world.turn.pass_on(world.told[A].token)
+    world.tell(schedule.ended(A, MS, MS, wants_more=True, token=world.told[A].token, held_ns=MS))
+    assert schedule.holder == U
+    assert world.told[U].token == token
+    assert not world.told[U].standby
+    # It has declined the other one, and asks; the answer is what it has.
+    world.told.pop(U)
+    world.tell(schedule.ended(U, 0, MS + 10, wants_more=True, token=other, held_ns=0))
+    world.tell(schedule.demand(U, MS + 20))
+    assert schedule.holder == U
+    world.turn.pass_on(token)
+    world.tell(schedule.ended(U, MS, 2 * MS, wants_more=False, token=token, held_ns=MS))
+    assert schedule.holder != U
+
+
+def test_who_asks_for_a_lease_has_none_that_it_could_report() -> None:
+    """However a session came to be owed for: it is not left waiting."""
+    world = World()
+    schedule, now = world.schedule, 50 * MS
+    first = world.told[A]
+    world.tell(schedule.decide(now))
+    assert schedule.holder != A  # passed over
+    schedule._told[A] = first.token + 1
+    world.tell(schedule.demand(A, now))
+    assert A in schedule.waiting() or schedule.follower == A
+
+
 def test_a_worker_that_does_not_know_standby_leases_is_not_given_them_for_ever() -> None:
     """One of an earlier version declines it like any lease. It is asked by messages, as before."""
     world = World()

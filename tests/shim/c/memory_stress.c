@@ -31,6 +31,9 @@ bool shim_arena_offset(const void *pointer, size_t size, uint64_t *offset)
     return true;
 }
 void shim_block_signals(sigset_t *before) { sigemptyset(before); }
+/* Nobody asks here where time goes. */
+uint64_t shim_copy_begins(void) { return 0; }
+void shim_copy_ends(uint64_t began) { (void)began; }
 
 static _Atomic int failures;
 static _Atomic int stop;
