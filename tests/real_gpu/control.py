@@ -31,9 +31,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "src"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if __name__ == "__main__":
+    sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "src") if str(folder) not in sys.path]
 
 from bench import sides
 

@@ -25,9 +25,8 @@ from pathlib import Path
 import attrs
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "src"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if __name__ == "__main__":
+    sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "src") if str(folder) not in sys.path]
 
 from bench import sides
 
