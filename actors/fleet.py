@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import attrs
 import trio
@@ -49,6 +50,8 @@ from .messages import (
 )
 from .vm_page import Description
 
+_Asked = TypeVar("_Asked")
+_Outcome = TypeVar("_Outcome")
 _log = logging.getLogger("vgpu.fleet")
 
 LEDGER = "mediator/ledger"
@@ -69,6 +72,20 @@ class NotAdmitted(ActorError):
 
 class CannotRegister(ActorError):
     """The VM cannot have a device here; the message says why."""
+
+
+async def _answer(
+    reply: Reply[_Outcome] | None, work: Callable[[_Asked], Awaitable[_Outcome]], asked: _Asked
+) -> None:
+    """Do what was asked, and say what came of it."""
+    try:
+        outcome = await work(asked)
+    except ActorError as error:
+        if reply is not None:
+            reply.refuse(error)
+        return
+    if reply is not None:
+        reply.answer(outcome)
 
 
 @attrs.define(eq=False)
@@ -117,120 +134,89 @@ class Fleet(Actor):
 
     @handles(RegisterVm)
     def register(self, message: RegisterVm) -> None:
-        self.nursery.start_soon(self._register, message, self.take_reply())
+        self.nursery.start_soon(_answer, self.take_reply(), self._register, message)
 
-    async def _register(self, message: RegisterVm, reply: Reply[DeviceState | None] | None) -> None:
+    async def _register(self, message: RegisterVm) -> DeviceState | None:
         vm = message.vm
-        try:
-            path = str(vfio_socket_path(self.run_dir, vm.name))
-            if vm.bar1_bytes and len(path.encode()) >= SOCKET_PATH_LIMIT:
-                raise CannotRegister(
-                    f"the path of the VM's socket is too long ({path}): a shorter name, or another --run-dir"
-                )
-            async with self._turn:
-                if not message.overcommit:
-                    await self._admit(vm)
-                await self.find(LEDGER).ask(SaveVm(vm))
-                await self._make_pool(vm.pool)
-                self._tell(vm)
-                if vm.bar1_bytes:
-                    await self._start(vm)
-            state = None
+        path = str(vfio_socket_path(self.run_dir, vm.name))
+        if vm.bar1_bytes and len(path.encode()) >= SOCKET_PATH_LIMIT:
+            raise CannotRegister(
+                f"the path of the VM's socket is too long ({path}): a shorter name, or another --run-dir"
+            )
+        async with self._turn:
+            if not message.overcommit:
+                await self._admit(vm)
+            await self.find(LEDGER).ask(SaveVm(vm))
+            await self._make_pool(vm.pool)
+            self._tell(vm)
             if vm.bar1_bytes:
-                device = self.find(f"{self.devices}/{vm.name}")
-                state = self._complete(await device.ask(AwaitDevice(), timeout_seconds=START_SECONDS))
-        except ActorError as error:
-            if reply is not None:
-                reply.refuse(error)
-            return
-        if reply is not None:
-            reply.answer(state)
+                await self._start(vm)
+        state = None
+        if vm.bar1_bytes:
+            device = self.find(f"{self.devices}/{vm.name}")
+            state = self._complete(await device.ask(AwaitDevice(), timeout_seconds=START_SECONDS))
+        return state
 
     @handles(UnregisterVm)
     def unregister(self, message: UnregisterVm) -> None:
-        self.nursery.start_soon(self._unregister, message.name, self.take_reply())
+        self.nursery.start_soon(_answer, self.take_reply(), self._unregister, message.name)
 
-    async def _unregister(self, name: str, reply: Reply[bool] | None) -> None:
-        try:
-            async with self._turn:
-                # Forgotten first: a device whose VM is not registered does not come back, whatever happens next.
-                await self.find(LEDGER).ask(RemoveVm(name))
-                try:
-                    # With a device or without: nothing of the VM may run on when its limits go.
-                    await end_sessions(
-                        self.find, self.gpus, name, CUDA_ERROR_DEVICE_UNAVAILABLE, "the VM was unregistered"
-                    )
-                    was_connected = False
-                    if await self._has(name):
-                        device = self.find(f"{self.devices}/{name}")
-                        was_connected = await device.ask(EndDevice(), timeout_seconds=START_SECONDS)
-                        await self.find(self.devices).ask(TerminateChild(name))
-                finally:
-                    self.find(LIMITS).notify(ApplyLimits(VmRecord(name)))  # who comes by that name later
-        except ActorError as error:
-            if reply is not None:
-                reply.refuse(error)
-            return
-        if reply is not None:
-            reply.answer(was_connected)
+    async def _unregister(self, name: str) -> bool:
+        async with self._turn:
+            # Forgotten first: a device whose VM is not registered does not come back, whatever happens next.
+            await self.find(LEDGER).ask(RemoveVm(name))
+            try:
+                # With a device or without: nothing of the VM may run on when its limits go.
+                await end_sessions(
+                    self.find, self.gpus, name, CUDA_ERROR_DEVICE_UNAVAILABLE, "the VM was unregistered"
+                )
+                was_connected = False
+                if await self._has(name):
+                    device = self.find(f"{self.devices}/{name}")
+                    was_connected = await device.ask(EndDevice(), timeout_seconds=START_SECONDS)
+                    await self.find(self.devices).ask(TerminateChild(name))
+            finally:
+                self.find(LIMITS).notify(ApplyLimits(VmRecord(name)))  # who comes by that name later
+        return was_connected
 
     @handles(ChangeVm)
     def change(self, message: ChangeVm) -> None:
-        self.nursery.start_soon(self._change, message, self.take_reply())
+        self.nursery.start_soon(_answer, self.take_reply(), self._change, message)
 
-    async def _change(self, message: ChangeVm, reply: Reply[VmRecord] | None) -> None:
-        try:
-            async with self._turn:
-                before = await self.find(LEDGER).ask(GetVm(message.name))
-                if before is None:
-                    raise NoSuchVm(f"no VM {message.name!r}; list-vms has those there are")
-                vm: VmRecord = attrs.evolve(before, **message.changes)  # type: ignore[arg-type]
-                if vm.pool != before.pool:
-                    await self._check_pool(vm.pool)
-                # A promise that was made is kept: only a larger one is looked at.
-                is_more = vm.memory_limit_bytes > before.memory_limit_bytes
-                if is_more and not message.overcommit:
-                    await self._admit(vm)
-                await self.find(LEDGER).ask(UpdateVm(vm))
-                self._tell(vm)
-        except ActorError as error:
-            if reply is not None:
-                reply.refuse(error)
-            return
-        if reply is not None:
-            reply.answer(vm)
+    async def _change(self, message: ChangeVm) -> VmRecord:
+        async with self._turn:
+            before = await self.find(LEDGER).ask(GetVm(message.name))
+            if before is None:
+                raise NoSuchVm(f"no VM {message.name!r}; list-vms has those there are")
+            vm: VmRecord = attrs.evolve(before, **message.changes)  # type: ignore[arg-type]
+            if vm.pool != before.pool:
+                await self._check_pool(vm.pool)
+            # A promise that was made is kept: only a larger one is looked at.
+            is_more = vm.memory_limit_bytes > before.memory_limit_bytes
+            if is_more and not message.overcommit:
+                await self._admit(vm)
+            await self.find(LEDGER).ask(UpdateVm(vm))
+            self._tell(vm)
+        return vm
 
     @handles(ChangePool)
     def change_pool(self, message: ChangePool) -> None:
-        self.nursery.start_soon(self._change_pool, message, self.take_reply())
+        self.nursery.start_soon(_answer, self.take_reply(), self._change_pool, message)
 
-    async def _change_pool(self, message: ChangePool, reply: Reply[PoolRecord] | None) -> None:
-        try:
-            async with self._turn:
-                pool = await self.find(LEDGER).ask(SavePool(message.pool, message.is_new))
-                self._tell_schedulers(SetPool(pool.name, pool.weight))
-        except ActorError as error:
-            if reply is not None:
-                reply.refuse(error)
-            return
-        if reply is not None:
-            reply.answer(pool)
+    async def _change_pool(self, message: ChangePool) -> PoolRecord:
+        async with self._turn:
+            pool = await self.find(LEDGER).ask(SavePool(message.pool, message.is_new))
+            self._tell_schedulers(SetPool(pool.name, pool.weight))
+        return pool
 
     @handles(DeletePool)
     def delete_pool(self, message: DeletePool) -> None:
-        self.nursery.start_soon(self._delete_pool, message.name, self.take_reply())
+        self.nursery.start_soon(_answer, self.take_reply(), self._delete_pool, message.name)
 
-    async def _delete_pool(self, name: str, reply: Reply[PoolRecord] | None) -> None:
-        try:
-            # In turn with those that put VMs into pools. Schedulers keep an empty pool, which has no share of anything.
-            async with self._turn:
-                pool = await self.find(LEDGER).ask(RemovePool(name))
-        except ActorError as error:
-            if reply is not None:
-                reply.refuse(error)
-            return
-        if reply is not None:
-            reply.answer(pool)
+    async def _delete_pool(self, name: str) -> PoolRecord:
+        # In turn with those that put VMs into pools. Schedulers keep an empty pool, which has no share of anything.
+        async with self._turn:
+            return await self.find(LEDGER).ask(RemovePool(name))
 
     async def _make_pool(self, name: str) -> None:
         with contextlib.suppress(PoolExists):

@@ -393,13 +393,19 @@ class Ledger(Actor):
 
     async def started(self) -> None:
         self.send_after(PRUNE_AGAIN_SECONDS, Prune())
+        if not await self._try_to_open():
+            self.nursery.start_soon(self._open_later)
+
+    async def _try_to_open(self) -> bool:
+        """Raises what will not pass by itself."""
         try:
             await self._open_file()
         except (sqlite3.OperationalError, OSError) as error:
             if not will_pass(error, self.path):
                 raise
             self._note(error)
-            self.nursery.start_soon(self._open_later)
+            return False
+        return True
 
     async def _open_file(self) -> None:
         file = await trio.to_thread.run_sync(LedgerFile, self.path)
@@ -419,15 +425,10 @@ class Ledger(Actor):
 
     async def _open_later(self) -> None:
         pause = FIRST_PAUSE_SECONDS
-        while self._file is None:
-            await trio.sleep(pause)
+        await trio.sleep(pause)
+        while not await self._try_to_open():
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            try:
-                await self._open_file()
-            except (sqlite3.OperationalError, OSError) as error:
-                if not will_pass(error, self.path):
-                    raise
-                self._note(error)
+            await trio.sleep(pause)
         _log.warning("%s is open again", self.path)
         self._trouble = ""
 
