@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import sides
+
 GUEST = Path(__file__).resolve().parent / "programs" / "hang_guest.py"
 LAUNCH_TIMEOUT = 702
 DETECTION_SECONDS, GAP_SECONDS = 0.1, 1.0
@@ -79,13 +81,14 @@ def main() -> int:
     parser.add_argument("--gpu", choices=("nvidia", "software"), default="nvidia")
     parser.add_argument("--deadline", type=float, default=2.0)
     parser.add_argument("--spin", type=float, default=20.0)
+    parser.add_argument("--commit", help="what the record shall say; git is asked otherwise")
     options = parser.parse_args()
     os.environ["VGPU_TEST_GPU"] = options.gpu
     try:
         result = measure(options.deadline, options.spin)
     except (AssertionError, OSError, subprocess.SubprocessError) as error:
         result = {"passed": False, "trouble": str(error)[-1500:]}
-    print(json.dumps(result, indent=1))
+    print(json.dumps({"machine": sides.machine_facts(options.commit), **result}, indent=1))
     return 0 if result["passed"] else 1
 
 
