@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 
 from tests.e2e.mediator import Mediator, is_alive, wait_until
 from tests.src.test_commands import command, completions
+from vgpu.gpu.process import _answers
 from vgpu.notify import watchdog_seconds
 
 ADMIN = "vgpu.admin_main"
@@ -142,7 +144,10 @@ def test_systemd_hears_that_the_mediator_lives_until_it_hangs(mediator: Configur
 
 def test_a_mediator_that_hands_over_ends_with_0_and_its_workers_go_on(mediator: Configured) -> None:
     assert mediator.next_word() == "READY=1"
-    wait_until(lambda: len(mediator.workers()) == 1, 30, "a worker is warm")
+    sockets = mediator.run_dir / "workers"
+    wait_until(
+        lambda: any(trio.run(_answers, path) for path in sockets.glob("*.sock")), 30, "a worker is warm"
+    )
     (worker,) = mediator.workers()
     os.kill(mediator.pid, signal.SIGUSR1)
     assert mediator.next_word() == "STOPPING=1"
