@@ -177,6 +177,7 @@ class PageHost:
     file: int = -1  # of the page
     _listener: socket.socket | None = None
     _thread: threading.Thread | None = None
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)  # of connections
 
     @property
     def environment(self) -> dict[str, str]:
@@ -217,12 +218,13 @@ class PageHost:
         os.close(self.file)
 
     def hang_up(self) -> None:
-        """End every connection."""
-        for connection in self.connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-        self.connections.clear()
+        """End every connection, that of a guest just welcomed too."""
+        with self._lock:
+            for connection in self.connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+            self.connections.clear()
 
     def open_connections(self) -> int:
         """Guests that have not hung up."""
@@ -272,9 +274,10 @@ class PageHost:
         if self.status is Status.WELCOME and hello.flags == FLAG_DEVICE_PAGE:
             # A page that can only be read, as the real mediator hands it out.
             reader = os.open(f"/proc/self/fd/{self.file}", os.O_RDONLY | os.O_CLOEXEC)
-            socket.send_fds(connection, [welcome], [reader])
+            with self._lock:  # a guest that has its welcome is one that hang_up finds
+                socket.send_fds(connection, [welcome], [reader])
+                self.connections.append(connection)
             os.close(reader)
-            self.connections.append(connection)
         else:
             connection.sendall(welcome)
             connection.close()
