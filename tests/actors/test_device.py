@@ -171,7 +171,7 @@ class FakeDevice:
     async def hear(self) -> tuple[Message, list[int]]:
         """The next line that is no status."""
         assert self.link is not None
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while True:
                 message, descriptors = await self.link.receive()
                 assert message is not None, "the actor hung up"
@@ -180,7 +180,7 @@ class FakeDevice:
 
     async def status(self) -> Message:
         assert self.link is not None
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             message, _ = await self.link.receive()
         assert message is not None
         assert message["do"] == "status"
@@ -256,7 +256,7 @@ def attachment() -> tuple[Attachment, socket.socket]:
 
 
 def is_over(lifeline: socket.socket) -> bool:
-    lifeline.settimeout(5)
+    lifeline.settimeout(60)
     return lifeline.recv(1) == b""
 
 
@@ -400,7 +400,7 @@ async def test_a_mediator_that_starts_anew_says_at_once_what_the_device_knows(tm
         it.device.bar1.write(16384 + 60, (12090).to_bytes(4, "little"))
         before = it.device.link
         it.device.hang_up()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while it.device.link is before:  # it is opened a while before there is a new one
                 await trio.sleep(0.01)
         assert (await it.device.status())["driver_version"] == 12090

@@ -136,7 +136,7 @@ async def test_the_actor_prunes_by_itself_and_counters_do_not_fall(tmp_path: Pat
         fault(database, time.time(), "b", error=702)
     async with open_system(ActorSpec("ledger", lambda: Ledger(path))) as system:
         ledger = system.ref("ledger")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while database.execute("SELECT count(*) FROM faults").fetchone()[0] > 2:
                 # Others are answered in between.
                 await ledger.ask(EnsureVm("a"))

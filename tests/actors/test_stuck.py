@@ -207,7 +207,7 @@ async def test_off_there_is_nothing_left_of_it(autojump_clock: MockClock) -> Non
         await wait_all_tasks_blocked()
         assert tasks() == before
         for thread in threads():
-            thread.join(10)
+            thread.join(60)
         assert threads() == []
         await system.ref("sleeper").send(Sleep(1000))
         await trio.sleep(2000)

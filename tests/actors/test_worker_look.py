@@ -52,9 +52,9 @@ def test_a_stopped_process_is_told_from_others(pair: list[subprocess.Popen[str]]
     assert not is_stopped(pid)
     assert not is_stopped(os.getpid())
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(pid), 5, "it is stopped")
+    wait_until(lambda: is_stopped(pid), 60, "it is stopped")
     os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not is_stopped(pid), 5, "it goes on")
+    wait_until(lambda: not is_stopped(pid), 60, "it goes on")
     pair[0].kill()
     pair[0].wait()
     assert not is_stopped(pid)
@@ -65,7 +65,7 @@ def test_waiting_for_a_processor_is_measured(pair: list[subprocess.Popen[str]]) 
         pytest.skip("this kernel does not count it")
     thread = ReplayThread(pair[0].pid)
     before, began = thread.starved_ns(), time.monotonic_ns()
-    wait_until(lambda: thread.starved_ns() - before > 50_000_000, 20, "it has waited for 50 ms")
+    wait_until(lambda: thread.starved_ns() - before > 50_000_000, 60, "it has waited for 50 ms")
     assert thread.starved_ns() - before <= time.monotonic_ns() - began
 
 

@@ -195,7 +195,7 @@ class Mediator:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             try:
-                self._process.wait(20)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -208,7 +208,7 @@ class Mediator:
     def ask(self, method: str) -> Any:
         """One JSON-RPC question on ``admin.sock``."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-            link.settimeout(10)
+            link.settimeout(60)
             link.connect(str(self.run_dir / "admin.sock"))
             link.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method}).encode() + b"\n")
             data = b""

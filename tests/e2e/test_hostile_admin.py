@@ -75,7 +75,7 @@ def everybody_lives(mediator: DeviceMediator) -> Iterator[None]:
 
 def say(mediator: DeviceMediator, line: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(30)
+        link.settimeout(60)
         link.connect(str(mediator.run_dir / "admin.sock"))
         link.sendall(line + b"\n")
         answer: dict[str, Any] = json.loads(link.makefile("rb").readline())
@@ -100,7 +100,7 @@ def test_deep_json(mediator: DeviceMediator, depth: int) -> None:
 
 def test_odd_values_everywhere(mediator: DeviceMediator) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(30)
+        link.settimeout(60)
         link.connect(str(mediator.run_dir / "admin.sock"))
         answers = link.makefile("rb")
         for method in METHODS:

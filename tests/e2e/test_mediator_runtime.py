@@ -94,7 +94,7 @@ async def test_a_stuck_handler_shows_in_metrics_log_and_doctor(caplog: pytest.Lo
         before = system.statistics().stuck_handlers
         await system.ref("mediator").ask(AddChild(ChildSpec("stuck", Stuck, shutdown=0.1)))
         await system.ref("mediator/stuck").send(Wait())
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while not any(found.actor == "mediator/stuck" for found in system.recent_stuck_handlers()):
                 await trio.sleep(0.05)
         assert system.statistics().stuck_handlers > before

@@ -67,7 +67,7 @@ def test_a_hello_with_such_a_name_is_refused(mediator: Mediator, name: bytes) ->
     hello = bytearray(Hello(os.getpid(), TABLE_HASH, flags=FLAG_PROBE).encode())
     hello[24:88] = name[:64].ljust(64, b"\0")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(30)
+        link.settimeout(60)
         link.connect(str(mediator.run_dir / "mediator.sock"))
         link.sendall(hello)
         answer = link.recv(WELCOME_SIZE, socket.MSG_WAITALL)
@@ -86,7 +86,7 @@ def test_a_name_that_is_too_long_is_not_cut(
     known = {vm["name"] for vm in mediator.ask("vms")}
     for length in (64, 70, 200):
         guest = mediator.begin(driver_program("teller"), VGPU_VM="v" * length)
-        status, lines = guest.finish(30)
+        status, lines = guest.finish(60)
         assert status != 0
         assert "ready" not in lines
     assert {vm["name"] for vm in mediator.ask("vms")} == known

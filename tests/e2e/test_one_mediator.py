@@ -49,7 +49,7 @@ def test_a_second_mediator_is_told_who_has_the_sockets(mediator: Mediator, elsew
 
 def test_a_killed_mediator_leaves_no_lock(own_mediator: Mediator) -> None:
     # Its workers outlive it, and have not inherited the lock.
-    wait_until(lambda: bool(own_mediator.workers()), 30, "a warm worker is there")
+    wait_until(lambda: bool(own_mediator.workers()), 60, "a warm worker is there")
     for _ in range(2):
         killed = own_mediator.pid
         own_mediator.kill()

@@ -93,12 +93,12 @@ async def end_guest(process: trio.Process) -> None:
     assert process.stdout is not None
     await process.stdin.aclose()
     await process.stdout.aclose()
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         assert await process.wait() == 0
 
 
 async def until_in_use(system: ActorSystem, expected: list[str]) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while await gpus_in_use(system) != expected:
             await trio.sleep(0.02)
 
@@ -127,7 +127,7 @@ async def test_warm_workers_left_by_a_killed_mediator_go_to_their_gpu_or_end(fol
         left[name] = await start_worker(options, name)
     pids = {name: process.pid for name, (process, _) in left.items()}
     async with open_mediator(plan(folder, 1)) as system, trio.open_nursery() as nursery:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await left["software0-a"][0].wait()
             await left["nvidia0-c"][0].wait()
         assert is_alive(pids["software1-b"])

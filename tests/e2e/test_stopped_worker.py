@@ -36,7 +36,7 @@ def stop(mediator: DeviceMediator, session: dict[str, object]) -> int:
     assert isinstance(info, dict)
     pid = int(info["worker_pid"])
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(pid), 5, "the worker is stopped")
+    wait_until(lambda: is_stopped(pid), 60, "the worker is stopped")
     return pid
 
 
@@ -48,15 +48,15 @@ def test_a_worker_stopped_between_calls_is_ended_after_the_deadline(
     neighbour.until("turn 3")
     guest.until("turn 3")
     worker, began = stop(mediator, mediator.session_of(guest)), time.monotonic()
-    assert int(guest.until("error", 20).split()[1]) == UNKNOWN
+    assert int(guest.until("error", 60).split()[1]) == UNKNOWN
     assert time.monotonic() - began >= DEADLINE
-    assert guest.line(10) == f"then {UNKNOWN}"  # it stays
+    assert guest.line(60) == f"then {UNKNOWN}"  # it stays
     assert guest.finish()[0] == 3
-    wait_until(lambda: not is_alive(worker), 5, "the worker is gone")
+    wait_until(lambda: not is_alive(worker), 60, "the worker is gone")
     turn = int(neighbour.until("turn").split()[1])
     neighbour.until(f"turn {turn + 10}")
     assert neighbour.finish()[0] == 0
-    wait_until(lambda: len(mediator.ask("faults")) == 1, 5, "the fault is kept")
+    wait_until(lambda: len(mediator.ask("faults")) == 1, 60, "the fault is kept")
     (fault,) = mediator.ask("faults")
     assert (fault["vm"], fault["kind"], fault["error"]) == ("red", "stopped", UNKNOWN)
     assert fault["what"] == f"the worker was stopped (SIGSTOP), and may be for {DEADLINE:g} s"
@@ -73,12 +73,12 @@ def test_an_idle_worker_that_is_stopped_is_found_too_and_never_counts_for_quaran
         guest = mediator.begin(driver_program("idle"), vm="red")
         guest.until("idle")
         worker, began = stop(mediator, mediator.session_of(guest)), time.monotonic()
-        wait_until(lambda worker=worker: not is_alive(worker), 20, "the worker is gone")  # type: ignore[misc]
+        wait_until(lambda worker=worker: not is_alive(worker), 60, "the worker is gone")  # type: ignore[misc]
         assert time.monotonic() - began >= DEADLINE
         guest.say()
-        assert guest.line(10) == f"called {UNKNOWN}"
+        assert guest.line(60) == f"called {UNKNOWN}"
         assert guest.finish()[0] == 0
-        wait_until(lambda count=count: len(mediator.ask("faults")) == count, 5, "the fault is kept")  # type: ignore[misc]
+        wait_until(lambda count=count: len(mediator.ask("faults")) == count, 60, "the fault is kept")  # type: ignore[misc]
     assert {fault["kind"] for fault in mediator.ask("faults")} == {"stopped"}
     assert mediator.ask("quarantines") == []
 
@@ -91,7 +91,7 @@ def test_a_worker_that_goes_on_in_time_has_lost_nothing(
     guest.until("turn 3")
 
     def resumes(before: int) -> None:
-        wait_until(lambda: mediator.session_of(guest)["grant"]["records"] > before, 10, "it goes on")
+        wait_until(lambda: mediator.session_of(guest)["grant"]["records"] > before, 60, "it goes on")
 
     for _ in range(4):
         worker = stop(mediator, mediator.session_of(guest))
@@ -111,12 +111,12 @@ def test_a_kernel_is_not_charged_with_the_time_its_worker_was_stopped(
     """A kernel that hangs has its whole deadline after the worker goes on, and no more than that."""
     guest = mediator.begin(driver_program("spin"), kernels, vm="red")
     guest.until("launching")
-    wait_until(lambda: mediator.session_of(guest)["grant"]["current_call"] != 0, 10, "the kernel runs")
+    wait_until(lambda: mediator.session_of(guest)["grant"]["current_call"] != 0, 60, "the kernel runs")
     worker = stop(mediator, mediator.session_of(guest))
     time.sleep(0.8 * DEADLINE)
     os.kill(worker, signal.SIGCONT)
     went_on = time.monotonic()
-    assert guest.until("synchronize", 20) == f"synchronize {LAUNCH_TIMEOUT}"
+    assert guest.until("synchronize", 60) == f"synchronize {LAUNCH_TIMEOUT}"
     assert time.monotonic() - went_on >= 0.9 * DEADLINE
     assert guest.finish()[0] == 0
     (fault,) = mediator.ask("faults")
@@ -153,7 +153,7 @@ def test_a_worker_that_is_stopped_while_the_mediator_starts_is_adopted_when_it_g
     mediator.start()
     assert mediator.sessions() == []
     os.kill(worker, signal.SIGCONT)
-    wait_until(lambda: len(mediator.sessions()) == 1, 20, "the session is adopted")
+    wait_until(lambda: len(mediator.sessions()) == 1, 60, "the session is adopted")
     turn = int(guest.until("turn").split()[1])
     guest.until(f"turn {turn + 10}")
     assert guest.finish()[0] == 0

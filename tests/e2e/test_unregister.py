@@ -62,4 +62,4 @@ def test_a_vm_that_came_by_itself_is_forgotten_too(mediator: DeviceMediator, dri
     (vm,) = [vm for vm in mediator.ask("vms") if vm["name"] == "visitor"]
     assert (vm["weight"], vm["ad_hoc"]) == (50, True)
     assert again.guest.finish()[0] == 0
-    wait_until(lambda: not mediator.sessions(), 10, "all have ended")
+    wait_until(lambda: not mediator.sessions(), 60, "all have ended")

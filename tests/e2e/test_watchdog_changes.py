@@ -41,7 +41,7 @@ def test_a_shorter_deadline_ends_what_has_passed_it_already(
         guest.until("launching")
     time.sleep(2 * SHORT)
     began = change(mediator, "red", SHORT)
-    error, seconds = hung.until("polled", 20).split()[1:]
+    error, seconds = hung.until("polled", 60).split()[1:]
     found_after = time.monotonic() - began
     assert int(error) == LAUNCH_TIMEOUT
     assert float(seconds) >= 2 * SHORT
@@ -49,7 +49,7 @@ def test_a_shorter_deadline_ends_what_has_passed_it_already(
     print(f"found {found_after:.3f} s after the change was answered")
     # Nobody else's deadline is another now.
     assert [fault["vm"] for fault in mediator.ask("faults")] == ["red"]
-    assert hung.finish(20)[0] == 0
+    assert hung.finish(60)[0] == 0
     other.kill()
 
 
@@ -60,10 +60,10 @@ def test_a_longer_deadline_holds_for_what_runs(
     hung = mediator.begin(driver_program("polls"), kernels, vm="red")
     hung.until("launching")
     change(mediator, "red", 4.0)
-    error, seconds = hung.until("polled", 20).split()[1:]
+    error, seconds = hung.until("polled", 60).split()[1:]
     assert int(error) == LAUNCH_TIMEOUT
     assert 4.0 <= float(seconds) < PATIENCE * 4.0 + SLACK
-    assert hung.finish(20)[0] == 0
+    assert hung.finish(60)[0] == 0
 
 
 def test_the_next_mediator_knows_the_deadline_that_was_set(
@@ -76,5 +76,5 @@ def test_the_next_mediator_knows_the_deadline_that_was_set(
     change(mediator, "red", 3.0)
     mediator.kill()
     mediator.start()
-    assert int(hung.until("polled", 30).split()[1]) == LAUNCH_TIMEOUT
-    assert hung.finish(20)[0] == 0
+    assert int(hung.until("polled", 60).split()[1]) == LAUNCH_TIMEOUT
+    assert hung.finish(60)[0] == 0

@@ -161,7 +161,7 @@ async def test_link_reads_hello_and_talks(tmp_path: Path) -> None:
         extra = LineProtocol().encode({"event": "demand"})
         peers.append(await serve_once(path, LineProtocol().encode(hello, 2) + extra, owned))
 
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             while not path.exists():
@@ -206,7 +206,7 @@ async def test_link_refuses_what_is_no_hello(
     async def serve() -> None:
         (await serve_once(path, line, owned)).close()
 
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             while not path.exists():

@@ -294,13 +294,13 @@ async def test_sensors_that_hang_hold_up_nobody(caplog: pytest.LogCaptureFixture
     stuck = _Stuck()
     patient = PatientSampler(stuck, seconds=0.05)
     try:
-        with trio.fail_after(2):
+        with trio.fail_after(60):
             for _ in range(3):
                 assert await patient.sample({}) == UNKNOWN_SAMPLE
         assert stuck.calls == 1  # no second thread joins the first
     finally:
         stuck.go.set()
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while (sample := await patient.sample({})) == UNKNOWN_SAMPLE:
             await trio.sleep(0.01)
     assert sample.temperature_celsius == 2

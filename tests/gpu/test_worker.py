@@ -33,7 +33,7 @@ from vgpu.transport.layout import GrantPage, SessionPage
 from vgpu.transport.vfio_user.device import SharedMemory, cut_bar1
 
 MIB = 1 << 20
-GONE_SECONDS = 2.0
+GONE_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ async def in_thread(guest: Guest, call: int, *arguments: int) -> int:
 
 
 async def test_hello_describes_a_warm_worker(options: WorkerOptions) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         process, path = await start_worker(options, "w1")
         link = await open_worker_link(path)
         hello = link.hello
@@ -174,7 +174,7 @@ async def test_device_page(options: WorkerOptions) -> None:
 
 
 async def test_mmap_base_is_kept_away_from_where_guests_have_their_libraries(options: WorkerOptions) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         process, _ = await start_worker(options, "w1")
         lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
         libraries = [int(line.split("-")[0], 16) for line in lines if "libc.so.6" in line]
@@ -229,7 +229,7 @@ async def test_session_survives_its_mediator_and_is_adopted(options: WorkerOptio
         assert await in_thread(worker.guest, CallId.wirePrimaryRetain, CONTEXT) == 0
         await worker.link.aclose()  # the mediator dies
         assert await in_thread(worker.guest, CallId.cuCtxSetLimit, 2, 5) == 0
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             successor = await open_worker_link(worker.path)
         hello = successor.hello
         assert (hello["state"], hello["session"], hello["vm"], hello["weight"]) == ("assigned", 9, "red", 7)
@@ -237,13 +237,13 @@ async def test_session_survives_its_mediator_and_is_adopted(options: WorkerOptio
         assert grant.get("records") == 2
         grant.revoke()
         await successor.send({"do": "kick"})
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert (await successor.receive())[0] == {"event": "idle", "epoch": 2}
             worker.guest.send(CallId.cuCtxSetLimit, 2, 6)
             assert (await successor.receive())[0] == {"event": "demand", "epoch": 2}
         # A third mediator learns of the wish that nobody granted.
         third = await open_worker_link(worker.path)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert (await third.receive())[0] == {"event": "demand", "epoch": 2}
             assert await successor.receive() == (None, [])
         grant.grant(deadline_ns=0)
@@ -260,7 +260,7 @@ async def test_fault_is_reported(options: WorkerOptions) -> None:
         assert await in_thread(worker.guest, CallId.wirePrimaryRetain, CONTEXT) == 0
         assert await in_thread(worker.guest, CallId.cuCtxSetLimit, 1002, 1) == 0
         await in_thread(worker.guest, CallId.cuStreamCopyAttributes, 0, 0)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             event = (await worker.link.receive())[0]
         assert event is not None
         assert (event["event"], event["error"]) == ("fault", 700)
@@ -279,7 +279,7 @@ async def test_second_assignment_is_refused(options: WorkerOptions) -> None:
         ours, theirs = socket.socketpair()
         await worker.link.send({"do": "assign", "session": 10, "vm": "blue"}, [theirs.fileno()])
         theirs.close()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await trio.to_thread.run_sync(lambda: ours.recv(1)) == b""  # closed, not kept
         ours.close()
         assert await in_thread(worker.guest, CallId.cuCtxGetLimit, 2) == 0
@@ -294,7 +294,7 @@ async def test_a_session_in_a_slot_is_adopted_with_it(options: WorkerOptions, sl
         assert await in_thread(guest, CallId.cuCtxSetLimit, 2, 5) == 0
         assert worker.grant.get("records") == 2
         await worker.link.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             successor = await open_worker_link(worker.path)
         hello = successor.hello
         assert (hello["state"], hello["session"], hello["worker_address"]) == (
@@ -355,7 +355,7 @@ async def test_a_slot_that_cannot_be_ends_the_worker(
     unsealed = os.memfd_create("bar1", os.MFD_ALLOW_SEALING)
     os.ftruncate(unsealed, 16 * MIB)
     bar1 = unsealed if change.pop("unsealed", False) else slot.bar1_fd
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await link.send(
             {"do": "assign", "session": 9, "vm": "red", **slot.words, **change}, [theirs.fileno(), bar1]
         )
@@ -379,7 +379,7 @@ async def test_half_a_slot_is_no_assignment(
     process, path = await start_worker(options, "w1")
     link = await open_worker_link(path)
     ours, theirs = socket.socketpair()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         message = {"do": "assign", "session": 9, "vm": "red", **words}
         await link.send(message, [theirs.fileno(), slot.bar1_fd])
         theirs.close()
@@ -393,7 +393,7 @@ async def test_half_a_slot_is_no_assignment(
 
 async def test_garbage_from_a_mediator_ends_its_connection_only(options: WorkerOptions) -> None:
     async with assigned(options) as worker:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             rude = await trio.open_unix_socket(worker.path)
             await rude.send_all(b"garbage\n")
             while await rude.receive_some(65536):
@@ -403,7 +403,7 @@ async def test_garbage_from_a_mediator_ends_its_connection_only(options: WorkerO
 
 
 async def test_worker_that_cannot_start_says_why(options: WorkerOptions, tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         with pytest.raises(WorkerNotStarted, match="is not a file"):
             await start_worker(attrs.evolve(options, library=tmp_path / "none"), "w1")
         with pytest.raises(WorkerNotStarted, match="cuDeviceGet: CUDA_ERROR_INVALID_DEVICE"):

@@ -222,7 +222,7 @@ class FakeDevice:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
         for tenant in self.tenants.values():
             tenant.end()
         os.close(self.memory_fd)
@@ -239,7 +239,7 @@ class FakeDevice:
 
     def _end(self) -> None:
         self._stop.set()
-        self._thread.join(20)
+        self._thread.join(60)
         while self.tenants:
             self.tenants.popitem()[1].end()
 

@@ -103,7 +103,7 @@ class FakeHost:
             session.end(DEAD)
         self._stop.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         assert self._listener is not None
         self._listener.close()
         for session in self.sessions:

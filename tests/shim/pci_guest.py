@@ -60,7 +60,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return base | {"XDG_RUNTIME_DIR": str(folder), "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"} | more
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for what another thread or process does."""
     deadline = time.monotonic() + seconds
     while not condition():

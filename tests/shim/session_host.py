@@ -73,7 +73,7 @@ class SessionHost:
 
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
         for guest in self._guests:
             guest.close()

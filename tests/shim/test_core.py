@@ -374,7 +374,7 @@ def test_a_dead_host_wakes_everybody(start: Start, run_dir: Path, way: str) -> N
         took = time.monotonic() - began
     code = {"told": "999", "vanished": "999", "timeout": "702", "lost": "46"}[way]
     assert told == {"reply": code, "fence": code, "space": code, "later": code, "local": "0"}
-    assert took < 3
+    assert took < 30
 
 
 def test_whoever_kills_a_worker_may_say_why_a_moment_later(start: Start, run_dir: Path) -> None:

@@ -28,7 +28,7 @@ class WorkerTenant:
 
     def end(self) -> None:
         self.lifeline.close()
-        self.worker.worker.wait(20)
+        self.worker.worker.wait(60)
 
 
 @attrs.define(eq=False)

@@ -164,10 +164,10 @@ def test_a_mediator_serves_metrics_and_ends_with_0_when_told_to(folder: Path) ->
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.02)
-            with urllib.request.urlopen(found[1], timeout=10) as answer:
+            with urllib.request.urlopen(found[1], timeout=60) as answer:
                 assert 'vgpu_mediator_info{gpu="software"' in answer.read().decode()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(60) == 0, log.read_text()
         finally:
             process.kill()
             process.wait()

@@ -141,7 +141,7 @@ def mediator() -> Iterator[Mediator]:
 
 
 def test_a_program_at_work_is_seen(mediator: Mediator) -> None:
-    wait_until(lambda: bool(mediator.workers()), 30, "a worker is warm")
+    wait_until(lambda: bool(mediator.workers()), 60, "a worker is warm")
     guest = mediator.begin(sys.executable, "-c", "import ctypes as c; d=c.CDLL('libcuda.so.1'); x=c.c_void_p();"
         "d.cuInit(0); d.cuDevicePrimaryCtxRetain(c.byref(x),0); d.cuCtxSetCurrent(x); p=c.c_uint64();"
         "d.cuMemAlloc_v2(c.byref(p),c.c_size_t(1<<20)); print('ready',flush=True)\n"
@@ -165,7 +165,7 @@ def test_many_looks_are_lines_of_json_until_the_reader_goes(mediator: Mediator) 
         assert process.stdout is not None
         assert all(json.loads(process.stdout.readline())["ok"] for _ in range(3))
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_on_a_terminal_it_is_drawn_until_q_is_pressed(mediator: Mediator) -> None:
@@ -190,7 +190,7 @@ def test_on_a_terminal_it_is_drawn_until_q_is_pressed(mediator: Mediator) -> Non
                 drawn += os.read(ours, 65536).decode()
             except OSError:
                 break
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert "\x1b[?1049l" in drawn
     finally:
         process.kill()

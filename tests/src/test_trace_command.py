@@ -217,7 +217,7 @@ def test_an_interrupt_ends_a_recording_in_order(mediator: Mediator, guest: Guest
             assert time.monotonic() < deadline
             time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=20)
+    text, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert "ended by: stopped" in text
     assert problems(json.loads(out.read_text())) == []
@@ -321,7 +321,7 @@ def test_without_a_terminal_it_is_plain_text_until_nobody_reads(mediator: Mediat
         if heads == 3:
             break
     process.stdout.close()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -344,7 +344,7 @@ def test_on_a_terminal_it_draws_until_it_is_interrupted(mediator: Mediator, gues
         with contextlib.suppress(OSError):  # the terminal is gone when the process is
             while os.read(ours, 65536):
                 pass
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
     finally:

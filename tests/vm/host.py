@@ -77,7 +77,7 @@ class Host(Mediator):
         """SIGKILL a device process, as a crash would end it, and wait until the mediator has a new one there."""
         pid = int(self.device(vm)["pid"])
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), 5, "the device process is gone")
+        wait_until(lambda: not is_alive(pid), 60, "the device process is gone")
         wait_until(
             lambda: self.device(vm)["pid"] not in (0, None, pid),
             DEVICE_SECONDS,
@@ -95,7 +95,7 @@ class Host(Mediator):
             seen.append(Accesses(**{name: int(counters.get(name, 0)) for name in names}))
             return len(seen) > 150 and len(set(seen[-150:])) == 1
 
-        wait_until(rests, 30, f"the counters of {vm} rest")
+        wait_until(rests, 60, f"the counters of {vm} rest")
         return seen[-1]
 
     def _device_pids(self) -> list[int]:

@@ -18,7 +18,7 @@ class Qmp:
 
     def __init__(self, link: socket.socket) -> None:
         self._socket = link
-        self._socket.settimeout(30)
+        self._socket.settimeout(60)
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
         self._message()  # the greeting
@@ -45,7 +45,7 @@ class Qmp:
             QmpError: QEMU refused it.
             OSError: QEMU does not answer.
         """
-        self._socket.settimeout(30)
+        self._socket.settimeout(60)
         request = {
             "execute": name,
             "arguments": {key.replace("_", "-"): value for key, value in arguments.items()},

@@ -45,7 +45,7 @@ def build_fake_driver(folder: Path) -> Path:
     return library
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Wait until the condition holds; False if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -232,7 +232,7 @@ class Replayed:
 
     def close(self) -> None:
         lib.vgpu_replay_stop(self.replay)
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         # The driver's threads look whether the session has ended; a worker process simply goes, and they with it.
         assert until(lambda: self._library.fakeHostCalls() == 0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,10 +200,12 @@ def test_a_host_function_ends_without_a_futex(fake_driver: Path, bar1: Bar1) -> 
     with replayed(fake_driver, slot=bar1.slot) as session:
         guest = session.guest
         guest.retain()
-        began = time.monotonic()
-        for _ in range(10):
+        took = []
+        for _ in range(15):
+            began = time.monotonic()
             guest.send(CallId.wireHostFunction, 0, 0x1234, 0x5678, 1)
             assert until(lambda: guest.u32(CALLBACKS) == POSTED)
             guest.set_u32(CALLBACKS, DONE)
             assert until(lambda: guest.u32(CALLBACKS) == 0)
-        assert time.monotonic() - began < 0.5  # 1 s and more with the naps of a local session
+            took.append(time.monotonic() - began)
+        assert statistics.median(took) < 0.05  # 0.1 s and more with the naps of a local session

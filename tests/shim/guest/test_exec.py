@@ -62,7 +62,7 @@ def start(
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (42, "")
     lines = done.stdout.splitlines()

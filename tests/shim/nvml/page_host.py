@@ -209,7 +209,7 @@ class PageHost:
             return
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
+        self._thread.join(60)
         self._listener.close()
         self._listener = None
         (self.run_dir / "mediator.sock").unlink()

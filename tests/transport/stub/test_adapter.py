@@ -39,7 +39,7 @@ async def adapter(folder: Path) -> AsyncIterator[process.DeviceProcess]:
 
 async def aside(play: Callable[[], T]) -> T:
     """Blocking play, in a thread: QEMU is served by this one."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         return await trio.to_thread.run_sync(play)
 
 
@@ -63,7 +63,7 @@ async def test_a_worker_that_does_not_leave_is_killed_when_no_mediator_is_there(
             await trio.sleep(0.3)
             assert worker.process.poll() is None, "the mediator's to kill"
             await link.aclose()
-            assert await aside(lambda: worker.process.wait(5)) == -9
+            assert await aside(lambda: worker.process.wait(60)) == -9
             await until(lambda: guest.state(0) is SlotState.FREE)
             assert guest.memory(0) == bytes(len(guest.memory(0)))
             worker.end()
@@ -80,7 +80,7 @@ async def test_a_mediator_that_does_not_read_is_hung_up_on_and_qemu_does_not_wai
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             deaf.connect(str(tmp_path / "device"))
             await until(lambda: one._mediator is not None)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 for _ in range(5000):
                     if one._mediator is None:
                         break

@@ -35,7 +35,7 @@ def keeper() -> Iterator[Keeper]:
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     """QEMU's end of a connection, and the device's."""
     qemu, device = socket.socketpair()
-    qemu.settimeout(20)
+    qemu.settimeout(60)
     with qemu, device:
         yield qemu, device
 
@@ -59,7 +59,7 @@ def test_a_request_of_which_so_much_was_read_is_answered(keeper: Keeper, ends: E
         qemu.sendall(READ)
         assert qemu.recv(100) == ANSWER
     qemu.close()
-    assert keeper.process.wait(20) == 0
+    assert keeper.process.wait(60) == 0
 
 
 def test_an_answered_request_is_left_alone(keeper: Keeper, ends: Ends) -> None:
@@ -72,7 +72,7 @@ def test_an_answered_request_is_left_alone(keeper: Keeper, ends: Ends) -> None:
     qemu.settimeout(0.5)
     with pytest.raises(TimeoutError):
         qemu.recv(100)
-    qemu.settimeout(20)
+    qemu.settimeout(60)
     qemu.sendall(READ)
     assert qemu.recv(100) == ANSWER
 
@@ -84,7 +84,7 @@ def test_a_client_that_went_is_forgotten(keeper: Keeper, ends: Ends) -> None:
     device.close()
     assert qemu.recv(100) == b""
     keeper.close()
-    assert keeper.process.wait(20) == 0
+    assert keeper.process.wait(60) == 0
 
 
 def test_the_next_client_replaces_the_one_before(keeper: Keeper, ends: Ends) -> None:

@@ -40,7 +40,7 @@ def connect_as(group: int, run_dir: Path) -> list[str]:
     words = [str(vfio_socket_path(run_dir, "red").parent), str(group)]
     words += [str(vfio_socket_path(run_dir, "red")), str(device_socket_path(run_dir, "red"))]
     done = subprocess.run(
-        [sys.executable, "-c", AS_SOMEBODY, *words], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", AS_SOMEBODY, *words], capture_output=True, text=True, timeout=60, check=True
     )
     return done.stdout.split()
 
@@ -50,7 +50,7 @@ def device(run_dir: Path, group: str) -> Iterator[None]:
     words = stub_command(run_dir, "red", bar1_bytes=16 << 20, socket_group=group)
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(device_socket_path(run_dir, "red").is_socket, 30, "the device listens")
+            wait_until(device_socket_path(run_dir, "red").is_socket, 60, "the device listens")
             yield
         finally:
             process.send_signal(signal.SIGTERM)

@@ -202,21 +202,21 @@ class World:
             worker.end()
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(10)
+            self.process.wait(60)
 
     def descriptors(self) -> int:
         assert self.process is not None
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-async def until(met: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(met: Callable[[], bool], seconds: float = 60.0) -> None:
     """Look every few milliseconds: what is waited for happens in another process."""
     with trio.fail_after(seconds):
         while not met():
             await trio.sleep(0.003)
 
 
-def until_sync(met: Callable[[], bool], seconds: float = 10.0) -> None:
+def until_sync(met: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < end
@@ -225,7 +225,7 @@ def until_sync(met: Callable[[], bool], seconds: float = 10.0) -> None:
 
 async def next_event(link: DeviceLink) -> m.Event | None:
     """The device's next word that is no counters; None when it hung up."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             message, descriptors = await link.receive()
             assert not descriptors

@@ -67,7 +67,7 @@ async def test_a_client_that_sizes_bars_itself(device: GpuDevice, tmp_path: Path
 
     async with trio.open_nursery() as nursery:
         await nursery.start(DeviceServer(device).serve, path)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await trio.to_thread.run_sync(play)
         nursery.cancel_scope.cancel()
 
