@@ -4,7 +4,7 @@
     limits    a flooding VM slows to its calls/s and bytes/s; a neighbour's throughput
     changes   weight, priority, pool, rate, quota of running VMs: from the command to the effect
     quota     one number for what is charged, enforced, shown and taken by the driver
-    faults    illegal address, killed worker and guest, garbage in the ring, hung kernels up to quarantine
+    faults    illegal address, killed worker, guest, VM and device, garbage in the ring, hung kernels up to quarantine
     alone     what scheduler, limits and flight recorder cost a VM that is alone
     trace     what recording costs a program
     drift     GPU time as it is charged against NVML's utilisation
@@ -52,7 +52,7 @@ STEPS: dict[str, tuple[Callable[[Scene, Findings], None], float]] = {
     "limits": (control_limits.measure, 75.0),
     "changes": (control_changes.measure, 40.0),
     "quota": (control_quota.measure, 30.0),
-    "faults": (control_faults.measure, 45.0),
+    "faults": (control_faults.measure, 60.0),
     "alone": (control_alone.measure, 45.0),
     "trace": (control_trace.measure, 30.0),
     "drift": (control_drift.measure, 20.0),

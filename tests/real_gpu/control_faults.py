@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step ``faults`` of ``control.py``: what goes wrong in one VM, beside a neighbour that computes, checks and must not notice.
 
-An illegal address, a worker and a guest that are killed, garbage in the ring, and kernels that hang until their VM is
-quarantined. Each is tried by itself: one that does not go as promised leaves the others to be seen. Kernels that "hang" end by
+An illegal address, a worker and a guest that are killed, garbage in the ring, a VM that dies, a device process that is killed,
+and kernels that hang until their VM is quarantined. Each is tried by itself: one that does not go as promised leaves the others to be seen. Kernels that "hang" end by
 the GPU's own clock.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.e2e.mediator import is_alive, wait_until
 
+from .control_devices import device_killed, vm_dies
 from .control_host import MIB, Findings, Host, Load, Neighbour, Scene, open_host, open_native, without_paths
 
 ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, DEVICE_UNAVAILABLE, INVALID_VALUE = 700, 702, 46, 1
@@ -39,6 +40,8 @@ def measure(scene: Scene, found: Findings) -> None:
                 "guest killed in mid-copy": lambda part: _killed_guest(scene, host, native, part),
                 "worker killed": lambda part: _killed_worker(scene, host, part),
                 "garbage in the ring": lambda part: _garbage(host, part),
+                "VM dies": lambda part: vm_dies(scene, host, native, part),
+                "device process killed": lambda part: device_killed(host, part),
                 "hung kernels": lambda part: _hangs(scene, host, part),
             }
             for name, happen in faults.items():

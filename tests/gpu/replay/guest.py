@@ -119,7 +119,7 @@ class Guest:
         """Write a right record (and a pad before it where it would wrap); its sequence number."""
         header = CallHeader(call, arguments, flags, len(payload), self.sequence, slot)
         size = header.record_size
-        until(lambda: self.tail + 2 * size - self.u64(HEAD) <= self.ring_size)
+        until(lambda: self.tail + 2 * size - self.u64(HEAD) <= self.ring_size, 5)  # a dead reader's stays full
         to_end = self.ring_size - self.tail % self.ring_size
         if to_end != size and to_end < size + 80:
             self.write(CallHeader(CallId.wirePad, payload_length=to_end - 80).encode() + bytes(to_end - 80))
@@ -133,7 +133,7 @@ class Guest:
         self.publish()
 
     def ask(
-        self, call: int, *arguments: int, payload: bytes = b"", slot: int = 0, seconds: float = 5.0
+        self, call: int, *arguments: int, payload: bytes = b"", slot: int = 0, seconds: float = 60.0
     ) -> Result:
         """One round trip."""
         at = self.slots + slot * 4096
