@@ -119,7 +119,8 @@ class Guest:
         """Write a right record (and a pad before it where it would wrap); its sequence number."""
         header = CallHeader(call, arguments, flags, len(payload), self.sequence, slot)
         size = header.record_size
-        until(lambda: self.tail + 2 * size - self.u64(HEAD) <= self.ring_size, 5)  # a dead reader's stays full
+        # That of a dead reader stays full.
+        until(lambda: self.tail + 2 * size - self.u64(HEAD) <= self.ring_size, 5)
         to_end = self.ring_size - self.tail % self.ring_size
         if to_end != size and to_end < size + 80:
             self.write(CallHeader(CallId.wirePad, payload_length=to_end - 80).encode() + bytes(to_end - 80))
