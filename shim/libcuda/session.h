@@ -5,14 +5,13 @@
 #ifndef VGPU_SHIM_SESSION_H
 #define VGPU_SHIM_SESSION_H
 
+#include "../../transport/handshake.h"
 #include "core.h"
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-/* Status of WELCOME, and of a slot's refusal. */
-enum welcome_status { WELCOME_OK = 0, WELCOME_BUSY = 1, WELCOME_NO_DEVICE = 2, WELCOME_REFUSED = 3, WELCOME_MISMATCH = 4 };
 CUresult shim_refusal_code(uint32_t status); /* for any status but OK and BUSY */
 
 #define FIRST_RETRY_NS 10000000ull

@@ -26,107 +26,16 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-#define HELLO_MAGIC 0x48504756u
-#define WELCOME_MAGIC 0x57504756u
-#define HELLO_PROBE 1u
-
-struct hello {
-    uint32_t magic, layout_version;
-    uint64_t table_hash;
-    uint32_t pid, flags;
-    char vm[64], program[64];
-    uint8_t zero[104];
-};
-_Static_assert(sizeof(struct hello) == 256, "HELLO is 256 bytes");
-
-struct welcome {
-    uint32_t magic, layout_version, status, retry_ms;
-    uint64_t session_id, segment_size, worker_address;
-    uint32_t driver_version; /* of the host, e.g. 13000; 0 when it does not say */
-    uint8_t zero[20];
-};
-_Static_assert(sizeof(struct welcome) == 64, "WELCOME is 64 bytes");
-
-/* A mediator that is just being restarted refuses connections for a moment. Only this case is bounded: one that answers
- * BUSY is asked again for as long as the program lives. */
-#define ABSENT_LIMIT_NS 600000000ull
-
 static int mediator = -1;
 static size_t mapped_size;
 
-/* ---- where ---- */
-
-static bool path_in(const char *folder, const char *below, struct sockaddr_un *address)
-{
-    if (folder == NULL || folder[0] != '/') return false;
-    int length = snprintf(address->sun_path, sizeof address->sun_path, "%s%s/mediator.sock", folder, below);
-    return length > 0 && (size_t)length < sizeof address->sun_path && access(address->sun_path, F_OK) == 0;
-}
+/* ---- handshake ---- */
 
 static bool find_socket(struct sockaddr_un *address)
 {
     *address = (struct sockaddr_un){.sun_family = AF_UNIX};
     const char *run_dir = secure_getenv("VGPU_RUN_DIR");
-    if (run_dir != NULL && run_dir[0] != '\0') return path_in(run_dir, "", address);
-    char user_folder[64];
-    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
-    if (runtime == NULL || runtime[0] == '\0') {
-        snprintf(user_folder, sizeof user_folder, "/run/user/%u", (unsigned)getuid());
-        runtime = user_folder;
-    }
-    return path_in(runtime, "/vgpu", address) || path_in("/var/vgpu", "", address);
-}
-
-/* ---- handshake ---- */
-
-static bool send_hello(int channel, uint32_t flags)
-{
-    struct hello hello = {.magic = HELLO_MAGIC, .layout_version = VGPU_LAYOUT_VERSION, .table_hash = VGPU_TABLE_HASH,
-                          .pid = (uint32_t)getpid(), .flags = flags};
-    const char *vm = secure_getenv("VGPU_VM");
-    /* One that is too long fills the field without an end, and is refused; cut, it would be another VM's. */
-    if (vm != NULL) memcpy(hello.vm, vm, strnlen(vm, sizeof hello.vm));
-    memcpy(hello.program, program_invocation_short_name, strnlen(program_invocation_short_name, sizeof hello.program - 1));
-    for (size_t sent = 0; sent < sizeof hello;) {
-        ssize_t count = send(channel, (const char *)&hello + sent, sizeof hello - sent, MSG_NOSIGNAL);
-        if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) return false;
-        sent += (size_t)count;
-    }
-    return true;
-}
-
-/* Reads one WELCOME, and what descriptors come with it into descriptor[2] (-1: none). False: the peer is gone, or no mediator. */
-static bool receive_welcome(int channel, struct welcome *welcome, int descriptor[2])
-{
-    unsigned taken = 0;
-    descriptor[0] = descriptor[1] = -1;
-    for (size_t got = 0; got < sizeof *welcome;) {
-        union { struct cmsghdr align; char bytes[CMSG_SPACE(4 * sizeof(int))]; } control;
-        struct iovec part = {(char *)welcome + got, sizeof *welcome - got};
-        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-        ssize_t count = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
-        if (count < 0 && errno == EINTR) continue;
-        for (struct cmsghdr *c = count > 0 ? CMSG_FIRSTHDR(&message) : NULL; c != NULL; c = CMSG_NXTHDR(&message, c)) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-            size_t number = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-            for (size_t i = 0; i < number; i++) {
-                int fd;
-                memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-                if (taken < 2)
-                    descriptor[taken++] = fd;
-                else
-                    close(fd);
-            }
-        }
-        if (count <= 0) goto failed;
-        got += (size_t)count;
-    }
-    if (welcome->magic == WELCOME_MAGIC) return true;
-failed:
-    for (unsigned i = 0; i < taken; i++) close(descriptor[i]);
-    descriptor[0] = descriptor[1] = -1;
-    return false;
+    return run_dir != NULL && run_dir[0] != '\0' ? vgpu_named_socket(address) : vgpu_default_socket(address);
 }
 
 static int connect_to(const struct sockaddr_un *address)
@@ -140,8 +49,9 @@ static int connect_to(const struct sockaddr_un *address)
     return -1;
 }
 
-/* Asks until there is an answer other than BUSY. CUDA_SUCCESS: *channel is open, `welcome` and `descriptor` are filled. */
-static CUresult ask(uint32_t flags, int *channel, struct welcome *welcome, int descriptor[2])
+/* Asks until there is an answer other than BUSY: for as long as the program lives, and only a mediator that is not there is
+ * waited for no longer than a moment. CUDA_SUCCESS: *channel is open, `welcome` and `descriptor` are filled. */
+static CUresult ask(uint32_t flags, int *channel, struct vgpu_welcome *welcome, int descriptor[2])
 {
     uint64_t absent_since = 0, retry_ns = FIRST_RETRY_NS;
     for (;;) {
@@ -149,7 +59,7 @@ static CUresult ask(uint32_t flags, int *channel, struct welcome *welcome, int d
         if (!find_socket(&address) && absent_since == 0) return CUDA_ERROR_NO_DEVICE;
         *channel = connect_to(&address);
         if (*channel < 0 && (errno == EACCES || errno == EPERM)) return CUDA_ERROR_NO_DEVICE;
-        while (*channel >= 0 && send_hello(*channel, flags) && receive_welcome(*channel, welcome, descriptor)) {
+        while (*channel >= 0 && vgpu_send_hello(*channel, flags) && vgpu_receive_welcome(*channel, welcome, descriptor, 2)) {
             if (welcome->status == WELCOME_OK && welcome->layout_version == VGPU_LAYOUT_VERSION) return CUDA_SUCCESS;
             if (welcome->status != WELCOME_BUSY) {
                 close(*channel);
@@ -167,7 +77,7 @@ static CUresult ask(uint32_t flags, int *channel, struct welcome *welcome, int d
             absent_since = shim_now_ns();
             retry_ns = FIRST_RETRY_NS;
         }
-        if (shim_now_ns() - absent_since > ABSENT_LIMIT_NS) return CUDA_ERROR_NO_DEVICE;
+        if (shim_now_ns() - absent_since > VGPU_ABSENT_LIMIT_NS) return CUDA_ERROR_NO_DEVICE;
         shim_nap(shim_jittered(retry_ns));
         retry_ns *= 2;
     }
@@ -178,8 +88,8 @@ int shim_unix_probe_version(void)
     struct sockaddr_un address;
     if (!find_socket(&address)) return 0;
     int channel, descriptor[2];
-    struct welcome welcome;
-    if (ask(HELLO_PROBE, &channel, &welcome, descriptor) != CUDA_SUCCESS) return 0;
+    struct vgpu_welcome welcome;
+    if (ask(VGPU_HELLO_PROBE, &channel, &welcome, descriptor) != CUDA_SUCCESS) return 0;
     close(channel);
     for (unsigned i = 0; i < 2; i++)
         if (descriptor[i] >= 0) close(descriptor[i]);
@@ -208,7 +118,7 @@ static uint8_t *map_segment(int segment, size_t size, uint64_t wanted)
 
 CUresult shim_unix_attach(void)
 {
-    struct welcome welcome = {0};
+    struct vgpu_welcome welcome = {0};
     int channel, descriptor[2];
     CUresult status = ask(0, &channel, &welcome, descriptor);
     if (status != CUDA_SUCCESS) return status;

@@ -28,34 +28,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../../transport/_generated_calls.h"
+#include "../../transport/handshake.h"
 
 #ifndef VGPU_SYSFS_PCI /* tests build the library over a folder of their own */
 #define VGPU_SYSFS_PCI "/sys/bus/pci/devices"
 #endif
 
-#define HELLO_MAGIC 0x48504756u
-#define WELCOME_MAGIC 0x57504756u
-#define HELLO_DEVICE_PAGE 2u
-struct hello {
-    uint32_t magic, layout_version;
-    uint64_t table_hash;
-    uint32_t pid, flags;
-    char vm[64], program[64];
-    uint8_t zero[104];
-};
-_Static_assert(sizeof(struct hello) == 256, "HELLO is 256 bytes");
-struct welcome {
-    uint32_t magic, layout_version, status, retry_ms;
-    uint64_t session_id, segment_size, worker_address;
-    uint32_t driver_version;
-    uint8_t zero[20];
-};
-_Static_assert(sizeof(struct welcome) == 64, "WELCOME is 64 bytes");
-enum { WELCOME_OK = 0, WELCOME_BUSY = 1, WELCOME_NO_DEVICE = 2, WELCOME_REFUSED = 3, WELCOME_MISMATCH = 4 };
-
-/* As libcuda: a mediator that is just being restarted refuses connections for a moment. */
-#define ABSENT_LIMIT_NS 600000000ull
 #define RETRY_NS 20000000ull
 #define ANSWER_LIMIT_SECONDS 5       /* a mediator that takes longer than this is as good as none */
 #define IMPATIENT_LIMIT_MICROSECONDS 200000
@@ -153,24 +131,6 @@ static nvmlReturn_t find_pci(struct nvml_source *source)
 
 /* ---- the mediator ---- */
 
-static bool path_in(const char *folder, const char *below, struct sockaddr_un *address)
-{
-    if (folder == NULL || folder[0] != '/') return false;
-    int length = snprintf(address->sun_path, sizeof address->sun_path, "%s%s/mediator.sock", folder, below);
-    return length > 0 && (size_t)length < sizeof address->sun_path && access(address->sun_path, F_OK) == 0;
-}
-
-static bool find_default_socket(struct sockaddr_un *address)
-{
-    char user_folder[64];
-    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
-    if (runtime == NULL || runtime[0] == '\0') {
-        snprintf(user_folder, sizeof user_folder, "/run/user/%u", (unsigned)getuid());
-        runtime = user_folder;
-    }
-    return path_in(runtime, "/vgpu", address) || path_in("/var/vgpu", "", address);
-}
-
 static int connect_to(const struct sockaddr_un *address, bool patient)
 {
     /* Not blocking while connecting: a mediator that stands still with a full queue must not hold us. */
@@ -188,62 +148,13 @@ static int connect_to(const struct sockaddr_un *address, bool patient)
     return -1;
 }
 
-static bool send_hello(int channel)
-{
-    struct hello hello = {.magic = HELLO_MAGIC, .layout_version = VGPU_LAYOUT_VERSION, .table_hash = VGPU_TABLE_HASH,
-                          .pid = (uint32_t)getpid(), .flags = HELLO_DEVICE_PAGE};
-    const char *vm = secure_getenv("VGPU_VM");
-    /* One that is too long fills the field without an end, and is refused; cut, it would be another VM's. */
-    if (vm != NULL) memcpy(hello.vm, vm, strnlen(vm, sizeof hello.vm));
-    memcpy(hello.program, program_invocation_short_name, strnlen(program_invocation_short_name, sizeof hello.program - 1));
-    for (size_t sent = 0; sent < sizeof hello;) {
-        ssize_t count = send(channel, (const char *)&hello + sent, sizeof hello - sent, MSG_NOSIGNAL);
-        if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) return false;
-        sent += (size_t)count;
-    }
-    return true;
-}
-
-/* Reads one WELCOME and the descriptor that comes with it (-1: none). False: the peer is gone or is no mediator. */
-static bool receive_welcome(int channel, struct welcome *welcome, int *descriptor)
-{
-    *descriptor = -1;
-    for (size_t got = 0; got < sizeof *welcome;) {
-        union { struct cmsghdr align; char bytes[CMSG_SPACE(4 * sizeof(int))]; } control;
-        struct iovec part = {(char *)welcome + got, sizeof *welcome - got};
-        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-        ssize_t count = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
-        if (count < 0 && errno == EINTR) continue;
-        for (struct cmsghdr *c = count > 0 ? CMSG_FIRSTHDR(&message) : NULL; c != NULL; c = CMSG_NXTHDR(&message, c)) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-            size_t number = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-            for (size_t i = 0; i < number; i++) {
-                int received;
-                memcpy(&received, CMSG_DATA(c) + i * sizeof received, sizeof received);
-                if (*descriptor < 0)
-                    *descriptor = received;
-                else
-                    close(received);
-            }
-        }
-        if (count <= 0) goto failed;
-        got += (size_t)count;
-    }
-    if (welcome->magic == WELCOME_MAGIC) return true;
-failed:
-    if (*descriptor >= 0) close(*descriptor);
-    *descriptor = -1;
-    return false;
-}
-
 /* Takes over a connected channel: SUCCESS fills `source`, anything else closes the channel. NOT_FOUND: ask again. */
 static nvmlReturn_t ask_for_page(int channel, struct nvml_source *source)
 {
-    struct welcome welcome = {0};
+    struct vgpu_welcome welcome = {0};
     int descriptor = -1;
     nvmlReturn_t result = NVML_ERROR_NOT_FOUND;
-    if (!send_hello(channel) || !receive_welcome(channel, &welcome, &descriptor)) goto done;
+    if (!vgpu_send_hello(channel, VGPU_HELLO_DEVICE_PAGE) || !vgpu_receive_welcome(channel, &welcome, &descriptor, 1)) goto done;
     result = welcome.status == WELCOME_OK && welcome.layout_version == VGPU_LAYOUT_VERSION ? NVML_SUCCESS
              : welcome.status == WELCOME_BUSY      ? NVML_ERROR_NOT_FOUND
              : welcome.status == WELCOME_NO_DEVICE ? NVML_ERROR_DRIVER_NOT_LOADED
@@ -272,21 +183,19 @@ static nvmlReturn_t ask_at(bool (*find)(struct sockaddr_un *), struct nvml_sourc
         if (channel < 0 && (errno == EACCES || errno == EPERM)) return NVML_ERROR_NO_PERMISSION;
         nvmlReturn_t result = channel < 0 ? NVML_ERROR_NOT_FOUND : ask_for_page(channel, source);
         if (result != NVML_ERROR_NOT_FOUND) return result;
-        if (!patient || now_ns() - began > ABSENT_LIMIT_NS) return NVML_ERROR_DRIVER_NOT_LOADED;
+        if (!patient || now_ns() - began > VGPU_ABSENT_LIMIT_NS) return NVML_ERROR_DRIVER_NOT_LOADED;
         struct timespec pause = {.tv_nsec = (long)RETRY_NS};
         nanosleep(&pause, NULL);
     }
 }
 
-static bool find_named_socket(struct sockaddr_un *address) { return path_in(secure_getenv("VGPU_RUN_DIR"), "", address); }
-
 nvmlReturn_t nvml_attach(struct nvml_source *source, bool patient)
 {
     const char *run_dir = secure_getenv("VGPU_RUN_DIR");
-    if (run_dir != NULL && run_dir[0] != '\0') return ask_at(find_named_socket, source, patient);
+    if (run_dir != NULL && run_dir[0] != '\0') return ask_at(vgpu_named_socket, source, patient);
     nvmlReturn_t result = find_pci(source);
     if (result != NVML_ERROR_DRIVER_NOT_LOADED) return result;
-    return ask_at(find_default_socket, source, patient);
+    return ask_at(vgpu_default_socket, source, patient);
 }
 
 void nvml_detach(struct nvml_source *source)
