@@ -7,11 +7,10 @@
 
 #include <stdlib.h>
 
-/* A session that leaks pointers for ever must not take the host's memory with it: 40 bytes each. */
-#define RELEASE_THRESHOLD 4u /* CU_MEMPOOL_ATTR_RELEASE_THRESHOLD */
-#define RESERVED_NOW 5u      /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
-#define RELEASES 3u          /* tries after something was freed: the stream may not have come to it yet */
-#define ALLOCATIONS_MOST (4u << 20)
+#define RELEASE_THRESHOLD 4u        /* CU_MEMPOOL_ATTR_RELEASE_THRESHOLD */
+#define RESERVED_NOW 5u             /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
+#define RELEASES 3u                 /* tries after something was freed: the stream may not have come to it yet */
+#define ALLOCATIONS_MOST (4u << 20) /* of 40 bytes each: a session that leaks pointers must not take the host's memory with it */
 
 struct replay_allocations {
     struct replay_allocation *entry;
@@ -221,6 +220,18 @@ void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)
     size_t at = (size_t)(found - allocations->entry);
     memmove(found, found + 1, (allocations->count - at - 1) * sizeof *found);
     allocations->count--;
+}
+
+void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_allocation *freed)
+{
+    const struct replay_allocation was = *freed; /* it may be the table's own entry */
+    replay_allocation_remove(replay, was.address);
+    if (was.kind == REPLAY_ALLOCATION_POOL) {
+        (void)replay_pool_use(replay, was.pool, -(int64_t)was.size);
+        replay_pools_freed(replay);
+    } else {
+        replay_memory_release(replay, replay_allocation_cost(replay, was.address, was.size));
+    }
 }
 
 static void free_physical(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)

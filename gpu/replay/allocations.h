@@ -55,6 +55,8 @@ void replay_pools_freed(struct vgpu_replay *replay);
 bool replay_pools_hold_more(const struct vgpu_replay *replay);
 /* Let go of what was freed beyond each pool's release threshold, and count again what they hold. With `trim` they keep nothing. */
 void replay_pools_settle(struct vgpu_replay *replay, bool trim);
+/* The driver has freed it, device memory or memory of a pool: out of the table, and what it took is the VM's again. */
+void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_allocation *freed);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */
 void replay_allocations_close(struct vgpu_replay *replay);
 

@@ -92,17 +92,10 @@ CUresult replay_wireMemoryFree(REPLAY_PARAMETERS)
     const struct replay_allocation *found = replay_allocation_find(replay, address);
     if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
         return CUDA_ERROR_INVALID_VALUE;
-    const struct replay_allocation freed = *found;
     CUresult status = (CUresult)replay->driver.cuMemFree_v2(address);
     if (status != CUDA_SUCCESS)
         return status;
-    replay_allocation_remove(replay, address);
-    if (freed.kind == REPLAY_ALLOCATION_POOL) {
-        (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
-        replay_pools_freed(replay);
-    } else {
-        replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
-    }
+    replay_allocation_freed(replay, found);
     return CUDA_SUCCESS;
 }
 
@@ -173,12 +166,9 @@ void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context)
     struct replay_allocation *found;
     while ((found = replay_allocation_next(replay, address)) != NULL) {
         address = found->address;
-        if (found->kind == REPLAY_ALLOCATION_DEVICE && found->context == context) {
-            uint64_t size = found->size;
-            replay_allocation_remove(replay, address);
-            replay_memory_release(replay, replay_allocation_cost(replay, address, size));
-        } else {
+        if (found->kind == REPLAY_ALLOCATION_DEVICE && found->context == context)
+            replay_allocation_freed(replay, found);
+        else
             address++;
-        }
     }
 }

@@ -89,17 +89,10 @@ CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
         return CUDA_ERROR_INVALID_VALUE;
     if (is_for_graph(replay, stream))
         return CUDA_ERROR_NOT_SUPPORTED;
-    const struct replay_allocation freed = *found;
     CUresult status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
     if (status != CUDA_SUCCESS)
         return status;
-    replay_allocation_remove(replay, address);
-    if (freed.kind == REPLAY_ALLOCATION_POOL) {
-        (void)replay_pool_use(replay, freed.pool, -(int64_t)freed.size);
-        replay_pools_freed(replay);
-    } else {
-        replay_memory_release(replay, replay_allocation_cost(replay, address, freed.size));
-    }
+    replay_allocation_freed(replay, found);
     return CUDA_SUCCESS;
 }
 
