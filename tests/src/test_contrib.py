@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import prometheus
 from tests.e2e.vm_device import DeviceMediator
 from tests.src.test_admin import admin, answer
 
@@ -26,7 +28,6 @@ PAGE = ROOT / "docs" / "metrics.md"
 # Served by a GPU's sensors, which the software GPU has few of; docs/metrics.md has them from the code.
 SENSORS = "vgpu_host_gpu_"
 SYSTEMD = ROOT / "contrib" / "systemd"
-PROMTOOL = shutil.which("promtool")
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
 
 
@@ -206,14 +207,52 @@ def test_rules_are_whole() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")"), rule
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
-def test_promtool_takes_rules_and_exposition(text: str) -> None:
-    assert PROMTOOL is not None
-    for words, said in ((["check", "rules", str(RULES)], None), (["check", "metrics"], text)):
-        done = subprocess.run(
-            [PROMTOOL, *words], input=said, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+def wait_until_true(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.skipif(prometheus.server() is None, reason="no Prometheus server (tests/prometheus.py fetch)")
+def test_prometheus_takes_rules_exposition_and_every_query(tmp_path: Path) -> None:
+    """A real server scrapes a real mediator: every rule is evaluated and none fires, every panel's query has an answer."""
+    program = prometheus.server()
+    assert program is not None
+    with DeviceMediator(options=["--metrics", "127.0.0.1:0"]) as mediator:
+        assert admin(mediator, "register-vm", "--vm-name=red", "--bar1=16MiB").returncode == 0
+        served = re.search(r"http://([\d.]+:\d+)/metrics", mediator.log.read_text())
+        assert served is not None
+        with prometheus.running(program, tmp_path, served[1], RULES) as server:
+
+            def loaded() -> list[dict[str, Any]]:
+                return [rule for group in server.ask("rules")["groups"] for rule in group["rules"]]
+
+            def is_scraped() -> bool:
+                return [target["health"] for target in server.ask("targets")["activeTargets"]] == ["up"]
+
+            wait_until_true(is_scraped)
+            scraped = datetime.now(UTC)
+            wait_until_true(
+                lambda: all(datetime.fromisoformat(rule["lastEvaluation"]) > scraped for rule in loaded())
+            )
+            assert len(loaded()) == len(rules())
+            assert {rule["name"]: rule.get("lastError") for rule in loaded() if rule["health"] != "ok"} == {}
+            assert [rule["name"] for rule in loaded() if rule.get("state") == "firing"] == []
+            for panel in panels():
+                for asked in panel.get("targets", ()):
+                    if SENSORS not in asked["expr"] and "vgpu_session_" not in asked["expr"]:
+                        wait_until_true(lambda text=asked["expr"]: bool(query(server, text)))  # type: ignore[misc]
+                    else:
+                        query(server, asked["expr"])
+
+
+def query(server: prometheus.Prometheus, expression: str) -> list[Any]:
+    """Ask as Grafana does, with its variables replaced: a window of a minute, and everything."""
+    expression = re.sub(r"\$__(rate_interval|interval|range)", "1m", expression)
+    expression = re.sub(r"\$\{?\w+(:\w+)?\}?", ".*", expression)
+    result: list[Any] = server.ask("query", query=expression)["result"]
+    return result
 
 
 def unit() -> dict[str, list[str]]:
