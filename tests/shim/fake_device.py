@@ -78,7 +78,7 @@ class PythonTenant:
 
     def end(self) -> None:
         self.session.far_end.close()
-        self.session.done.wait(5)
+        self.session.done.wait(60)
         self.session.close()
 
 

@@ -91,7 +91,7 @@ async def test_a_session_from_claim_to_clean_memory(tmp_path: Path) -> None:
         assert (guest.directory("token", 1), guest.directory("pid", 1)) == (0xDEADBEEF, 4242)
         claim = await heard(link, m.Claim)
         assert claim == m.Claim(1, 0xDEADBEEF, 4242, "python3")
-        worker = await w.grant(link, claim, 31)
+        worker = await w.grant(link, claim, 31, "told")
         await until(lambda: guest.state(1) is SlotState.READY)
         assert guest.directory("session_id", 1) == 31
         assert guest.directory("worker_address", 1) == 0x2000_0000_0000
@@ -108,6 +108,7 @@ async def test_a_session_from_claim_to_clean_memory(tmp_path: Path) -> None:
         assert await next_event(link) == m.Released(1, 31, m.Ending.GUEST)
         assert worker.process.poll() is None
         assert guest.memory(1)[0] == PATTERN, "the worker writes to the last moment"
+        guest.tell_to_leave(1)
         assert await next_event(link) == m.Freed(1)
         assert worker.process.wait(60) == 0
         assert guest.state(1) is SlotState.FREE

@@ -46,14 +46,15 @@ GEOMETRY = cut_bar1(MIN_BAR1, SLOTS)
 PATTERN = 0xA5
 E = TypeVar("E", bound=m.Event)
 
-# argv: lifeline, BAR1, offset, size, "leave" or "stay". Writes into the slot as long as it lives; counts doorbells.
+# argv: lifeline, BAR1, offset, size, "leave", "stay" or "told" (leaves when byte 65537 is set). Writes into the slot as long as
+# it lives; counts doorbells.
 WORKER = """
 import mmap, select, socket, sys, time
 lifeline, bar1, offset, size, manner = *map(int, sys.argv[1:5]), sys.argv[5]
 line = socket.socket(fileno=lifeline)
 slot = mmap.mmap(bar1, size, offset=offset)
 ended, until = False, 0.0
-while not ended or time.monotonic() < until or manner == "stay":
+while not ended or time.monotonic() < until or manner == "stay" or manner == "told" and not slot[65537]:
     slot[:4096] = slot[-4096:] = b"\\xa5" * 4096
     if not ended and select.select([line], [], [], 0.002)[0]:
         data = line.recv(64)
@@ -127,6 +128,10 @@ class Guest:
 
     def read(self, slot: int, register: int, count: int = 4) -> int:
         return self.qemu.read(0, PAGE * (slot + 1) + register, count)
+
+    def tell_to_leave(self, slot: int) -> None:
+        """To a worker that waits to be told."""
+        self.qemu.maps[1][GEOMETRY.slot_offset(slot) + 65537] = 1
 
     def memory(self, slot: int) -> bytes:
         start = GEOMETRY.slot_offset(slot)
