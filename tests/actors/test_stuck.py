@@ -198,6 +198,8 @@ async def test_off_there_is_nothing_left_of_it(autojump_clock: MockClock) -> Non
 
     async with open_system(SLEEPER, reporter=quiet) as system:
         before = tasks()
+        for thread in threads():  # of the test before; nobody waits for it
+            thread.join(60)
         assert threads() == []
         system.watch_handlers(0.01)
         system.watch_handlers(0.01)  # the first of them goes
