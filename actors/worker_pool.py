@@ -143,7 +143,6 @@ class WorkerPool(Actor):
     _driver_version: int = 0
     _device_page: bytes = b""
     _starting: int = 0
-    _surplus: int = 0  # how many of those that are being started nobody wants any more
     _retry_seconds: float = RETRY_SECONDS
     # Why the last start failed, until the next try.
     _trouble: str = ""
@@ -200,7 +199,8 @@ class WorkerPool(Actor):
         handle = WorkerHandle(str(hello["worker"]), int(hello["pid"]), str(path))
         if hello["state"] != "warm":
             return handle
-        self._ready.append(handle)
+        self._keep(handle)
+        self._serve()
         return None
 
     async def _start_adopter(self, handle: WorkerHandle) -> None:
@@ -278,12 +278,15 @@ class WorkerPool(Actor):
             self._asking.pop().answer(self._driver_version)
         while self._asking_page:
             self._asking_page.pop().answer(self._device_page)
-        if self._surplus:
-            self._surplus -= 1
-            _end(message.handle)
-        else:
-            self._ready.append(message.handle)
+        self._keep(message.handle)
         self._serve()
+
+    def _keep(self, handle: WorkerHandle) -> None:
+        """It has become warm, or was found so. One that nobody wants any more is ended: it holds memory of the GPU."""
+        if len(self._ready) < self.warm + len(self._waiting):
+            self._ready.append(handle)
+        else:
+            _end(handle)
 
     async def _fill_later(self, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -295,8 +298,6 @@ class WorkerPool(Actor):
         self.warm = message.count
         while len(self._ready) > self.warm:
             _end(self._ready.pop())
-        # Those that are just being started may be too many, too.
-        self._surplus = max(len(self._ready) + self._starting - self.warm - len(self._waiting), 0)
         self._fill()
 
     @handles(TakeWorker)
@@ -304,7 +305,6 @@ class WorkerPool(Actor):
         reply = self.take_reply()
         if reply is not None:
             self._waiting.append(reply)
-            self._surplus = 0
         self._serve()
         self._fill()
 

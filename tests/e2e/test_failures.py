@@ -172,6 +172,25 @@ def test_mediator_killed_and_started_again(
     assert fresh.finish()[0] == 0
 
 
+def test_warm_workers_that_are_too_many_are_ended(driver_program: Build, kernels: Path) -> None:
+    """The next mediator wants fewer than it finds; the one that it keeps serves."""
+    with Mediator(options=["--warm-workers", "3"]) as mediator:
+        wait_until(
+            lambda: len(list((mediator.run_dir / "workers").glob("*.sock"))) == 3, 60, "three are warm"
+        )
+        found = set(mediator.workers())
+        assert len(found) == 3
+        mediator.kill()
+        mediator._options = ["--warm-workers", "1"]
+        mediator.start()
+        wait_until(lambda: len(mediator.workers()) == 1, 60, "two have ended")
+        assert set(mediator.workers()) < found
+        guest = mediator.begin(driver_program("steady"), kernels)
+        guest.until("turn 3")
+        assert mediator.session_of(guest)["info"]["worker_pid"] in found
+        assert guest.finish()[0] == 0
+
+
 def test_guest_killed_while_there_is_no_mediator(
     own_mediator: Mediator, driver_program: Build, kernels: Path
 ) -> None:
