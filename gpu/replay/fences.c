@@ -35,13 +35,16 @@ void replay_fence_now(struct vgpu_replay *replay, uint32_t index, uint64_t value
     replay_wake(replay);
 }
 
-/* A fault is the session's error before anybody is released: who waits finds that, and never takes the work for done. */
+/* The error is there before anybody is released: who waits finds it, and never takes the work for done. */
 void replay_fence_failed(struct vgpu_replay *replay, uint32_t index, uint64_t value, CUresult status)
 {
-    if (replay_is_sticky(status))
+    if (replay_is_sticky(status)) {
         replay_fault(replay, status);
-    else
-        replay_fence_now(replay, index, value);
+        return;
+    }
+    if (status != CUDA_SUCCESS)
+        replay_defer(replay, status);
+    replay_fence_now(replay, index, value);
 }
 
 bool replay_fence_is_done(struct vgpu_replay *replay, uint32_t index, uint64_t value)
@@ -305,6 +308,8 @@ CUresult replay_fence(struct vgpu_replay *replay, void *stream, uint32_t index, 
     }
     int status = replay->driver.cuStreamQuery(stream);
     void *event = status == CUDA_ERROR_NOT_READY ? replay_take_event(replay) : NULL;
+    if (status == CUDA_ERROR_NOT_READY && event == NULL)
+        status = CUDA_ERROR_OUT_OF_MEMORY;
     if (event != NULL) {
         status = replay->driver.cuEventRecord(event, stream);
         if (status == 0 && pending_add(replay, (struct replay_fence_entry){.event = event, .owned = true, .index = index, .value = value}))
@@ -339,7 +344,7 @@ CUresult replay_fence_event(struct vgpu_replay *replay, void *event, uint32_t in
     }
     if (pending_add(replay, (struct replay_fence_entry){.event = event, .index = index, .value = value}))
         return CUDA_SUCCESS;
-    replay_fence_now(replay, index, value);
+    replay_fence_failed(replay, index, value, CUDA_ERROR_OUT_OF_MEMORY);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -413,7 +418,7 @@ static CUresult fence_context(struct vgpu_replay *replay, uint32_t index, uint64
     if (helper == NULL && shared->stream != NULL)
         helper = shared; /* queues behind an earlier fence: later than needed, never too early */
     if (helper == NULL) {
-        replay_fence_now(replay, index, value);
+        replay_fence_failed(replay, index, value, CUDA_ERROR_OUT_OF_MEMORY);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     join = (struct join){.helper = helper->stream, .status = CUDA_SUCCESS};
@@ -460,7 +465,7 @@ CUresult replay_wireFence(REPLAY_PARAMETERS)
     if (call->argument[1] >= replay->fence_count)
         return CUDA_ERROR_INVALID_VALUE;
     if (call->argument[0] != 0 && !replay_lookup(replay, VGPU_KIND_STREAM, call->argument[0], &stream)) {
-        replay_fence_now(replay, index, call->argument[2]);
+        replay_fence_failed(replay, index, call->argument[2], CUDA_ERROR_INVALID_HANDLE);
         return CUDA_ERROR_INVALID_HANDLE;
     }
     /* Nothing at all is unfinished, or nothing of this stream: no need to ask the device. */
@@ -489,7 +494,7 @@ CUresult replay_wireFenceEvent(REPLAY_PARAMETERS)
     if (call->argument[1] >= replay->fence_count)
         return CUDA_ERROR_INVALID_VALUE;
     if (!replay_lookup(replay, VGPU_KIND_EVENT, call->argument[0], &event)) {
-        replay_fence_now(replay, (uint32_t)call->argument[1], call->argument[2]);
+        replay_fence_failed(replay, (uint32_t)call->argument[1], call->argument[2], CUDA_ERROR_INVALID_HANDLE);
         return CUDA_ERROR_INVALID_HANDLE;
     }
     return replay_fence_event(replay, event, (uint32_t)call->argument[1], call->argument[2]);

@@ -137,6 +137,7 @@ struct replay_private {
     bool has_waited; /* the guest asked to be told when work is done, and pools may have something to let go of */
     bool in_vm; /* the segment is a slot of a BAR1: the guest's futexes are another kernel's */
     _Atomic uint32_t error; /* sticky error, trusted copy; read by callback threads */
+    bool defers;            /* the record at hand has no reply, and has not left an error yet */
 };
 
 static inline uint64_t replay_now_ns(void)
@@ -160,6 +161,11 @@ void replay_stream_clean(struct vgpu_replay *replay, uint64_t handle);
 void replay_stream_fenced(struct vgpu_replay *replay, uint64_t handle, uint32_t index, uint64_t value);
 /* Is it certain, without asking the driver, that the stream is empty? The legacy stream never is: others are part of it. */
 bool replay_stream_is_clean(struct vgpu_replay *replay, uint64_t handle);
+
+/* loop.c */
+/* The record at hand has failed and nobody waits for its reply: the guest learns the code at its next synchronising call, of the
+ * first such record. Once a record: a handler calls it before it lets anybody go, and the loop for all others. */
+void replay_defer(struct vgpu_replay *replay, CUresult status);
 
 /* fences.c */
 void replay_wake(struct vgpu_replay *replay);

@@ -118,6 +118,16 @@ void replay_fault(struct vgpu_replay *replay, CUresult error)
     wake_all(replay);
 }
 
+void replay_defer(struct vgpu_replay *replay, CUresult status)
+{
+    struct replay_private *private = replay->private;
+    if (!private->defers || private->error != 0)
+        return;
+    private->defers = false;
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(replay_word(&replay->page->deferred_error), &none, status);
+}
+
 void replay_end(struct vgpu_replay *replay, uint32_t state, CUresult error)
 {
     if (error != CUDA_SUCCESS)
@@ -266,6 +276,7 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     struct vgpu_result result = {0};
     CUresult status;
     uint64_t began = UNLIKELY(replay_tracing(replay) != NULL) ? replay_now_ns() : 0, taken_ns = 0;
+    loop->private->defers = (call->flags & VGPU_CALL_REPLY) == 0;
     if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
     } else if (LIKELY(call->call < VGPU_CALL_COUNT && replay_entries[call->call].handler != NULL)) {
@@ -299,8 +310,7 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
             if (loop->private->failures_logged++ < FAILURES_LOGGED)
                 fprintf(stderr, "session %llu: %s failed with %d\n", (unsigned long long)replay->grant->session_id,
                         vgpu_call_name(call->call), (int)status);
-            uint32_t none = 0;
-            atomic_compare_exchange_strong(replay_word(&replay->page->deferred_error), &none, status);
+            replay_defer(replay, status);
         }
     }
     if ((call->flags & VGPU_CALL_REPLY) != 0) {

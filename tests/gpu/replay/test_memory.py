@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.gpu.replay.guest import DEFERRED, HERE, READY, STATE, Replayed, replayed, until
+from tests.gpu.replay.guest import DEFERRED, HERE, READY, STATE, WAITERS, Replayed, replayed, until
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
@@ -176,14 +178,42 @@ def test_boxes_are_measured_before_the_driver_sees_them(session: Replayed) -> No
     assert guest.ask(CallId.wireCopy3D, STREAM, 1, 7, 51, payload=good).status == Code.INVALID_HANDLE
 
 
-def test_failed_copy_releases_its_waiter_and_is_deferred(session: Replayed) -> None:
+WITNESS = """
+unsigned error_seen_with_fence(volatile unsigned long *fence, unsigned long value, volatile unsigned *error)
+{
+    while (__atomic_load_n(fence, __ATOMIC_ACQUIRE) != value)
+        ;
+    return *error;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def witness(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A guest thread that looks as closely as a synchronous copy does; Python would be too late to see what is between."""
+    library = tmp_path_factory.mktemp("witness") / "witness.so"
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=WITNESS, text=True, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def test_failed_copy_releases_its_waiter_and_is_deferred(session: Replayed, witness: ctypes.CDLL) -> None:
+    """Who sees the fence sees the error: a copy that failed must not look done."""
     guest = session.guest
     address = allocate(session, 4096)
-    guest.ask(CallId.cuCtxSetLimit, LIMIT_FAIL_COPY, 1)
-    guest.send(CallId.wireCopyToDevice, address, guest.arena, 16, 0, 1, 1)
-    guest.send(CallId.wireCopyFromDevice, guest.arena, address, 16, 0, 2, 1)
-    assert until(lambda: guest.fence(2) == 1)
-    assert guest.u32(DEFERRED) == 999
+    base = ctypes.addressof(ctypes.c_char.from_buffer(guest.map))
+    where = ctypes.c_void_p(base + guest.fences + 2 * 8), ctypes.c_void_p(base + DEFERRED)
+    guest.set_u32(WAITERS, 1)  # so the worker makes a system call once the fence is there
+    with ThreadPoolExecutor(1) as pool:
+        for value in range(1, 501):
+            guest.ask(CallId.cuCtxSetLimit, LIMIT_FAIL_COPY, 0)
+            guest.set_u32(DEFERRED, 0)
+            seen = pool.submit(witness.error_seen_with_fence, where[0], ctypes.c_ulong(value), where[1])
+            guest.send(CallId.wireCopyFromDevice, guest.arena, address, 16, 0, 2, value)
+            assert seen.result() == 999
+    guest.set_u32(DEFERRED, 0)
+    guest.ask(CallId.cuCtxGetLimit, 0)
+    assert guest.u32(DEFERRED) == 0  # told once: who has taken the error is not told of it again
 
 
 def test_quota_is_charged_before_the_driver_is_asked(memory_driver: Path) -> None:
