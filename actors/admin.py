@@ -98,6 +98,7 @@ class Admin(UnixListener):
     tree: Callable[[], tuple[ActorSnapshot, ...]]
     describe: dict[str, object] = attrs.Factory(dict)
     reload: Reload | None = None
+    is_draining: Callable[[], bool] = bool
     _tracing: TraceDesk | None = attrs.field(default=None, init=False)
 
     async def started(self) -> None:
@@ -214,6 +215,7 @@ class Admin(UnixListener):
         return {
             "ok": not trouble,
             **self.describe,
+            "draining": self.is_draining(),
             "trouble": trouble,
             "records_waiting": waiting,
             "records_lost": lost,

@@ -2,7 +2,8 @@
 """The fleet: sees to it that every registered VM with a device has its device actor, and nobody else.
 
 At its start it asks the ledger who is registered; afterwards it hears of it. The devices supervisor keeps single
-device actors alive; what that supervisor forgets when it is restarted itself, the fleet starts again.
+device actors alive; what that supervisor forgets when it is restarted itself, the fleet starts again. While the mediator
+drains, devices are the next one's: VMs are listed and changed still, and nothing that needs a device is done.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class NotAdmitted(ActorError):
 
 
 class CannotRegister(ActorError):
-    """The VM cannot have a device here; the message says why."""
+    """The VM cannot have a device here, or lose the one it has; the message says why."""
 
 
 async def _answer(
@@ -98,16 +99,19 @@ class Fleet(Actor):
     devices: str  # name of their supervisor
     run_dir: Path
     gpus: tuple[str, ...] = ()
+    is_draining: Callable[[], bool] = bool
     _turn: trio.Lock = attrs.Factory(trio.Lock)  # one change at a time
 
     async def started(self) -> None:
         self.nursery.start_soon(self._start_all)
 
     async def _start_all(self) -> None:
+        if self.is_draining():
+            return
         supervisor = self.find(self.devices)
         await supervisor.wait_alive()
         self.monitor(supervisor)
-        while True:
+        while not self.is_draining():
             try:
                 async with self._turn:
                     for vm in await self.find(LEDGER).ask(ListVms(), wait_for_name=True):
@@ -144,6 +148,11 @@ class Fleet(Actor):
                 f"the path of the VM's socket is too long ({path}): a shorter name, or another --run-dir"
             )
         async with self._turn:
+            if vm.bar1_bytes and self.is_draining():
+                raise CannotRegister(
+                    "this mediator is draining and starts no device any more: ask the next one, or register it"
+                    " without a device (--no-device)"
+                )
             if not message.overcommit:
                 await self._admit(vm)
             await self.find(LEDGER).ask(SaveVm(vm))
@@ -163,6 +172,12 @@ class Fleet(Actor):
 
     async def _unregister(self, name: str) -> bool:
         async with self._turn:
+            vm = await self.find(LEDGER).ask(GetVm(name)) if self.is_draining() else None
+            if vm is not None and vm.bar1_bytes:
+                raise CannotRegister(
+                    f"this mediator is draining, and has left the device of VM {name!r} to the next one:"
+                    " unregister the VM there"
+                )
             # Forgotten first: a device whose VM is not registered does not come back, whatever happens next.
             await self.find(LEDGER).ask(RemoveVm(name))
             try:
@@ -171,7 +186,7 @@ class Fleet(Actor):
                     self.find, self.gpus, name, CUDA_ERROR_DEVICE_UNAVAILABLE, "the VM was unregistered"
                 )
                 was_connected = False
-                if await self._has(name):
+                if not self.is_draining() and await self._has(name):
                     device = self.find(f"{self.devices}/{name}")
                     was_connected = await device.ask(EndDevice(), timeout_seconds=START_SECONDS)
                     await self.find(self.devices).ask(TerminateChild(name))
@@ -280,6 +295,8 @@ class Fleet(Actor):
             if not vm.bar1_bytes or vm.ad_hoc:
                 continue
             state = DeviceState(vm.name, running=False, trouble="it is just being started")
+            if self.is_draining():
+                state = DeviceState(vm.name, running=False, trouble="it is left to the next mediator")
             with contextlib.suppress(ActorError):
                 device = self.find(f"{self.devices}/{vm.name}")
                 state = await device.ask(ShowDevice(), timeout_seconds=SHOW_SECONDS)

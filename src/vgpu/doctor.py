@@ -462,6 +462,14 @@ def _mediator(health: dict[str, Any], devices: list[dict[str, Any]]) -> Iterator
             f"{words}: {'; '.join(health['trouble'])}",
             "vgpu-admin show-health; see its log",
         )
+    elif health.get("draining", False):
+        yield Finding(
+            "mediator",
+            WARN,
+            f"{words}: drains, lets nobody new in and ends with its last session",
+            "vgpu-admin list-sessions and kill-session; a second SIGTERM ends it at once",
+        )
+        return
     else:
         yield Finding("mediator", OK, words)
     for device in devices:

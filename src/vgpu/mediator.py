@@ -97,12 +97,13 @@ class GpuPlan:
 
 @attrs.define(eq=False)
 class LiveSettings:
-    """What a reload changes while the mediator runs. Every life of an actor reads it anew; None: as the plan says."""
+    """What changes while the mediator runs. Every life of an actor reads it anew; None: as the plan says."""
 
     metrics: tuple[str, int] | None = None  # host and port, or nowhere
     warm_workers: int | None = None
     quantum_ns: int | None = None
     socket_group: str = ""
+    draining: bool = False  # nobody new is let in, devices are left to the next mediator
 
 
 @attrs.frozen
@@ -173,6 +174,9 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
     def tree() -> tuple[ActorSnapshot, ...]:
         return system[0].tree() if system else ()
 
+    def is_draining() -> bool:
+        return plan.live.draining
+
     gpus = tuple(f"mediator/gpus/gpu{g.index}" for g in plan.gpus)
     # Device pages show the first GPU.
     telemetry = partial(Telemetry, f"{gpus[0]}/workers", partial(sampler_for, libcuda=plan.library))
@@ -193,7 +197,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
             _supervisor("gpus", tuple(gpu_spec(g, plan.run_dir, plan.live) for g in plan.gpus)),
             _supervisor("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE),
-            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus)),
+            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus, is_draining)),
             _supervisor("connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE),
             ChildSpec(
                 "quarantine",
@@ -201,7 +205,11 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
                 (gpus, "mediator/devices", plan.quarantine, plan.quarantine_kinds),
             ),
             ChildSpec("listener", Listener, (plan.run_dir / "mediator.sock", "mediator/connections")),
-            ChildSpec("admin", Admin, (plan.run_dir / "admin.sock", gpus, tree, plan.describe, plan.reload)),
+            ChildSpec(
+                "admin",
+                Admin,
+                (plan.run_dir / "admin.sock", gpus, tree, plan.describe, plan.reload, is_draining),
+            ),
             ChildSpec("metrics", Metrics, (lambda: plan.live.metrics, plan.describe, gpus)),
         ),
         # One for one: a ledger's restart must not end sessions; every actor finds the others by name again.

@@ -212,7 +212,7 @@ async def serve(plan: MediatorPlan) -> None:
                 if number == signal.SIGHUP:
                     nursery.start_soon(_reload, plan, system)
                 elif number == signal.SIGUSR1:
-                    await _hand_over(system)
+                    await _hand_over(plan, system)
                 elif number == signal.SIGINT or is_draining:
                     _log.info("stopping")
                     notify("STOPPING=1")
@@ -222,7 +222,7 @@ async def serve(plan: MediatorPlan) -> None:
                     _log.info("draining: no new sessions; a second signal stops at once")
                     notify("STOPPING=1", "STATUS=waits for the last session to end")
                     is_draining = True
-                    nursery.start_soon(_drain, system)
+                    nursery.start_soon(_drain, plan, system)
 
 
 async def _reload(plan: MediatorPlan, system: ActorSystem) -> None:
@@ -234,25 +234,26 @@ async def _reload(plan: MediatorPlan, system: ActorSystem) -> None:
     notify("READY=1")
 
 
-async def _close_doors(system: ActorSystem) -> None:
+async def _close_doors(plan: MediatorPlan, system: ActorSystem) -> None:
     # VMs' devices go on without this mediator, and keep claims for the next one.
-    for name in ("listener", "fleet", "devices"):
+    plan.live.draining = True
+    for name in ("listener", "devices"):
         await system.ref("mediator").ask(TerminateChild(name), timeout_seconds=DRAIN_STOP_SECONDS)
 
 
-async def _hand_over(system: ActorSystem) -> None:
+async def _hand_over(plan: MediatorPlan, system: ActorSystem) -> None:
     """End as one that is killed does, with its sessions left to the next mediator, but with nothing half-done."""
     _log.info("handing over: sessions go on, and the next mediator adopts them")
     notify("STOPPING=1", "STATUS=leaves its sessions to the next mediator")
     with contextlib.suppress(ActorError):
-        await _close_doors(system)
+        await _close_doors(plan, system)
     logging.shutdown()
     # No ordered end, which would be that of the sessions.
     os._exit(0)
 
 
-async def _drain(system: ActorSystem) -> None:
-    await _close_doors(system)
+async def _drain(plan: MediatorPlan, system: ActorSystem) -> None:
+    await _close_doors(plan, system)
     while True:
         samples = await system.ref("mediator/telemetry").ask(ListSessions())
         if all(sample.ended for sample in samples):
