@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a VM may be registered with: every value an administrator gives is checked here, once.
 
-Pure: a mapping of JSON values in, a ``VmRecord`` out, or a sentence that names the value and says what is expected.
+Pure: a mapping of JSON values in, a ``VmRecord`` out, or a sentence that names the value and says what is expected: in the
+words of who typed it, an option of ``vgpu-admin`` and sizes with their units.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -28,9 +28,50 @@ MAX_SESSIONS: Final = 254  # entries of an account
 # Smaller ones have no room for what a session needs beside its payloads.
 MIN_SLOT: Final = 1 << 20
 
+# What an administrator types for each parameter. A VM's name is --vm-name here and --vm there.
+_OPTIONS: Final = {
+    "vm_name": "the VM's name",
+    "pool": "--pool",
+    "priority": "--priority",
+    "weight": "--weight",
+    "memory_limit_bytes": "--memory",
+    "watchdog_seconds": "--watchdog",
+    "rate": "--rate",
+    "queue_depth": "--queue-depth",
+    "bar1_bytes": "--bar1",
+    "slots": "--slots",
+    "variant": "--bus",
+    "address": "--kernel-addr",
+    "bytes_per_second": "--bytes-per-second",
+    "session_limit": "--max-sessions",
+    "arena_limit_bytes": "--max-arena",
+    "module_limit": "--max-modules",
+    "handle_limit": "--max-handles",
+}
+_SIZES: Final = ("memory_limit_bytes", "bar1_bytes", "bytes_per_second", "arena_limit_bytes")
+
 
 class BadVm(ValueError):
     """A VM cannot be registered with this value; the message names it."""
+
+
+def _show_size(count: int) -> str:
+    """Exactly, in the largest unit there is for that."""
+    for power, unit in ((6, "EiB"), (5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count and count % (1 << 10 * power) == 0:
+            return f"{count >> 10 * power} {unit}"
+    return f"{count} bytes"
+
+
+def _bad(name: str, value: object, expected: str) -> BadVm:
+    shown = repr(value)
+    if name in _SIZES and type(value) is int:
+        shown = _show_size(value)
+    elif name == "watchdog_seconds" and isinstance(value, float):
+        shown = f"{value:.10g} s"
+    elif name == "watchdog_seconds" and type(value) is int:
+        shown = f"{value} s"
+    return BadVm(f"{_OPTIONS.get(name, name)} is {shown}, expected {expected}")
 
 
 def check_name(name: object, what: str = "vm_name") -> str:
@@ -40,15 +81,19 @@ def check_name(name: object, what: str = "vm_name") -> str:
         BadVm: it is none.
     """
     if not isinstance(name, str) or not is_name(name):
-        raise BadVm(f"{what} is {name!r}, expected {NAME_RULE}")
+        raise _bad(what, name, NAME_RULE)
     return name
 
 
 def _number(values: Mapping[str, Any], name: str, default: int, least: int, most: int, expected: str) -> int:
     value = values.get(name, default)
     if type(value) is not int or not least <= value <= most:
-        raise BadVm(f"{name} is {value!r}, expected {expected}")
+        raise _bad(name, value, expected)
     return value
+
+
+MOST: Final = _show_size(MAX_NUMBER)
+BAR1_RULE: Final = f"a power of two from {_show_size(MIN_BAR1)} to {_show_size(MAX_BAR1)}"
 
 
 def vm_from(values: Mapping[str, Any]) -> VmRecord:
@@ -63,21 +108,17 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
     default = VmRecord("default")
     priority = values.get("priority", default.priority)
     if priority not in PRIORITIES:
-        raise BadVm(f"priority is {priority!r}, expected {', '.join(PRIORITIES)}")
+        raise _bad("priority", priority, ", ".join(PRIORITIES))
     watchdog = values.get("watchdog_seconds", default.watchdog_seconds)
-    if (
-        type(watchdog) not in (int, float)
-        or not math.isfinite(watchdog)
-        or not 0 < watchdog <= MAX_WATCHDOG_SECONDS
-    ):
-        raise BadVm(f"watchdog_seconds is {watchdog!r}, expected more than 0 and at most a day")
+    if type(watchdog) not in (int, float) or not 0 < watchdog <= MAX_WATCHDOG_SECONDS:
+        raise _bad("watchdog_seconds", watchdog, "more than 0 and at most a day")
     variant = values.get("variant", default.variant)
     if variant not in [member.value for member in Variant]:
-        raise BadVm(f"variant is {variant!r}, expected conventional or express")
+        raise _bad("variant", variant, "pci (conventional) or pcie (express)")
     address = values.get("address", default.address)
     if not isinstance(address, str) or not ADDRESS.fullmatch(address):
-        raise BadVm(f"address is {address!r}, expected a PCI slot like 0x5")
-    bar1_bytes = _number(values, "bar1_bytes", 0, 0, MAX_BAR1, f"0, or {MIN_BAR1} to {MAX_BAR1}")
+        raise _bad("address", address, "a PCI slot like 0x5")
+    bar1_bytes = _number(values, "bar1_bytes", 0, 0, MAX_BAR1, BAR1_RULE)
     slots = _number(values, "slots", default.slots, 1, 127, "1 to 127")
     if bar1_bytes:
         _check_bar1(bar1_bytes, slots)
@@ -87,7 +128,7 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
         priority=priority,
         weight=_number(values, "weight", default.weight, 1, MAX_WEIGHT, f"1 to {MAX_WEIGHT}"),
         memory_limit_bytes=_number(
-            values, "memory_limit_bytes", 0, 0, MAX_NUMBER, "bytes, 0 for the whole card"
+            values, "memory_limit_bytes", 0, 0, MAX_NUMBER, f"up to {MOST}, 0 for the whole card"
         ),
         watchdog_seconds=float(watchdog),
         rate=_number(values, "rate", 0, 0, MAX_RATE, "calls a second up to 1000000000, 0 for no limit"),
@@ -97,7 +138,7 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
         variant=variant,
         address=address,
         bytes_per_second=_number(
-            values, "bytes_per_second", 0, 0, MAX_NUMBER, "bytes a second, 0 for no limit"
+            values, "bytes_per_second", 0, 0, MAX_NUMBER, f"up to {MOST} a second, 0 for no limit"
         ),
         session_limit=_number(
             values,
@@ -108,7 +149,12 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
             f"1 to {MAX_SESSIONS}",
         ),
         arena_limit_bytes=_number(
-            values, "arena_limit_bytes", default.arena_limit_bytes, 0, MAX_NUMBER, "bytes, 0 for no limit"
+            values,
+            "arena_limit_bytes",
+            default.arena_limit_bytes,
+            0,
+            MAX_NUMBER,
+            f"up to {MOST}, 0 for no limit",
         ),
         module_limit=_number(
             values, "module_limit", default.module_limit, 0, MAX_NUMBER, "modules, 0 for no limit"
@@ -166,12 +212,12 @@ def pool_from(values: Mapping[str, Any]) -> PoolRecord:
 
 def _check_bar1(size: int, slots: int) -> None:
     if size & (size - 1) or not MIN_BAR1 <= size <= MAX_BAR1:
-        raise BadVm(f"bar1_bytes is {size}, expected a power of two from 16 MiB to 64 GiB")
+        raise _bad("bar1_bytes", size, BAR1_RULE)
     room = cut_bar1(size, slots).slot_size
     if room < MIN_SLOT:
         raise BadVm(
             f"{slots} slots in a BAR1 of {size >> 20} MiB have {room >> 10} KiB each, expected 1 MiB or more:"
-            " fewer slots, or a larger BAR1"
+            " a smaller --slots, or a larger --bar1"
         )
 
 

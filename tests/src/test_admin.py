@@ -93,11 +93,14 @@ def test_registering_prints_what_qemu_needs(mediator: DeviceMediator) -> None:
 def test_what_cannot_be_meant_ends_with_2(mediator: DeviceMediator) -> None:
     for words, message in [
         (["register-vm"], "--vm-name"),
-        (["register-vm", "--vm-name=a/b"], "vm_name is 'a/b', expected 1 to 63 of letters"),
-        (["register-vm", "--vm-name=x", "--bar1=100MiB"], "expected a power of two from 16 MiB to 64 GiB"),
+        (["register-vm", "--vm-name=a/b"], "the VM's name is 'a/b', expected 1 to 63 of letters"),
+        (
+            ["register-vm", "--vm-name=x", "--bar1=100MiB"],
+            "--bar1 is 100 MiB, expected a power of two from 16 MiB to 64 GiB",
+        ),
         (["register-vm", "--vm-name=x", "--memory=much"], "'much' is no size; expected one like 256MiB"),
         (["register-vm", "--vm-name=x", "--watchdog=soon"], "'soon' is no time; expected one like 30s"),
-        (["register-vm", "--vm-name=x", "--weight=0"], "weight is 0, expected 1 to 1000"),
+        (["register-vm", "--vm-name=x", "--weight=0"], "--weight is 0, expected 1 to 1000"),
         (["kill-session", "one"], "'one' is no whole number"),
         (["no-such-command"], "invalid choice"),
         ([], "COMMAND"),
@@ -307,13 +310,13 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
     for words, status, message in [
         (["set-rate-limit"], 2, "nothing to change was named"),
         (["set-limits"], 2, "nothing to change was named"),
-        (["set-rate-limit", "--rate=-1"], 2, "rate is -1"),
+        (["set-rate-limit", "--rate=-1"], 2, "--rate is -1"),
         (["set-rate-limit", "--rate=many"], 2, "'many' is no whole number"),
         (["set-watchdog"], 2, "--watchdog"),
         (
             ["set-watchdog", "--watchdog=0"],
             2,
-            "watchdog_seconds is 0.0, expected more than 0 and at most a day",
+            "--watchdog is 0 s, expected more than 0 and at most a day",
         ),
         (["set-watchdog", "--watchdog=soon"], 2, "'soon' is no time; expected one like 30s"),
         (["set-memory", "--memory=64GiB"], 1, "cannot be promised 65536 MiB of GPU memory"),

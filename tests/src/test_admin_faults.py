@@ -102,7 +102,7 @@ def test_faults_that_are_not_there(mediator: DeviceMediator) -> None:
         (["--fault=99999999999999999999"], 2, "expected its number"),
         (["--limit=0"], 2, "limit is 0, expected 1 to 1000"),
         (["--vm-name=usr1"], 1, "VM 'usr1' has no faults: names like it: user1, user2"),
-        (["--vm-name="], 2, "vm_name is '', expected 1 to 63"),
+        (["--vm-name="], 2, "the VM's name is '', expected 1 to 63"),
     ]:
         done = admin(mediator, "show-faults", *words)
         assert (done.returncode, done.stdout) == (status, ""), words

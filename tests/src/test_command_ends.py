@@ -126,8 +126,8 @@ def test_times_that_cannot_be_meant(module: str, words: list[str], text: str) ->
     ("vm", "status", "message"),
     [
         ("usr1", 1, "VM 'usr1' is not known: names like it: user1"),
-        ("", 2, "vm_name is '', expected 1 to 63 of letters"),
-        ("a/b", 2, "vm_name is 'a/b', expected"),
+        ("", 2, "the VM's name is '', expected 1 to 63 of letters"),
+        ("a/b", 2, "the VM's name is 'a/b', expected"),
     ],
 )
 def test_a_vm_that_is_not_there_is_not_recorded(
