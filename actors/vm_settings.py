@@ -17,7 +17,8 @@ from vgpu.transport.vfio_user.pci import Variant
 
 from .messages import PoolRecord, VmRecord
 
-ADDRESS: Final = re.compile(r"0x[0-9a-f]{1,2}(\.[0-7])?")
+# Slots of a PCI bus have five bits, functions of a slot three.
+ADDRESS: Final = re.compile(r"0x[01]?[0-9a-f](\.[0-7])?")
 PRIORITIES: Final = ("high", "medium", "low")
 MAX_WEIGHT: Final = 1000
 MAX_WATCHDOG_SECONDS: Final = 86400.0
@@ -117,7 +118,9 @@ def vm_from(values: Mapping[str, Any]) -> VmRecord:
         raise _bad("variant", variant, "pci (conventional) or pcie (express)")
     address = values.get("address", default.address)
     if not isinstance(address, str) or not ADDRESS.fullmatch(address):
-        raise _bad("address", address, "a PCI slot like 0x5")
+        raise _bad(
+            "address", address, "a PCI slot from 0x0 to 0x1f like 0x5, or one with a function like 0x5.1"
+        )
     bar1_bytes = _number(values, "bar1_bytes", 0, 0, MAX_BAR1, BAR1_RULE)
     slots = _number(values, "slots", default.slots, 1, 127, "1 to 127")
     if bar1_bytes:

@@ -143,7 +143,7 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel-addr",
         metavar="SLOT",
-        help="where the VM's kernel finds it on its bus: 0x5 is 00:05.0 (default 0x5)",
+        help="where the VM's kernel finds it on its bus, 0x0 to 0x1f: 0x5 is 00:05.0 (default 0x5)",
     )
     parser.add_argument(
         "--no-device", action="store_true", help="limits only, for programs on this host (vgpu-run --vm NAME)"

@@ -100,14 +100,27 @@ def test_names_that_are_none(name: object) -> None:
         ),
         ({"slots": 128}, "--slots is 128, expected 1 to 127"),
         ({"variant": "agp"}, "--bus is 'agp'"),
-        ({"address": "0x5,socket=x"}, "--kernel-addr is '0x5,socket=x', expected a PCI slot like 0x5"),
+        (
+            {"address": "0x5,socket=x"},
+            "--kernel-addr is '0x5,socket=x', expected a PCI slot from 0x0 to 0x1f",
+        ),
         ({"address": "5"}, "--kernel-addr is '5'"),
+        ({"address": "0x20"}, "--kernel-addr is '0x20', expected a PCI slot from 0x0 to 0x1f like 0x5"),
+        ({"address": "0x40"}, "--kernel-addr is '0x40'"),
+        ({"address": "0x005"}, "--kernel-addr is '0x005'"),
+        ({"address": "0x1f.8"}, "expected .* or one with a function like 0x5.1"),
+        ({"address": "0x5\n"}, "--kernel-addr is"),
         ({"colour": "red"}, r"unknown parameters \['colour'\]; known are vm_name, pool"),
     ],
 )
 def test_values_that_cannot_be_meant(said: dict[str, Any], message: str) -> None:
     with pytest.raises(BadVm, match=message):
         vm_from({"vm_name": "a", **said})
+
+
+@pytest.mark.parametrize("address", ["0x0", "0x00", "0x5", "0x05", "0x1f", "0x10.7"])
+def test_every_slot_of_a_bus_may_be_named(address: str) -> None:
+    assert vm_from({"vm_name": "a", "address": address}).address == address
 
 
 def test_a_vm_may_have_a_session_in_each_of_its_slots() -> None:
