@@ -2,7 +2,7 @@
 """What the mediator knows, as Prometheus metrics: values in, text out.
 
 Sums per VM count every session once, living or ended, never fall while telemetry lives, and are there from the VM's
-registration on. Series per session exist only while the session does, so their number is bounded by what runs. A part that could not
+registration on until it is unregistered and its last session has ended. Series per session exist only while the session does, so their number is bounded by what runs. A part that could not
 be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls, and where
 a program's threads spend their time (``GUEST_COUNTERS``), come from the guests themselves and are as true as the guest is.
 """
@@ -154,6 +154,7 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
     }
     yield from mediator_families(knowledge.describe, knowledge.uptime_seconds, knowledge.lag, sources)
     yield from actor_families(knowledge.statistics, knowledge.tree)
+    knowledge = _without_the_unregistered(knowledge)
     registered = {vm.name: vm.pool for vm in knowledge.vms or ()}
     if knowledge.vms is not None:
         yield from limit_families(knowledge.vms)
@@ -179,6 +180,34 @@ def families(knowledge: Knowledge) -> Iterator[Metric]:
         yield from ledger_families(knowledge.ledger)
     if knowledge.outbox is not None:
         yield from outbox_families(knowledge.outbox)
+
+
+def _without_the_unregistered(knowledge: Knowledge) -> Knowledge:
+    """The same without VMs that are unregistered and have no session: who makes a VM a job must not fill Prometheus."""
+    if knowledge.vms is None:
+        return knowledge
+    shown = {vm.name for vm in knowledge.vms}
+    survey, faults, accounts = knowledge.survey, knowledge.faults, knowledge.accounts
+    if survey is not None:
+        shown.update(sample.info.vm for sample in survey.living)
+        ended = {vm: totals for vm, totals in survey.ended.items() if vm in shown}
+        survey = attrs.evolve(survey, ended=ended)
+    if faults is not None:
+        faults = tuple(fault for fault in faults if fault.vm in shown)
+    if accounts is not None:
+        accounts = tuple(account for account in accounts if account.vm in shown)
+    schedules = {
+        gpu: state if state is None else {**state, "pools": _pools_of(state["pools"], shown)}
+        for gpu, state in knowledge.schedules.items()
+    }
+    return attrs.evolve(knowledge, survey=survey, faults=faults, accounts=accounts, schedules=schedules)
+
+
+def _pools_of(pools: dict[str, Any], shown: set[str]) -> dict[str, Any]:
+    return {
+        name: {**pool, "vms": {vm: about for vm, about in pool["vms"].items() if vm in shown}}
+        for name, pool in pools.items()
+    }
 
 
 def _faults(counts: tuple[FaultCount, ...], registered: Iterable[str]) -> Metric:

@@ -151,6 +151,7 @@ async def test_a_living_session_is_shown_by_itself_and_in_its_vm(tmp_path: Path)
 async def test_a_vms_sums_do_not_fall_when_its_sessions_end(tmp_path: Path) -> None:
     async with serving(tmp_path) as (system, port):
         telemetry = system.ref("mediator/telemetry")
+        await system.ref("mediator/ledger").ask(EnsureVm("vm1"))
         await begin(system, sample(7, launches=30, refused_calls=1, encode_ns=10**9))
         await begin(system, sample(9, vm="vm2", launches=1000))
         assert (await scrape(port))["vgpu_vm_launches_total", VM1] == 30
@@ -174,6 +175,22 @@ async def test_a_vms_sums_do_not_fall_when_its_sessions_end(tmp_path: Path) -> N
     assert (shown["vgpu_vm_sessions", VM1], shown["vgpu_vm_sessions_ended_total", VM1]) == (0, 1)
     assert ("vgpu_session_launches_total", SEVEN) not in shown
     assert shown["vgpu_vm_launches_total", (("vm", "vm2"),)] == 1000
+
+
+async def test_series_of_a_vm_that_is_not_registered_end_with_its_last_session(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (system, port):
+        await system.ref("mediator/ledger").send(RecordFault(sample(5, vm="left").info, 719, "it went wrong"))
+        await begin(system, sample(5, vm="left", launches=3))
+        shown = await scrape(port)
+        assert shown["vgpu_vm_launches_total", (("vm", "left"),)] == 3
+        assert shown["vgpu_vm_faults_total", (("error", "719"), ("vm", "left"))] == 1
+        ended = attrs.evolve(sample(5, vm="left", launches=4), ended="the VM was unregistered")
+        await system.ref("mediator/telemetry").send(Unwatch(ended))
+        shown = await scrape(port)
+        assert [name for name, labels in shown if ("vm", "left") in labels] == []
+        # Nothing was forgotten: one that comes by that name goes on where it was.
+        await system.ref("mediator/ledger").ask(EnsureVm("left"))
+        assert (await scrape(port))["vgpu_vm_launches_total", (("vm", "left"),)] == 4
 
 
 async def test_faults_actors_and_the_mediator_itself_are_shown(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def test_the_programs_of_a_vm_without_a_device_end_with_it(
     assert "tenant" not in names(mediator)
     (ended,) = [s for s in mediator.ask("sessions") if s["info"]["vm"] == "tenant"]
     assert ended["ended"] == "the VM was unregistered"
+    shown = mediator.ask("metrics")
+    assert 'vm="neighbour"' in str(shown)
+    assert 'vm="tenant"' not in str(shown)
     assert error_of(tenant) == DEVICE_UNAVAILABLE
     assert neighbour.tell("info")[0] == 0
     assert neighbour.guest.finish()[0] == 0
