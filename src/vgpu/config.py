@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mediator's settings: command line over configuration file over defaults.
+"""The mediator's settings: command line over environment over configuration file over defaults.
 
 The file is TOML with one table, ``[mediator]``, whose keys are the long options with underscores. An
 unknown key, a value of the wrong kind or one that is out of range is refused with the file's name, the key and the line.
@@ -211,7 +211,8 @@ def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:
             # A folder's name may be anything but this, and nothing that is empty is meant.
             if not str(merged[key]) or "\0" in str(merged[key]):
                 raise ConfigError(f"{key} is {str(merged[key])!r}, expected a path", key)
-            merged[key] = Path(merged[key])
+            # Workers, devices and QEMUs are told it, and may be in other folders.
+            merged[key] = Path(merged[key]).absolute()
     if "metrics" in merged:
         merged["metrics"] = parse_address(merged["metrics"]) if merged["metrics"] else None
     if "devices" in merged:

@@ -2,7 +2,8 @@
 """Where things are: sockets, state, configuration. The table in docs and README comes from here.
 
 As root under /var/vgpu, /var/lib/vgpu and /etc/vgpu; as a user under the XDG directories.
-``VGPU_RUN_DIR`` overrides the sockets' place on both sides. The environment is an argument.
+``VGPU_RUN_DIR`` overrides the sockets' place on both sides. The environment is an argument. All paths are absolute, whatever the
+environment says: they are handed to programs, QEMUs and workers, which may be in other folders.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from pathlib import Path
 def run_directory(environment: Mapping[str, str], uid: int | None = None) -> Path:
     """The folder of the sockets."""
     if environment.get("VGPU_RUN_DIR"):
-        return Path(environment["VGPU_RUN_DIR"])
+        return Path(environment["VGPU_RUN_DIR"]).absolute()
     if (os.getuid() if uid is None else uid) == 0:
         return Path("/var/vgpu")
     runtime = environment.get("XDG_RUNTIME_DIR")
-    return (
-        Path(runtime) / "vgpu" if runtime else Path(f"/run/user/{os.getuid() if uid is None else uid}/vgpu")
-    )
+    own = Path(runtime) if runtime else Path(f"/run/user/{os.getuid() if uid is None else uid}")
+    return own.absolute() / "vgpu"
 
 
 def state_directory(environment: Mapping[str, str], uid: int | None = None) -> Path:
@@ -29,7 +29,7 @@ def state_directory(environment: Mapping[str, str], uid: int | None = None) -> P
     if (os.getuid() if uid is None else uid) == 0:
         return Path("/var/lib/vgpu")
     base = environment.get("XDG_STATE_HOME") or str(Path(environment.get("HOME", "/")) / ".local/state")
-    return Path(base) / "vgpu"
+    return Path(base).absolute() / "vgpu"
 
 
 def configuration_file(environment: Mapping[str, str], uid: int | None = None) -> Path:
@@ -37,4 +37,4 @@ def configuration_file(environment: Mapping[str, str], uid: int | None = None) -
     if (os.getuid() if uid is None else uid) == 0:
         return Path("/etc/vgpu/mediator.toml")
     base = environment.get("XDG_CONFIG_HOME") or str(Path(environment.get("HOME", "/")) / ".config")
-    return Path(base) / "vgpu" / "mediator.toml"
+    return Path(base).absolute() / "vgpu" / "mediator.toml"

@@ -25,13 +25,13 @@ EXAMPLES = """examples:
 
 
 def guest_environment(environment: Mapping[str, str], vm: str | None, run_dir: Path) -> dict[str, str]:
-    """The environment of a program that shall use the virtual GPU."""
+    """The environment of a program that shall use the virtual GPU, in whatever folder it or its children work."""
     guest = dict(environment)
     folders = [str(library_directory())]
     if environment.get("LD_LIBRARY_PATH"):
         folders.append(environment["LD_LIBRARY_PATH"])
     guest["LD_LIBRARY_PATH"] = ":".join(folders)
-    guest["VGPU_RUN_DIR"] = str(run_dir)
+    guest["VGPU_RUN_DIR"] = str(run_dir.absolute())
     if vm is not None:
         guest["VGPU_VM"] = vm
     return guest

@@ -146,6 +146,16 @@ def test_vgpu_run_ends_as_its_program_does(folder: Path, status: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, "user1 --help --\n", "")
 
 
+@pytest.mark.parametrize("in_words", [True, False])
+def test_a_relative_run_directory_is_the_same_for_a_program_that_works_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, in_words: bool
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["--run-dir", "run"] if in_words else []
+    done = command(RUN, *words, "--", "sh", "-c", 'cd /; echo "$VGPU_RUN_DIR"', VGPU_RUN_DIR="run")
+    assert (done.returncode, done.stdout) == (0, f"{folder}/run\n")
+
+
 def test_a_mediator_serves_metrics_and_ends_with_0_when_told_to(folder: Path) -> None:
     (folder / "mediator.toml").write_text('[mediator]\ngpu = "software"\nmetrics = "127.0.0.1:0"\n')
     log = folder / "log"

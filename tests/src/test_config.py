@@ -130,6 +130,23 @@ def test_places() -> None:
     assert configuration_file({"XDG_CONFIG_HOME": "/c"}, 7) == Path("/c/vgpu/mediator.toml")
 
 
+def test_places_are_absolute_wherever_the_process_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU, a worker or a program that works in another folder is told them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VGPU_RUN_DIR", raising=False)
+    settings = read_settings(["--run-dir", "r", "--state-dir", "s", "--library", "libcuda.so.1"])
+    assert (settings.run_dir, settings.state_dir) == (tmp_path / "r", tmp_path / "s")
+    assert settings.library == tmp_path / "libcuda.so.1"
+    (tmp_path / "m.toml").write_text('[mediator]\nrun_dir = "a"\nstate_dir = "b"\n')
+    settings = read_settings(["--config", "m.toml"])
+    assert (settings.run_dir, settings.state_dir) == (tmp_path / "a", tmp_path / "b")
+    assert run_directory({"VGPU_RUN_DIR": "x"}, 0) == tmp_path / "x"
+    assert run_directory({"XDG_RUNTIME_DIR": "x"}, 7) == tmp_path / "x" / "vgpu"
+    assert state_directory({"XDG_STATE_HOME": "x"}, 7) == tmp_path / "x" / "vgpu"
+    assert configuration_file({"XDG_CONFIG_HOME": "x"}, 7) == tmp_path / "x" / "vgpu" / "mediator.toml"
+    assert guest_environment({}, None, Path("run"))["VGPU_RUN_DIR"] == str(tmp_path / "run")
+
+
 def test_a_guest_gets_the_library_path_and_the_socket_and_nothing_else() -> None:
     before = {"LD_LIBRARY_PATH": "/mine", "HOME": "/h"}
     after = guest_environment(before, "vm1", Path("/run/vgpu"))
