@@ -52,7 +52,8 @@ EXAMPLES = """examples:
   run-mediator --metrics 127.0.0.1:9400      Prometheus metrics at http://127.0.0.1:9400/metrics
   run-mediator --config /etc/vgpu/mediator.toml --log-format json
 
-Settings come from the command line, then the configuration file, then the defaults.
+Settings come from the command line, then VGPU_RUN_DIR in place of --run-dir, then the configuration file,
+then the defaults.
 SIGTERM drains: no new sessions, and the end with the last one. A second one stops at once.
 SIGHUP reads the configuration file again, as vgpu-admin reload does. SIGUSR1 ends at once and leaves the
 sessions to the next mediator.
@@ -124,6 +125,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
             devices = [int(part) for part in options.device.split(",")]
         except ValueError:
             raise ConfigError(f"--device is {options.device!r}, expected numbers like 0 or 0,1") from None
+    environment = {"run_dir": os.environ.get("VGPU_RUN_DIR") or None}
     line = {
         "gpu": options.gpu,
         "devices": devices,
@@ -138,7 +140,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
         "socket_group": options.socket_group,
     }
     defaults = Settings(run_dir=run_directory(os.environ), state_dir=state_directory(os.environ))
-    return make_settings(defaults, from_file, line)
+    return make_settings(defaults, from_file, environment, line)
 
 
 def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:

@@ -13,6 +13,11 @@ from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.run_main import guest_environment
 
 
+@pytest.fixture(autouse=True)
+def _no_run_directory_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VGPU_RUN_DIR", raising=False)
+
+
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mediator.toml"
     path.write_text('[mediator]\ngpu = "software"\nwarm_workers = 3\nrun_dir = "/run/a"\n')
@@ -21,6 +26,21 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert settings.warm_workers == 2
     assert settings.run_dir == Path("/run/a")
     assert settings.state_dir == tmp_path
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs and vgpu-admin go by the environment, and must find the mediator that was started in it."""
+    path = tmp_path / "mediator.toml"
+    path.write_text('[mediator]\nrun_dir = "/run/a"\n')
+    for said, words, expected in [
+        ("/run/b", [], "/run/b"),
+        ("", [], "/run/a"),
+        ("/run/b", ["--run-dir", "/run/c"], "/run/c"),
+    ]:
+        monkeypatch.setenv("VGPU_RUN_DIR", said)
+        assert read_settings(["--config", str(path), *words]).run_dir == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +153,6 @@ def test_places() -> None:
 def test_places_are_absolute_wherever_the_process_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A QEMU, a worker or a program that works in another folder is told them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VGPU_RUN_DIR", raising=False)
     settings = read_settings(["--run-dir", "r", "--state-dir", "s", "--library", "libcuda.so.1"])
     assert (settings.run_dir, settings.state_dir) == (tmp_path / "r", tmp_path / "s")
     assert settings.library == tmp_path / "libcuda.so.1"
