@@ -7,7 +7,9 @@ Sets the library path and the socket, nothing else, and becomes the program.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,22 @@ def guest_environment(environment: Mapping[str, str], vm: str | None, run_dir: P
     if vm is not None:
         guest["VGPU_VM"] = vm
     return guest
+
+
+def why_no_gpu(run_dir: Path) -> str | None:
+    """Why a program will find no mediator there, and what to do; None where one listens. Does not wait, and the mediator sees nothing
+    of it."""
+    # The socket of a mediator that was killed is still there, so it has to be connected to. A datagram socket cannot be, and the
+    # kernel says so only where somebody has the other end; a connection would be a guest without a word to the mediator.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(run_dir / "mediator.sock"))
+        except PermissionError:
+            return f"user {os.geteuid()} may not reach the mediator at {run_dir}"
+        except OSError as error:
+            if error.errno == errno.EPROTOTYPE:
+                return None
+    return f"no mediator at {run_dir}; start run-mediator, or set VGPU_RUN_DIR"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,12 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not program:
         print("vgpu-run: no program named; see vgpu-run --help", file=sys.stderr)
         return 2
-    if not (run_dir / "mediator.sock").exists():
-        print(
-            f"vgpu-run: no mediator at {run_dir}; start run-mediator, or set VGPU_RUN_DIR. "
-            "The program will see no GPU.",
-            file=sys.stderr,
-        )
+    trouble = why_no_gpu(run_dir)
+    if trouble is not None:
+        print(f"vgpu-run: {trouble}. The program will see no GPU.", file=sys.stderr)
     try:
         os.execvpe(program[0], program, guest_environment(os.environ, vm, run_dir))
     except OSError as error:

@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vgpu import __version__
 from vgpu.completion import programs
+from vgpu.run_main import why_no_gpu
 
 MEDIATOR, RUN = "vgpu.mediator_main", "vgpu.run_main"
 BOTH = pytest.mark.parametrize(("module", "name"), [(MEDIATOR, "run-mediator"), (RUN, "vgpu-run")])
@@ -133,16 +134,63 @@ def test_vgpu_run_of_a_program_that_is_not_there_ends_with_1(folder: Path) -> No
     assert f"no mediator at {folder}; start run-mediator" in done.stderr
 
 
+def _nothing_there(path: Path) -> None:
+    pass
+
+
+def _left_by_a_killed_mediator(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mediator:
+        mediator.bind(str(path))
+        mediator.listen()
+
+
+@pytest.mark.parametrize("make", [_nothing_there, _left_by_a_killed_mediator, Path.touch])
+def test_vgpu_run_says_where_nobody_listens(folder: Path, make: Callable[[Path], None]) -> None:
+    make(folder / "mediator.sock")
+    done = command(RUN, "--run-dir", folder, "--", "true")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        f"vgpu-run: no mediator at {folder}; start run-mediator, or set VGPU_RUN_DIR."
+        " The program will see no GPU.\n"
+    )
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[int]:
+    """The user for whom a folder is closed: nobody, where the tests are root's."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield os.geteuid()
+    os.seteuid(user)
+
+
+def test_a_mediator_that_is_out_of_reach_is_said(folder: Path, as_nobody: int) -> None:
+    # The folder is closed for everybody but its owner, who may be root, and closed even for him who made it if not.
+    if folder.stat().st_uid == as_nobody:
+        folder.chmod(0)
+    try:
+        assert why_no_gpu(folder / "run") == f"user {as_nobody} may not reach the mediator at {folder}/run"
+    finally:
+        if folder.stat().st_uid == as_nobody:
+            folder.chmod(0o700)
+
+
 # -- success is 0, and the program's own status
 
 
 @pytest.mark.parametrize("status", [0, 7])
 def test_vgpu_run_ends_as_its_program_does(folder: Path, status: int) -> None:
-    (folder / "mediator.sock").touch()
-    done = command(
-        RUN, "--run-dir", folder, "--vm", "user1", "--",
-        "sh", "-c", f'echo "$VGPU_VM $1 $2"; exit {status}', "sh", "--help", "--",
-    )  # fmt: skip
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mediator:
+        mediator.bind(str(folder / "mediator.sock"))
+        mediator.listen()
+        mediator.setblocking(False)
+        done = command(
+            RUN, "--run-dir", folder, "--vm", "user1", "--",
+            "sh", "-c", f'echo "$VGPU_VM $1 $2"; exit {status}', "sh", "--help", "--",
+        )  # fmt: skip
+        with pytest.raises(BlockingIOError):  # nobody has knocked, for the mediator would wait for a word
+            mediator.accept()
     assert (done.returncode, done.stdout, done.stderr) == (status, "user1 --help --\n", "")
 
 
