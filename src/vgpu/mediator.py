@@ -58,7 +58,7 @@ from vgpu.actors.worker_pool import Spawn, WorkerPool, end_strangers
 from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.schedule import Tuning
 from vgpu.gpu.turn import turn_path
-from vgpu.holding import hold_directory
+from vgpu.holding import DirectoryTaken, hold_directory
 from vgpu.supervision import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec, WaitJittered
 from vgpu.supervision.quarantine import QuarantineKeeper
 from vgpu.supervision.watchdog import Watchdog
@@ -222,21 +222,32 @@ def _connection(executors: tuple[str, ...], starts: StartRate, vm: str) -> Conne
 
 @asynccontextmanager
 async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
-    """Run the mediator while the block runs. Sockets exist when it is entered; sessions end when it is left."""
+    """Run the mediator while the block runs. Sockets exist when it is entered; sessions end when it is left.
+
+    Raises:
+        DirectoryTaken: another mediator works with one of the directories; nothing of it was touched.
+        StartFailed: something else kept it from starting.
+    """
     holder: list[ActorSystem] = []
     plan.run_dir.mkdir(parents=True, exist_ok=True)
-    if await is_listened_on(plan.run_dir / "mediator.sock"):
-        # Before anything is touched: the workers here are that one's.
-        taken = OSError(errno.EADDRINUSE, f"another mediator runs in {plan.run_dir}")
-        raise StartFailed("mediator", Crashed(taken))
     with ExitStack() as held:
         try:
-            # Two that started at the same moment, or have one ledger and different sockets, would undo each other's work.
+            # Before anything is touched: two with one set of workers, or with one ledger and different sockets, would undo each
+            # other's work.
             held.enter_context(hold_directory(plan.run_dir, "--run-dir"))
             if plan.state_dir.resolve() != plan.run_dir.resolve():
                 held.enter_context(hold_directory(plan.state_dir, "--state-dir"))
+        except DirectoryTaken:
+            raise
         except OSError as error:
             raise StartFailed("mediator", Crashed(error)) from error
+        if await is_listened_on(plan.run_dir / "mediator.sock"):
+            # One that holds no directory: of another version, or none of ours.
+            raise DirectoryTaken(
+                errno.EADDRINUSE,
+                f"another mediator listens on {plan.run_dir / 'mediator.sock'}: end it first,"
+                " or give this one a directory of its own with --run-dir",
+            )
         await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
         async with open_system(mediator_spec(plan, holder), stuck_seconds=plan.stuck_seconds) as system:
             holder.append(system)

@@ -31,6 +31,7 @@ from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
 from vgpu.gpu.driver import DriverNotFound, Kind, choose
 from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.holding import DirectoryTaken
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.notify import keep_watchdog, notify, notify_reloading
 from vgpu.paths import configuration_file, run_directory, state_directory
@@ -284,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(settings)
     try:
         trio.run(serve, plan)
+    except DirectoryTaken as error:
+        print(f"run-mediator: {error.strerror}", file=sys.stderr)
+        return 1
     except (StartFailed, SystemFailed) as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,9 +32,10 @@ def start_second(run_dir: Path, state_dir: Path) -> subprocess.CompletedProcess[
 def test_a_second_mediator_is_told_who_has_the_state(mediator: Mediator, elsewhere: Path) -> None:
     done = start_second(elsewhere, mediator.state_dir)
     assert done.returncode == 1
-    assert f"another mediator (process {mediator.pid}) works with {mediator.state_dir}" in done.stderr
-    assert "--state-dir" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == (
+        f"run-mediator: another mediator (process {mediator.pid}) works with {mediator.state_dir}: end it first,"
+        " or give this one a directory of its own with --state-dir\n"
+    )
     assert not list(elsewhere.glob("*.sock"))
     assert mediator.ask("health")["ok"]
 
@@ -42,9 +44,28 @@ def test_a_second_mediator_is_told_who_has_the_sockets(mediator: Mediator, elsew
     workers = mediator.workers()
     done = start_second(mediator.run_dir, elsewhere)
     assert done.returncode == 1
-    assert f"another mediator runs in {mediator.run_dir}" in done.stderr
+    assert done.stderr == (
+        f"run-mediator: another mediator (process {mediator.pid}) works with {mediator.run_dir}: end it first,"
+        " or give this one a directory of its own with --run-dir\n"
+    )
     assert mediator.ask("health")["ok"]
     assert all(is_alive(pid) for pid in workers)
+
+
+def test_somebody_else_who_listens_there_is_left_alone(elsewhere: Path) -> None:
+    """An older mediator holds no directory."""
+    (elsewhere / "run").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(elsewhere / "run" / "mediator.sock"))
+        other.listen()
+        done = start_second(elsewhere / "run", elsewhere / "state")
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"run-mediator: another mediator listens on {elsewhere}/run/mediator.sock: end it first,"
+            " or give this one a directory of its own with --run-dir\n"
+        )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
+            guest.connect(str(elsewhere / "run" / "mediator.sock"))
 
 
 def test_a_killed_mediator_leaves_no_lock(own_mediator: Mediator) -> None:

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.e2e.mediator import SMALL, is_alive
-from vgpu.actors import ActorSystem, StartFailed
+from vgpu.actors import ActorSystem
 from vgpu.actors.gpu_time import MeasureGpuTime
 from vgpu.actors.messages import ListSessions
 from vgpu.actors.placement import least_used
@@ -23,6 +23,7 @@ from vgpu.actors.worker_pool import Spawn
 from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.process import WorkerOptions, start_worker
 from vgpu.gpu.turn import turn_path
+from vgpu.holding import DirectoryTaken
 from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
 from vgpu.run_main import guest_environment
 
@@ -141,7 +142,7 @@ async def test_warm_workers_left_by_a_killed_mediator_go_to_their_gpu_or_end(fol
 async def test_a_second_mediator_touches_nothing_of_the_first(folder: Path) -> None:
     async with open_mediator(plan(folder, 0)) as system, trio.open_nursery() as nursery:
         guest = await begin_guest(nursery, folder / "run")
-        with pytest.raises(StartFailed, match="another mediator runs in"):
+        with pytest.raises(DirectoryTaken, match=rf"another mediator \(process {os.getpid()}\) works with"):
             async with open_mediator(plan(folder, 1)):
                 raise AssertionError("it started")
         assert await gpus_in_use(system) == ["software0"]
