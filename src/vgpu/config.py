@@ -36,6 +36,19 @@ class ConfigError(ValueError):
         self.key = key
 
 
+class FileValues(dict[str, Any]):
+    """Values of a configuration file that know where they stand."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, text: str) -> None:
+        super().__init__(values)
+        self.path = path
+        self._text = text
+
+    def place(self, key: str) -> str:
+        """``FILE, line N`` of a key."""
+        return f"{self.path}, line {line_of(self._text, 'mediator', key)}"
+
+
 @attrs.frozen
 class Settings:
     """What run-mediator runs with."""
@@ -62,6 +75,12 @@ class Settings:
     ledger_faults_per_vm: int = 1000
     ledger_faults: int = 20_000
     socket_group: str = ""  # who besides the mediator's user may connect a QEMU; "": nobody
+    # The file of each value that one said, and nobody above it. Not a setting, but where settings come from.
+    said_in: Mapping[str, FileValues] = attrs.field(factory=dict, eq=False, repr=False)
+
+    def blame(self, error: ConfigError) -> ConfigError:
+        """An error that came out later, with file and line where the value it is about stands in a file."""
+        return _with_place(error, self.said_in.get(error.key))
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -108,19 +127,6 @@ def parse_address(text: str) -> tuple[str, int]:
             f"metrics is {text!r}: the port {port!r} is not a number from 0 to 65535", "metrics"
         )
     return host, int(port)
-
-
-class FileValues(dict[str, Any]):
-    """Values of a configuration file that know where they stand."""
-
-    def __init__(self, values: Mapping[str, Any], path: Path, text: str) -> None:
-        super().__init__(values)
-        self.path = path
-        self._text = text
-
-    def place(self, key: str) -> str:
-        """``FILE, line N`` of a key."""
-        return f"{self.path}, line {line_of(self._text, 'mediator', key)}"
 
 
 def line_of(text: str, table: str, key: str | None = None) -> int:
@@ -197,12 +203,17 @@ def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:
             if value is not None:
                 merged[key], said_by[key] = value, layer
     try:
-        return _checked(defaults, merged)
+        settings = _checked(defaults, merged)
+        files = {key: layer for key, layer in said_by.items() if isinstance(layer, FileValues)}
+        return attrs.evolve(settings, said_in=files)
     except ConfigError as error:
-        source = said_by.get(error.key)
-        if isinstance(source, FileValues):
-            raise ConfigError(f"{source.place(error.key)}: {error}", error.key) from None
-        raise
+        raise _with_place(error, said_by.get(error.key)) from None
+
+
+def _with_place(error: ConfigError, source: Mapping[str, Any] | None) -> ConfigError:
+    if not isinstance(source, FileValues):
+        return error
+    return ConfigError(f"{source.place(error.key)}: {error}", error.key)
 
 
 def _checked(defaults: Settings, merged: dict[str, Any]) -> Settings:

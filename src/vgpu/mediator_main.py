@@ -153,9 +153,11 @@ def make_plan(settings: Settings, read: Callable[[], Settings]) -> MediatorPlan:
     """
     kind, library = choose(settings.gpu, settings.library)
     if kind is Kind.SOFTWARE and settings.devices != (0,):
-        asked = ",".join(map(str, settings.devices))
-        why = "" if settings.gpu == "software" else " (which --gpu auto took, for there is no real one)"
-        raise ConfigError(f"--device is {asked}, but the software GPU{why} is one device: use --device 0")
+        why = "" if settings.gpu == "software" else " (which auto took, for there is no real one)"
+        asked, instead = f"--device is {','.join(map(str, settings.devices))}", "--device 0"
+        if "devices" in settings.said_in:
+            asked, instead = f"devices is {list(settings.devices)}", "devices = [0]"
+        raise ConfigError(f"{asked}, but the software GPU{why} is one device: use {instead}", "devices")
     gpus = tuple(
         GpuPlan(
             device,
@@ -265,13 +267,21 @@ async def _drain(plan: MediatorPlan, system: ActorSystem) -> None:
         await trio.sleep(DRAIN_LOOK_SECONDS)
 
 
+def _plan(settings: Settings, arguments: Sequence[str] | None) -> MediatorPlan:
+    try:
+        plan = make_plan(settings, partial(read_settings, arguments))
+        check_places(plan.run_dir, plan.state_dir)
+    except ConfigError as error:
+        raise settings.blame(error) from None
+    return plan
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 after an ordered end, 1 if it failed, 2 if it was told what cannot be meant."""
     complete_if_asked(build_parser())
     try:
         settings = read_settings(arguments)
-        plan = make_plan(settings, partial(read_settings, arguments))
-        check_places(plan.run_dir, plan.state_dir)
+        plan = _plan(settings, arguments)
         plan.describe["configuration"] = str(configuration_path(arguments).absolute())
     except DriverNotFound as error:
         print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)

@@ -123,6 +123,8 @@ class Reloader:
         changed: dict[str, dict[str, Any]] = {}
         needs_restart: dict[str, dict[str, Any]] = {}
         for field in attrs.fields(Settings):
+            if not field.eq:
+                continue  # where a setting comes from is none
             was, new = getattr(self.settings, field.name), getattr(wanted, field.name)
             if was != new:
                 into = changed if field.name in LIVE else needs_restart

@@ -100,6 +100,21 @@ def test_a_mediator_told_what_cannot_be_meant_ends_with_2(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('gpu = "software"\ndevices = [1]\n', "line 3: devices is [1], but the software GPU is one device: use devices = [0]"),
+        (f'gpu = "software"\n\nrun_dir = "/tmp/{"x" * 110}"\n', f"line 4: run_dir is '/tmp/{'x' * 110}', too long for sockets"),
+    ],
+)  # fmt: skip
+def test_what_comes_out_later_is_told_with_its_line_too(folder: Path, text: str, message: str) -> None:
+    (folder / "m.toml").write_text(f"[mediator]\n{text}")
+    done = command(MEDIATOR, "--config", folder / "m.toml", "--state-dir", folder / "s", VGPU_RUN_DIR="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"run-mediator: {folder}/m.toml, {message}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("words", [[], ["--"], ["--vm", "user1"], ["--no-such-option", "true"]])
 def test_vgpu_run_without_a_program_ends_with_2(words: list[str]) -> None:
     done = command(RUN, *words)
