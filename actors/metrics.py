@@ -11,10 +11,11 @@ collection at a time however many ask.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 import h11
@@ -66,7 +67,42 @@ def _refusal(status: HTTPStatus, *headers: tuple[str, str]) -> _Answer:
 
 
 class CannotServe(ActorError):
-    """Nobody can listen at that address; the message says why."""
+    """Nobody can listen at that address; the message says why, and what to do."""
+
+
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "end what listens there (ss -ltnp shows it), or name another port",
+    errno.EADDRNOTAVAIL: "name an address that this host has, or 0.0.0.0 for all of them",
+    errno.EACCES: "name a port from 1024 on",
+}
+
+
+async def _open_listeners(address: tuple[str, int]) -> list[trio.SocketListener]:
+    """Listen there.
+
+    Raises:
+        CannotServe: that address cannot be had.
+    """
+    host, port = address
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except UnicodeError:  # which a name's parts are checked with
+        why, number = "this can be no host's name", 0
+    except OSError as error:
+        why, number = error.strerror or str(error), error.errno or 0
+    remedy = _REMEDIES.get(number, "name an address of this host, like 127.0.0.1")
+    raise CannotServe(f"metrics cannot be served at {at}: {why}; {remedy}")
+
+
+async def check_address(address: tuple[str, int]) -> None:
+    """See whether metrics could be served there, for who would rather not start than not serve them.
+
+    Raises:
+        CannotServe: they could not.
+    """
+    for listener in await _open_listeners(address):
+        await listener.aclose()
 
 
 @attrs.frozen
@@ -122,18 +158,11 @@ class Metrics(Actor):
         """Listen there and nowhere else.
 
         Raises:
-            OSError: that address cannot be had; nothing has changed.
+            CannotServe: that address cannot be had; nothing has changed.
         """
         if address is not None and address == self._bound:
             return
-        listeners = []
-        if address is not None:
-            host, port = address
-            try:
-                listeners = await trio.open_tcp_listeners(port, host=host)
-            except OSError as error:
-                why = error.strerror or str(error)
-                raise OSError(error.errno, f"cannot serve metrics at {host}:{port}: {why}") from error
+        listeners = [] if address is None else await _open_listeners(address)
         if self._serving is not None:
             self._serving.cancel()
         self._serving = self._bound = None
@@ -152,8 +181,8 @@ class Metrics(Actor):
     async def serve_at(self, message: ServeMetrics) -> tuple[str, int] | None:
         try:
             await self._listen(message.address)
-        except OSError as error:
-            raise Refused(CannotServe(error.strerror or str(error))) from error
+        except CannotServe as error:
+            raise Refused(error) from error
         return self._bound
 
     @handles(RenderMetrics)

@@ -48,7 +48,7 @@ from vgpu.actors.ledger import Ledger
 from vgpu.actors.ledger_prune import Keeping
 from vgpu.actors.limits import LimitKeeper
 from vgpu.actors.listener import Listener
-from vgpu.actors.metrics import Metrics
+from vgpu.actors.metrics import Metrics, check_address
 from vgpu.actors.outbox import Outbox
 from vgpu.actors.scheduler import Scheduler
 from vgpu.actors.start_bucket import StartRate
@@ -226,6 +226,7 @@ async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
 
     Raises:
         DirectoryTaken: another mediator works with one of the directories; nothing of it was touched.
+        CannotServe: metrics cannot be served where they should be; nothing was started.
         StartFailed: something else kept it from starting.
     """
     holder: list[ActorSystem] = []
@@ -248,6 +249,8 @@ async def open_mediator(plan: MediatorPlan) -> AsyncIterator[ActorSystem]:
                 f"another mediator listens on {plan.run_dir / 'mediator.sock'}: end it first,"
                 " or give this one a directory of its own with --run-dir",
             )
+        if plan.live.metrics is not None:
+            await check_address(plan.live.metrics)
         await end_strangers(plan.run_dir / "workers", tuple(g.worker_prefix for g in plan.gpus))
         async with open_system(mediator_spec(plan, holder), stuck_seconds=plan.stuck_seconds) as system:
             holder.append(system)

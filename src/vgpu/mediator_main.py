@@ -26,6 +26,7 @@ from vgpu.actors import ActorError, ActorSystem, StartFailed, SystemFailed, Term
 from vgpu.actors.fault_messages import QuarantineRule
 from vgpu.actors.ledger_prune import Keeping
 from vgpu.actors.messages import ListSessions
+from vgpu.actors.metrics import CannotServe
 from vgpu.actors.start_bucket import StartRate
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.config import GPU_CHOICES, LOG_LEVELS, ConfigError, Settings, make_settings, read_file
@@ -298,6 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DirectoryTaken as error:
         print(f"run-mediator: {error.strerror}", file=sys.stderr)
         return 1
+    except CannotServe as error:
+        print(f"run-mediator: {settings.blame(ConfigError(str(error), 'metrics'))}", file=sys.stderr)
+        return 2
     except (StartFailed, SystemFailed) as error:
         print(f"run-mediator: {error}", file=sys.stderr)
         return 1

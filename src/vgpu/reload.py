@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from vgpu.actors import ActorError, ActorSystem
-from vgpu.actors.metrics import ServeMetrics
+from vgpu.actors.metrics import CannotServe, ServeMetrics
 from vgpu.actors.scheduler import SetQuantum
 from vgpu.actors.worker_pool import SetWarm
 from vgpu.config import LIVE, ConfigError, Settings
@@ -103,6 +103,8 @@ class Reloader:
                 metrics = system.ref("mediator/metrics")
                 try:
                     await metrics.ask(ServeMetrics(wanted.metrics), timeout_seconds=ANSWER_SECONDS)
+                except CannotServe as error:
+                    raise self._refuse(str(wanted.blame(ConfigError(str(error), "metrics")))) from error
                 except ActorError as error:
                     raise self._refuse(str(error)) from error
             self.settings = attrs.evolve(self.settings, **{key: getattr(wanted, key) for key in LIVE})

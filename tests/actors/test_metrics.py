@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Never
 
 import attrs
 import pytest
@@ -29,7 +31,7 @@ from vgpu.actors.messages import (
     Unwatch,
     Watch,
 )
-from vgpu.actors.metrics import CONNECTION_LIMIT, Metrics
+from vgpu.actors.metrics import CONNECTION_LIMIT, CannotServe, Metrics, ServeMetrics, check_address
 from vgpu.actors.telemetry import Telemetry
 from vgpu.transport.layout import GRANT_FIELDS, SESSION_FIELDS
 
@@ -287,7 +289,56 @@ async def test_no_more_connections_than_the_limit_and_room_again_afterwards(tmp_
         await scrape(port)
 
 
+class NobodyKnown(trio.abc.HostnameResolver):
+    """A network without names."""
+
+    async def getaddrinfo(self, *_: object, **__: object) -> Never:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_: object, **__: object) -> Never:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 async def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     async with serving(tmp_path) as (system, port):
-        with pytest.raises(StartFailed, match=f"cannot serve metrics at 127.0.0.1:{port}"):
+        taken = (
+            f"metrics cannot be served at 127.0.0.1:{port}: Address already in use; end what listens there"
+        )
+        with pytest.raises(StartFailed, match=taken):
             await system.spawn(ActorSpec("second", lambda: Metrics(lambda: ("127.0.0.1", port))))
+        with pytest.raises(CannotServe, match=taken):
+            await check_address(("127.0.0.1", port))
+        metrics = system.ref("mediator/metrics")
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            elsewhere = ServeMetrics(("127.0.0.1", other.getsockname()[1]))
+            with pytest.raises(CannotServe, match="Address already in use; end what listens there"):
+                await metrics.ask(elsewhere)
+        # It goes on where it was.
+        assert await metrics.ask(BoundAddress()) == ("127.0.0.1", port)
+        await scrape(port)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "why"),
+    [
+        (
+            "192.0.2.1",
+            "192.0.2.1:9400",
+            "Cannot assign requested address; name an address that this host has",
+        ),
+        ("2001:db8::1", r"\[2001:db8::1\]:9400", ".*; name an address"),
+        ("a..b", "a..b:9400", "this can be no host's name; name an address of this host"),
+        ("nowhere", "nowhere:9400", "Name or service not known; name an address of this host"),
+    ],
+)
+async def test_an_address_that_is_not_ours_is_said(host: str, shown: str, why: str) -> None:
+    trio.socket.set_custom_hostname_resolver(NobodyKnown())
+    with pytest.raises(CannotServe, match=f"^metrics cannot be served at {shown}: {why}"):
+        await check_address((host, 9400))
+
+
+async def test_an_address_that_can_be_had_is_free_after_the_look() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    await check_address(("127.0.0.1", port))
+    await check_address(("127.0.0.1", port))

@@ -131,15 +131,22 @@ def test_a_mediator_without_the_gpu_it_needs_ends_with_1(folder: Path) -> None:
     assert "/nonexistent/libcuda.so.1 is not a file; use --gpu software" in done.stderr
 
 
-def test_a_mediator_whose_metrics_port_is_taken_ends_with_1(folder: Path) -> None:
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_mediator_whose_metrics_port_is_taken_ends_with_2(folder: Path, in_file: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+        (folder / "m.toml").write_text(f'[mediator]\nmetrics = "127.0.0.1:{port}"\n')
+        words = ["--config", folder / "m.toml"] if in_file else ["--metrics", f"127.0.0.1:{port}"]
         done = command(
-            MEDIATOR, "--gpu", "software", "--run-dir", folder / "r", "--state-dir", folder / "s",
-            "--metrics", f"127.0.0.1:{port}",
-        )  # fmt: skip
-    assert done.returncode == 1
-    assert f"cannot serve metrics at 127.0.0.1:{port}" in done.stderr.splitlines()[-1]
+            MEDIATOR, "--gpu", "software", "--run-dir", folder / "r", "--state-dir", folder / "s", *words
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    place = f"{folder}/m.toml, line 2: " if in_file else ""
+    assert done.stderr == (
+        f"run-mediator: {place}metrics cannot be served at 127.0.0.1:{port}: Address already in use;"
+        " end what listens there (ss -ltnp shows it), or name another port\n"
+    )
+    assert not list(folder.glob("**/*.sock"))
 
 
 def test_vgpu_run_of_a_program_that_is_not_there_ends_with_1(folder: Path) -> None:

@@ -122,10 +122,14 @@ def test_what_cannot_be_meant_changes_nothing_and_is_reported(mediator: Configur
         mediator.write(f'quantum_ms = 5\nmetrics = "127.0.0.1:{port}"\n')
         done = command(ADMIN, "reload", VGPU_RUN_DIR=str(mediator.run_dir))
         assert done.returncode == 1
-        assert f"cannot serve metrics at 127.0.0.1:{port}" in done.stderr
+        assert done.stderr.startswith(
+            f"vgpu-admin: nothing has changed: {mediator.file}, line 4: metrics cannot be served at 127.0.0.1:{port}: "
+        )
+        assert len(done.stderr.splitlines()) == 1
     (state,) = mediator.ask("schedule").values()
     assert state["quantum_ns"] == 2_000_000
     assert mediator.log.read_text().count("configuration not reloaded, nothing has changed") == 5
+    assert "Traceback" not in mediator.log.read_text()
 
 
 def test_systemd_hears_that_the_mediator_lives_until_it_hangs(mediator: Configured) -> None:
