@@ -18,6 +18,7 @@ struct replay_allocations {
     struct replay_pool *pool;
     size_t pool_count, pool_capacity;
     unsigned releases; /* tries left */
+    uintptr_t ended;   /* pools destroyed with something left in them */
 };
 
 static struct replay_allocations *table(struct vgpu_replay *replay)
@@ -142,13 +143,14 @@ static struct replay_pool *pool_of(struct vgpu_replay *replay, void *pool)
 static bool settle(struct vgpu_replay *replay, struct replay_pool *pool, uint64_t live)
 {
     uint64_t holds = 0;
-    if (replay->driver.cuMemPoolGetAttribute(pool->pool, RESERVED_NOW, &holds) != 0 || holds < live)
+    if (pool->has_ended)
+        holds = live != 0 ? pool->charged : 0;
+    else if (replay->driver.cuMemPoolGetAttribute(pool->pool, RESERVED_NOW, &holds) != 0 || holds < live)
         holds = live;
-    if (holds > pool->charged && !replay_memory_charge(replay, holds - pool->charged)) {
-        if (live > pool->live)
-            return false;
-        holds = pool->charged; /* freeing is never refused */
-    }
+    if (holds > pool->charged && live <= pool->live)
+        replay_memory_charge_always(replay, holds - pool->charged); /* freeing is never refused, and what is kept counts */
+    else if (holds > pool->charged && !replay_memory_charge(replay, holds - pool->charged))
+        return false;
     if (holds < pool->charged)
         replay_memory_release(replay, pool->charged - holds);
     pool->charged = holds;
@@ -158,12 +160,12 @@ static bool settle(struct vgpu_replay *replay, struct replay_pool *pool, uint64_
 
 bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes)
 {
-    if (pool == NULL) { /* of one that was destroyed */
-        replay_memory_release(replay, (uint64_t)-bytes);
-        return true;
-    }
     struct replay_pool *used = pool_of(replay, pool);
-    return used != NULL && settle(replay, used, used->live + (uint64_t)bytes);
+    if (used == NULL || !settle(replay, used, used->live + (uint64_t)bytes))
+        return false;
+    if (used->has_ended && used->live == 0)
+        *used = replay->allocations->pool[--replay->allocations->pool_count];
+    return true;
 }
 
 void replay_pool_end(struct vgpu_replay *replay, void *pool)
@@ -171,13 +173,20 @@ void replay_pool_end(struct vgpu_replay *replay, void *pool)
     struct replay_pool *ended = pool_of(replay, pool);
     if (ended == NULL)
         return;
-    /* What is still allocated from it stays so, and counts by itself until it is freed. */
-    replay_memory_release(replay, ended->charged - ended->live);
     struct replay_allocations *allocations = replay->allocations;
+    if (ended->live == 0) {
+        replay_memory_release(replay, ended->charged);
+        *ended = allocations->pool[--allocations->pool_count];
+        return;
+    }
+    /* What is still allocated from it stays so, and the driver's pieces that it lies in stay taken: all of it counts until the
+     * last is freed. The driver may give the pool's address to another, so this one gets a name that no pointer has. */
+    void *name = (void *)(uintptr_t)(++allocations->ended * 2 + 1);
     for (size_t i = 0; i < allocations->count; i++)
         if (allocations->entry[i].kind == REPLAY_ALLOCATION_POOL && allocations->entry[i].pool == pool)
-            allocations->entry[i].pool = NULL;
-    *ended = allocations->pool[--allocations->pool_count];
+            allocations->entry[i].pool = name;
+    ended->pool = name;
+    ended->has_ended = true;
 }
 
 void replay_pools_freed(struct vgpu_replay *replay)
@@ -200,6 +209,8 @@ void replay_pools_settle(struct vgpu_replay *replay, bool trim)
     for (size_t i = 0; i < allocations->pool_count; i++) {
         struct replay_pool *pool = &allocations->pool[i];
         uint64_t keeps = 0;
+        if (pool->has_ended)
+            continue;
         if (releases && !trim)
             replay->driver.cuMemPoolGetAttribute(pool->pool, RELEASE_THRESHOLD, &keeps);
         if (releases || trim)
@@ -207,8 +218,10 @@ void replay_pools_settle(struct vgpu_replay *replay, bool trim)
         (void)settle(replay, pool, pool->live);
         holds_more = holds_more || (pool->charged > pool->live && pool->charged > keeps);
     }
-    if (releases)
-        allocations->releases = holds_more ? allocations->releases - 1 : 0;
+    if (!holds_more)
+        allocations->releases = 0;
+    else if (releases && !trim) /* whoever needs the room now does not use up the tries of those who wait */
+        allocations->releases--;
 }
 
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)

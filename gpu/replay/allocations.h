@@ -20,7 +20,7 @@ struct replay_physical {
 
 struct replay_allocation {
     uint64_t address, size;
-    uint64_t context; /* wire handle; 0 for kinds that outlive contexts */
+    unsigned slot; /* of the context, for kinds that do not outlive it */
     enum replay_allocation_kind kind;
     union {
         struct replay_physical *physical; /* mappings */
@@ -45,7 +45,7 @@ struct replay_allocation *replay_allocation_before(struct vgpu_replay *replay, u
 uint64_t replay_allocation_cost(struct vgpu_replay *replay, uint64_t address, uint64_t size);
 
 /* What a pool holds counts, also what it keeps for later. */
-struct replay_pool { void *pool; uint64_t live, charged; };
+struct replay_pool { void *pool; uint64_t live, charged; bool has_ended; /* destroyed; what it holds goes with its last allocation */ };
 /* So much more (or, negative, less) of the pool is allocated. False: the quota is at its end; nothing has changed. */
 bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes);
 void replay_pool_end(struct vgpu_replay *replay, void *pool);
@@ -55,6 +55,8 @@ void replay_pools_freed(struct vgpu_replay *replay);
 bool replay_pools_hold_more(const struct vgpu_replay *replay);
 /* Let go of what was freed beyond each pool's release threshold, and count again what they hold. With `trim` they keep nothing. */
 void replay_pools_settle(struct vgpu_replay *replay, bool trim);
+/* As replay_memory_charge; pools are told to keep nothing before it is refused. */
+bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes);
 /* The driver has freed it, device memory or memory of a pool: out of the table, and what it took is the VM's again. */
 void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_allocation *freed);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */

@@ -18,6 +18,8 @@
 #define VM_LOOK_FIRST_NS 20000l
 #define VM_LOOK_MOST_NS 1000000l
 
+#define CAPTURED_MOST (1u << 20) /* nodes stay until the session ends, also when their graph does not */
+
 struct replay_host_call {
     struct vgpu_replay *replay;
     uint64_t function, user, stream;
@@ -103,12 +105,17 @@ CUresult replay_wireHostFunction(REPLAY_PARAMETERS)
                                       .kind = (uint32_t)call->argument[3],
                                       /* A captured function runs once for each launch of its graph, so its node stays. */
                                       .repeats = replay_is_capturing(replay, stream)};
+    if (node->repeats && replay->private->captured_count == CAPTURED_MOST) {
+        free(node);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     int status = replay->driver.cuLaunchHostFunc(stream, (void *)host_call, node);
     if (status != 0) {
         free(node);
     } else if (node->repeats) {
         node->next = replay->private->captured_calls;
         replay->private->captured_calls = node;
+        replay->private->captured_count++;
     }
     return (CUresult)status;
 }

@@ -5,6 +5,7 @@
  * capture is spoilt.
  */
 #include "code.h"
+#include "internal.h"
 
 #define RELAXED 2u /* CU_STREAM_CAPTURE_MODE_RELAXED */
 enum { NONE, ACTIVE, INVALIDATED };
@@ -25,7 +26,10 @@ CUresult replay_cuStreamBeginCapture_v2(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *stream;
     if (!code_stream(replay, call->argument[0], &stream)) return CUDA_ERROR_INVALID_HANDLE;
-    return (CUresult)replay->driver.cuStreamBeginCapture_v2(stream, RELAXED);
+    replay_stream_retire(replay, call->argument[0]);
+    const CUresult status = (CUresult)replay->driver.cuStreamBeginCapture_v2(stream, RELAXED);
+    if (status == CUDA_SUCCESS) replay->private->captures++;
+    return status;
 }
 
 /* arguments: stream, graph, dependencies, whether edge data follow */
@@ -41,8 +45,12 @@ CUresult replay_cuStreamBeginCaptureToGraph(REPLAY_PARAMETERS)
     CUresult status =
         code_node_list(replay, payload, call->payload_length, call->argument[2], call->argument[3] != 0, &nodes, &edges, &used);
     if (status != CUDA_SUCCESS) return status;
+    replay_stream_retire(replay, call->argument[0]);
     status = (CUresult)replay->driver.cuStreamBeginCaptureToGraph(stream, graph, nodes, edges, call->argument[2], RELAXED);
-    if (status == CUDA_SUCCESS) known->captured_into = true;
+    if (status == CUDA_SUCCESS) {
+        known->captured_into = true;
+        replay->private->captures++;
+    }
     free(nodes);
     free(edges);
     return status;
@@ -58,9 +66,11 @@ CUresult replay_cuStreamEndCapture(REPLAY_PARAMETERS)
     unsigned before = NONE, after = NONE;
     unsigned long long id = 0;
     if (replay->driver.cuStreamGetCaptureInfo_v3(stream, &before, &id, &captured, NULL, NULL, NULL) != 0 || before != ACTIVE) captured = NULL;
+    const bool captured_before = replay_is_capturing(replay, stream);
     const CUresult status = (CUresult)replay->driver.cuStreamEndCapture(stream, &graph);
     if (replay->driver.cuStreamIsCapturing(stream, &after) != 0) after = NONE;
     result->value[1] = after;
+    if (captured_before && after == NONE && replay->private->captures != 0) replay->private->captures--;
     if (status != CUDA_SUCCESS) {
         if (captured != NULL && after == NONE) {
             const uint64_t handle = replay_intern(replay, VGPU_KIND_GRAPH, captured);

@@ -26,6 +26,7 @@ CUresult replay_primary_open(struct vgpu_replay *replay)
     private->context[0].real = context;
     private->context[0].primary = true;
     private->current = 0;
+    replay->current_context = private->context[0].handle;
     CUresult again = replay_register_again(replay);
     if (again == CUDA_SUCCESS)
         replay_pulse_again(replay);
@@ -58,8 +59,9 @@ static void forget(struct vgpu_replay *replay, unsigned slot)
     struct replay_context *context = &replay->private->context[slot];
     replay_forget_context(replay, slot);
     replay_handles_end_context(replay, slot);
-    if (replay_memory_context_ended != NULL && context->handle != 0)
-        replay_memory_context_ended(replay, context->handle);
+    if (replay_memory_context_ended != NULL)
+        replay_memory_context_ended(replay, slot);
+    replay_memory_release(replay, context->limit_charged[0] + context->limit_charged[1]);
     if (context->handle != 0)
         replay_unbind(replay, VGPU_KIND_CONTEXT, context->handle);
     *context = (struct replay_context){.primary = slot == 0};
@@ -73,7 +75,8 @@ static CUresult end_primary(struct vgpu_replay *replay)
         return CUDA_SUCCESS;
     forget(replay, 0);
     replay->context = NULL;
-    replay->current_context = 0;
+    if (private->current == 0)
+        replay->current_context = 0;
     return (CUresult)replay->driver.cuDevicePrimaryCtxRelease_v2(replay->device); /* ours is the only reference */
 }
 
@@ -166,14 +169,35 @@ CUresult replay_wireSetContext(REPLAY_PARAMETERS)
     return slot >= 0 && replay_select_context(replay, (unsigned)slot) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
-/* arguments: limit, value; value[0]: what is in force now */
+#define LIMIT_PRINTF_BUFFER 1u
+#define LIMIT_MALLOC_HEAP 2u
+
+/* arguments: limit, value; value[0]: what is in force now. The heap and the printf buffer are device memory that the driver
+ * takes as the program says: what it asks for beyond what there was counts until the context ends. */
 CUresult replay_cuCtxSetLimit(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    size_t value = 0;
-    int status = replay->driver.cuCtxSetLimit((unsigned)call->argument[0], (size_t)call->argument[1]);
+    size_t value = 0, before = 0;
+    unsigned limit = (unsigned)call->argument[0];
+    uint64_t wanted = call->argument[1], more = 0, none = 0;
+    bool counts = (limit == LIMIT_PRINTF_BUFFER || limit == LIMIT_MALLOC_HEAP) && replay->driver.cuCtxGetLimit(&before, limit) == 0;
+    uint64_t *charged = counts ? &replay->private->context[replay->private->current].limit_charged[limit - 1] : &none;
+    if (counts && wanted > before)
+        more = wanted - before;
+    if (more != 0 && !replay_memory_charge(replay, more))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    int status = replay->driver.cuCtxSetLimit(limit, (size_t)wanted);
+    if (status != 0)
+        replay_memory_release(replay, more);
+    else
+        *charged += more;
     if (status == 0)
-        status = replay->driver.cuCtxGetLimit(&value, (unsigned)call->argument[0]);
+        status = replay->driver.cuCtxGetLimit(&value, limit);
+    if (counts && status == 0 && value < before) {
+        uint64_t less = before - value < *charged ? before - value : *charged;
+        replay_memory_release(replay, less);
+        *charged -= less;
+    }
     result->value[0] = value;
     return (CUresult)status;
 }

@@ -86,6 +86,10 @@ CUresult replay_wireCopyDevice(REPLAY_PARAMETERS)
     if (!replay_stream(replay, a[3], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
     void *to = arena_address(replay, a[0], a[2]), *from = arena_address(replay, a[1], a[2]);
+    if (from != NULL)
+        replay->grant->bytes_to_device += a[2];
+    else if (to != NULL)
+        replay->grant->bytes_from_device += a[2];
     if (to != NULL && from == NULL)
         return (CUresult)replay->driver.cuMemcpyDtoHAsync_v2(to, a[1], a[2], stream);
     if (from != NULL)

@@ -185,11 +185,12 @@ void replay_poll_words(struct vgpu_replay *replay)
 
 bool replay_outstanding(struct vgpu_replay *replay) { return replay->private->busy_since_ns != 0; }
 
-/* Asks the driver about one stream: true when it is empty (or its work is only being captured). */
+/* Asks the driver about one stream: true when it is empty (or its work is only being captured). The legacy stream cannot be
+ * asked about while another one captures: what it had to do stays unfinished until it can. */
 static bool is_empty(struct vgpu_replay *replay, void *stream)
 {
     if (replay_is_capturing(replay, stream))
-        return true;
+        return stream != NULL;
     int status = replay->driver.cuStreamQuery(stream);
     if (replay_is_sticky((CUresult)status))
         replay_fault(replay, (CUresult)status);
@@ -433,6 +434,7 @@ static CUresult fence_context(struct vgpu_replay *replay, uint32_t index, uint64
     return status;
 }
 
+/* Also before a stream captures: nobody may ask it then, so a helper waits for what it has to do by now. */
 void replay_stream_retire(struct vgpu_replay *replay, uint64_t handle)
 {
     struct replay_private *private = replay->private;
@@ -469,7 +471,8 @@ CUresult replay_wireFence(REPLAY_PARAMETERS)
         return CUDA_ERROR_INVALID_HANDLE;
     }
     /* Nothing at all is unfinished, or nothing of this stream: no need to ask the device. */
-    if (private->busy_since_ns == 0 || replay_stream_is_clean(replay, call->argument[0])) {
+    bool set_aside = private->context[private->current].retired_dirty; /* it may be this stream's, from before a capture */
+    if (private->busy_since_ns == 0 || (!set_aside && replay_stream_is_clean(replay, call->argument[0]))) {
         replay_fence_now(replay, index, call->argument[2]);
         return CUDA_SUCCESS;
     }

@@ -88,7 +88,7 @@ void code_function_describe(struct vgpu_replay *replay, struct code_function *fu
         size_t offset = 0, size = 0;
         status = (CUresult)info(function->real, count, &offset, &size);
         if (status != CUDA_SUCCESS) break; /* CUDA_ERROR_INVALID_VALUE past the last */
-        if (offset > VGPU_PARAMETER_BYTES_LIMIT || size > VGPU_PARAMETER_BYTES_LIMIT) {
+        if (offset > VGPU_PARAMETER_BYTES_LIMIT || size > VGPU_PARAMETER_BYTES_LIMIT - offset) {
             status = CUDA_ERROR_NOT_SUPPORTED;
             break;
         }

@@ -395,10 +395,9 @@ bool replay_stream_is_clean(struct vgpu_replay *replay, uint64_t handle)
         return true;
     for (unsigned i = 0; i < private->dirty_count; i++)
         if (private->dirty[i].handle == handle) {
-            bool done = replay_fence_is_done(replay, private->dirty[i].index, private->dirty[i].value);
-            if (done)
-                replay_stream_clean(replay, handle);
-            return done;
+            /* The word is the guest's to write: good enough to answer it, not to believe that the device is empty. Until the
+             * driver says so the stream stays on the list. */
+            return replay_fence_is_done(replay, private->dirty[i].index, private->dirty[i].value);
         }
     return false;
 }

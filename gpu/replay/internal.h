@@ -30,6 +30,7 @@ struct replay_context {
     void *real;      /* NULL: slot free */
     bool primary;
     bool legacy_dirty; /* the legacy stream may hold unfinished work */
+    uint64_t limit_charged[2]; /* bytes of printf buffer and heap beyond what they were, as the quota has them */
     bool retired_dirty; /* helper[0] waits for the work of streams destroyed before it was done */
     struct replay_helper helper[REPLAY_HELPERS];
 };
@@ -67,6 +68,7 @@ enum replay_waits { REPLAY_WAITS_NOT, REPLAY_WAITS_CALLS, REPLAY_WAITS_BYTES, RE
 struct replay_private {
     /* Contexts; slot 0 is the primary one. */
     struct replay_context context[REPLAY_CONTEXTS];
+    unsigned captures; /* begun and not ended, or more */
     unsigned current; /* slot the driver's thread context stands for */
     /* Streams that may hold unfinished work: handles, each once (a bit in its table entry says so). */
     struct replay_dirty *dirty;
@@ -78,6 +80,7 @@ struct replay_private {
     struct replay_chunk chunk[REPLAY_CHUNKS]; /* registered ranges of the segment */
     unsigned chunk_count;
     struct replay_host_call *captured_calls; /* host functions inside graphs: run any number of times */
+    unsigned captured_count;
 
     /* Lease, as last read from the grant page. */
     uint64_t epoch;
@@ -97,6 +100,8 @@ struct replay_private {
     bool carries;       /* work of an earlier lease is unfinished, and goes on being billed */
     void *marker; /* throttle.c: event behind the last stride of launches */
     unsigned marker_context, launches_since_marker, stride;
+    struct { uint64_t handle; unsigned slot; } launched[8]; /* streams with launches since the marker */
+    unsigned launched_count;
     uint64_t stride_began_ns, next_stride_ns; /* the stride before the marker, and the one behind it */
     uint64_t marker_done_ns; /* when a marker was last waited for to its end */
     /* GPU time. */

@@ -189,6 +189,7 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
             loop->quiet_since_ns = now;
         loop->unfinished = false;
         loop->unfinished_since_ns = 0;
+        replay_limits_drained(replay);
         replay_pulse_look(replay, now, true);
         return;
     }
@@ -201,6 +202,7 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
         return;
     loop->polled_ns = now;
     if (loop->private->error == 0 && replay_poll_driver(replay, now)) {
+        replay_limits_drained(replay);
         replay_pulse_look(replay, now, true);
         loop->unfinished = false;
         loop->quiet_since_ns = now;
@@ -224,25 +226,24 @@ static inline bool account(struct vgpu_replay *replay, const struct vgpu_call *c
 {
     struct vgpu_grant_page *grant = replay->grant;
     struct replay_private *private = replay->private;
-    if ((call->flags & VGPU_CALL_REPLY) != 0) {
-        grant->reply_records++;
-        return false;
-    }
+    /* What a record does to the device is the same whether somebody waits for its answer or not. */
+    uint64_t *records = (call->flags & VGPU_CALL_REPLY) != 0 ? &grant->reply_records : &grant->async_records;
     switch (call->call) {
     case VGPU_CALL_wireFence:
     case VGPU_CALL_wireFenceContext:
     case VGPU_CALL_wireFenceEvent:
-        grant->fence_records++;
         private->has_waited = replay_pools_hold_more(replay);
-        return false;
+        if (records == &grant->async_records)
+            records = &grant->fence_records;
+        break;
     case VGPU_CALL_wireLaunch:
-    case VGPU_CALL_cuGraphLaunch: grant->launches++; grant->async_records++; return true;
+    case VGPU_CALL_cuGraphLaunch: grant->launches++; ++*records; return true;
     case VGPU_CALL_wireCopyInline: grant->bytes_to_device += call->argument[1]; break;
     case VGPU_CALL_wireCopyToDevice: grant->bytes_to_device += call->argument[2]; break;
     case VGPU_CALL_wireCopyFromDevice: grant->bytes_from_device += call->argument[2]; break;
     default: break;
     }
-    grant->async_records++;
+    ++*records;
     return false;
 }
 

@@ -8,6 +8,7 @@
  * address the driver checks itself.
  */
 #include "allocations.h"
+#include "internal.h"
 
 #include <stdlib.h>
 
@@ -17,14 +18,15 @@
 static CUresult record(struct vgpu_replay *replay, uint64_t address, uint64_t size, uint64_t charged)
 {
     uint64_t cost = replay_allocation_cost(replay, address, size);
-    const struct replay_allocation allocation = {.address = address, .size = size, .context = replay->current_context,
+    const struct replay_allocation allocation = {.address = address, .size = size, .slot = replay->private->current,
                                                  .kind = REPLAY_ALLOCATION_DEVICE};
     if (cost < charged)
         replay_memory_release(replay, charged - cost);
-    if ((cost <= charged || replay_memory_charge(replay, cost - charged)) && replay_allocation_add(replay, allocation))
+    bool is_charged = cost <= charged || replay_memory_charge_settling(replay, cost - charged);
+    if (is_charged && replay_allocation_add(replay, allocation))
         return CUDA_SUCCESS;
     replay->driver.cuMemFree_v2(address);
-    replay_memory_release(replay, cost < charged ? cost : charged);
+    replay_memory_release(replay, is_charged ? cost : charged);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -36,7 +38,7 @@ static uint64_t whole_units(const struct vgpu_replay *replay, uint64_t size)
 }
 
 /* Pools may keep what they do not need. */
-static bool charge(struct vgpu_replay *replay, uint64_t bytes)
+bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes)
 {
     if (replay_memory_charge(replay, bytes))
         return true;
@@ -51,7 +53,7 @@ CUresult replay_cuMemAlloc_v2(REPLAY_PARAMETERS)
     uint64_t size = call->argument[0], address = 0, charged = whole_units(replay, size);
     if (size == 0)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!charge(replay, charged))
+    if (!replay_memory_charge_settling(replay, charged))
         return CUDA_ERROR_OUT_OF_MEMORY;
     CUresult status = (CUresult)replay->driver.cuMemAlloc_v2(&address, size);
     if (status != CUDA_SUCCESS) {
@@ -71,7 +73,7 @@ CUresult replay_cuMemAllocPitch_v2(REPLAY_PARAMETERS)
         __builtin_mul_overflow((width + PITCH_UNIT - 1) / PITCH_UNIT * PITCH_UNIT, height, &guess))
         return CUDA_ERROR_INVALID_VALUE;
     guess = whole_units(replay, guess);
-    if (!charge(replay, guess))
+    if (!replay_memory_charge_settling(replay, guess))
         return CUDA_ERROR_OUT_OF_MEMORY;
     size_t pitch = 0;
     CUresult status = (CUresult)replay->driver.cuMemAllocPitch_v2(&address, &pitch, width, height, (unsigned)call->argument[2]);
@@ -160,13 +162,13 @@ CUresult replay_wireMemset(REPLAY_PARAMETERS)
 }
 
 /* Device allocations end with their context; pools and mappings do not. */
-void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context)
+void replay_memory_context_ended(struct vgpu_replay *replay, unsigned slot)
 {
     uint64_t address = 0;
     struct replay_allocation *found;
     while ((found = replay_allocation_next(replay, address)) != NULL) {
         address = found->address;
-        if (found->kind == REPLAY_ALLOCATION_DEVICE && found->context == context)
+        if (found->kind == REPLAY_ALLOCATION_DEVICE && found->slot == slot)
             replay_allocation_freed(replay, found);
         else
             address++;

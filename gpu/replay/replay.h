@@ -93,14 +93,16 @@ bool replay_is_sticky(CUresult error);
 /* Quota: false means CUDA_ERROR_OUT_OF_MEMORY without asking the driver. */
 bool replay_memory_charge(struct vgpu_replay *replay, uint64_t bytes);
 void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes);
+/* The card lacks it whatever the quota says: nothing more is to be had until it is back. */
+void replay_memory_charge_always(struct vgpu_replay *replay, uint64_t bytes);
 /* What all sessions of the VM have together, and may have; 0: whatever there is. */
 uint64_t replay_memory_sum(struct vgpu_replay *replay);
 uint64_t replay_memory_limit(struct vgpu_replay *replay);
 /* Before cuStreamDestroy: work still in the stream stays known to context fences. */
 void replay_stream_retire(struct vgpu_replay *replay, uint64_t stream_id);
 /* A context of the session ended and with it everything in it. The memory subject defines this to forget (and give back
- * to the quota) what it counted for that context; absent, nothing is told. `context` is the wire handle. */
-void replay_memory_context_ended(struct vgpu_replay *replay, uint64_t context) __attribute__((weak));
+ * to the quota) what it counted for that context; absent, nothing is told. `slot` is the context's: handles are the guest's to use again. */
+void replay_memory_context_ended(struct vgpu_replay *replay, unsigned slot) __attribute__((weak));
 /* Frees what the subject of device code keeps for the session (code_map.c). */
 void replay_code_close(struct vgpu_replay *replay);
 /* Is the stream (0: the legacy one) capturing? False also where the driver cannot say. */

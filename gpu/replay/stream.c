@@ -3,7 +3,7 @@
  * stream.c - streams, under handles the guest chose. Nothing here waits; what the driver says about a stream that
  * captures is passed on as it is.
  */
-#include "replay.h"
+#include "internal.h"
 
 #define ATTRIBUTE_BYTES 64u
 #define OPERATION_BYTES 48u
@@ -61,6 +61,8 @@ CUresult replay_cuStreamWaitEvent(REPLAY_PARAMETERS)
     void *stream, *event;
     if (!replay_stream(replay, call->argument[0], &stream) || !replay_lookup(replay, VGPU_KIND_EVENT, call->argument[1], &event))
         return CUDA_ERROR_INVALID_HANDLE;
+    if (replay->private->captures != 0 && !replay_is_capturing(replay, stream)) /* the wait may take it into a capture */
+        replay_stream_retire(replay, call->argument[0]);
     return (CUresult)replay->driver.cuStreamWaitEvent(stream, event, (unsigned)call->argument[2]);
 }
 

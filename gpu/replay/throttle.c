@@ -65,9 +65,35 @@ void replay_throttle_anew(struct vgpu_replay *replay)
     if (private->marker != NULL)
         replay_give_event(replay, private->marker, private->marker_context);
     private->marker = NULL;
-    private->launches_since_marker = 0;
+    private->launches_since_marker = private->launched_count = 0;
     private->marker_done_ns = 0;
     private->next_stride_ns = replay_now_ns();
+}
+
+/* Records the event behind all launches since the last marker, in whichever streams they are. */
+static bool record_behind(struct vgpu_replay *replay, void *event)
+{
+    struct replay_private *private = replay->private;
+    unsigned before = private->current, found = 0;
+    void *helper = private->launched_count > 1 ? replay_helper_stream(replay, before) : NULL;
+    bool recorded = false;
+    for (unsigned i = 0; i < private->launched_count; i++) {
+        void *stream = NULL, *own = NULL;
+        uint64_t handle = private->launched[i].handle;
+        if ((handle != 0 && !replay_lookup(replay, VGPU_KIND_STREAM, handle, &stream)) ||
+            !replay_select_context(replay, private->launched[i].slot) || replay_is_capturing(replay, stream))
+            continue;
+        found++;
+        if (helper == NULL)
+            recorded = private->current == before && replay->driver.cuEventRecord(event, stream) == 0;
+        else if ((own = replay_take_event(replay)) != NULL) {
+            if (replay->driver.cuEventRecord(own, stream) == 0)
+                (void)replay->driver.cuStreamWaitEvent(helper, own, 0);
+            replay_give_event(replay, own, private->current);
+        }
+    }
+    replay_select_context(replay, before);
+    return helper != NULL ? found != 0 && replay->driver.cuEventRecord(event, helper) == 0 : recorded;
 }
 
 void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call)
@@ -78,22 +104,32 @@ void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call)
     /* A graph stands for many kernels. */
     bool is_graph = call->call == VGPU_CALL_cuGraphLaunch;
     private->launches_since_marker += is_graph ? private->stride : 1;
-    if (private->launches_since_marker < private->stride || private->error != 0)
+    if (private->error != 0)
+        return;
+    uint64_t handle = call->argument[is_graph ? 1 : 5];
+    unsigned known = 0;
+    while (known < private->launched_count &&
+           (private->launched[known].handle != handle || private->launched[known].slot != private->current))
+        known++;
+    if (known == private->launched_count) {
+        private->launched[known].handle = handle;
+        private->launched[known].slot = private->current;
+        private->launched_count++;
+    }
+    bool is_full = private->launched_count == sizeof private->launched / sizeof *private->launched;
+    if (private->launches_since_marker < private->stride && !is_full)
         return;
     private->launches_since_marker = 0;
-    uint64_t handle = call->argument[is_graph ? 1 : 5];
-    void *stream = NULL;
-    if ((handle != 0 && !replay_lookup(replay, VGPU_KIND_STREAM, handle, &stream)) || replay_is_capturing(replay, stream))
-        return;
     if (private->marker != NULL)
         wait_for_marker(replay);
     void *event = replay_take_event(replay);
     private->stride_began_ns = private->next_stride_ns;
     private->next_stride_ns = replay_now_ns();
-    if (event != NULL && replay->driver.cuEventRecord(event, stream) == 0) {
+    if (event != NULL && record_behind(replay, event)) {
         private->marker = event;
         private->marker_context = private->current;
     } else if (event != NULL) {
         replay_give_event(replay, event, private->current);
     }
+    private->launched_count = 0;
 }

@@ -221,6 +221,13 @@ void replay_memory_release(struct vgpu_replay *replay, uint64_t bytes)
     publish_memory(replay);
 }
 
+void replay_memory_charge_always(struct vgpu_replay *replay, uint64_t bytes)
+{
+    struct vgpu_account_entry *own = own_entry(replay);
+    atomic_store(replay_quad(&own->used[VGPU_RESOURCE_MEMORY]), own->used[VGPU_RESOURCE_MEMORY] + bytes);
+    publish_memory(replay);
+}
+
 uint64_t replay_memory_sum(struct vgpu_replay *replay) { return replay_limits_sum(replay, VGPU_RESOURCE_MEMORY); }
 uint64_t replay_memory_limit(struct vgpu_replay *replay) { return peek(&replay->private->account->limit[VGPU_RESOURCE_MEMORY]); }
 
@@ -323,12 +330,15 @@ static bool is_counted(uint16_t call)
 static bool carries_bytes(uint16_t call)
 {
     return call == VGPU_CALL_wireCopyInline || call == VGPU_CALL_wireCopyToDevice || call == VGPU_CALL_wireCopyFromDevice ||
-           call == VGPU_CALL_wireCopy3D;
+           call == VGPU_CALL_wireCopy3D || call == VGPU_CALL_wireCopyDevice;
 }
 
 /* Does it leave something for the device to do? */
 static bool is_queued(const struct vgpu_call *call)
 {
+    if (call->call == VGPU_CALL_wireLaunch || call->call == VGPU_CALL_cuGraphLaunch || call->call == VGPU_CALL_wireMemset ||
+        call->call == VGPU_CALL_wireHostFunction || carries_bytes(call->call))
+        return true; /* also when somebody waits for the answer, which comes before the work is done */
     return is_counted(call->call) && ((call->flags & VGPU_CALL_REPLY) == 0) && call->call != VGPU_CALL_wireFence &&
            call->call != VGPU_CALL_wireFenceContext && call->call != VGPU_CALL_wireFenceEvent;
 }
@@ -341,6 +351,8 @@ static void set_queued(struct vgpu_replay *replay, uint32_t queued)
     private->queued = queued;
     atomic_store_explicit(replay_word(&own_entry(replay)->queued), queued, RELAXED);
 }
+
+void replay_limits_drained(struct vgpu_replay *replay) { set_queued(replay, 0); }
 
 /* Room for one more? Every session may have one call on the device, however many the others have. */
 static bool queue_has_room(struct vgpu_replay *replay, uint64_t depth)
@@ -399,8 +411,9 @@ void replay_limits_spent(struct vgpu_replay *replay, const struct vgpu_call *cal
     if (bytes == 0 || rate == 0)
         return;
     _Atomic uint64_t *bucket = replay_quad(&private->account->bytes_ns);
-    uint64_t level = atomic_load_explicit(bucket, RELAXED), cost = cost_of(bytes, rate), now = replay_now_ns(), to;
+    uint64_t level = atomic_load_explicit(bucket, RELAXED), cost = cost_of(bytes, rate), now, to;
     do {
+        now = replay_now_ns(); /* after the level: a debt made meanwhile must not look like another clock's */
         to = settled(level, now, LONGEST_DEBT_NS) + cost;
         if (to > now + LONGEST_DEBT_NS)
             to = now + LONGEST_DEBT_NS;

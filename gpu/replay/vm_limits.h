@@ -25,6 +25,8 @@ uint64_t replay_limits_hint(struct vgpu_replay *replay, uint64_t now);
 void replay_limits_held(struct vgpu_replay *replay, uint64_t waited_ns, bool is_over);
 /* Nothing more to do for now: what was taken from the bucket in advance goes back. */
 void replay_limits_rest(struct vgpu_replay *replay);
+/* The device is empty of this session's work: none of it is in the VM's queue. */
+void replay_limits_drained(struct vgpu_replay *replay);
 /* The quota may have been changed: tell the guest's device page. */
 void replay_limits_refresh(struct vgpu_replay *replay);
 

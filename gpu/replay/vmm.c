@@ -59,7 +59,7 @@ CUresult replay_cuMemCreate(REPLAY_PARAMETERS)
     properties.win32HandleMetaData = NULL;
     properties.location.id = replay->device;
     struct replay_physical *physical = calloc(1, sizeof *physical);
-    if (physical == NULL || !replay_memory_charge(replay, size)) {
+    if (physical == NULL || !replay_memory_charge_settling(replay, size)) {
         free(physical);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }

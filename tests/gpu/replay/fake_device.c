@@ -12,6 +12,8 @@
 #undef cuStreamWriteValue64_v2
 
 #define FOREVER 60000u
+#define BLOCK_SHORT 33u    /* of so many threads: at once, whatever the grid */
+#define BLOCK_FOREVER 77u  /* never, whatever the grid */
 #define STREAMS 16
 #define WRITES 65536
 
@@ -50,7 +52,7 @@ EXPORT int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsign
 {
     pthread_mutex_lock(&lock);
     uint64_t *until = free_at(stream), time = now();
-    *until = (*until > time ? *until : time) + (gx == FOREVER ? 1ull << 60 : gx * 1000000ull);
+    *until = (*until > time ? *until : time) + (gx == FOREVER || bx == BLOCK_FOREVER ? 1ull << 60 : bx == BLOCK_SHORT ? 0 : gx * 1000000ull);
     pthread_mutex_unlock(&lock);
     return code_launch(f, gx, gy, gz, bx, by, bz, shared, stream, p, extra);
 }

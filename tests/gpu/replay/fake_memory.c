@@ -78,7 +78,12 @@ static bool reachable(uint64_t address, uint64_t size)
 
 static struct area *add(uint64_t base, uint64_t size, enum kind kind, void *memory)
 {
-    struct area *a = areas;
+    struct area *a;
+    /* Replays that ended left what they had registered; nothing else can lie where memory was just got. */
+    for (a = areas; kind != MAPPED && a < top; a++)
+        if (a->kind == PINNED && a->base < base + size && base < a->base + a->size)
+            a->kind = FREE;
+    a = areas;
     while (a < top && a->kind != FREE)
         a++;
     if (a == areas + ENTRIES)

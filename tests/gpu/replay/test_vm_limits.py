@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.replay.guest import BUSY, BUSY_RETRY, DEFERRED, DOORBELL, HEAD, HERE, Replayed, replayed, until
+from vgpu.gpu._replay import lib
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.account import Account, AccountFull, Limits, Resource
+from vgpu.transport.wire import FLAG_REPLY
 
 MIB = 1 << 20
 LIMIT_IN_USE, DEVICE_BUSY = 1008, 1001
@@ -189,6 +191,50 @@ def test_what_waits_for_a_later_record_is_not_stuck(account: Account, pair: tupl
     assert until(lambda: guest.u32(BUSY) == 1)
     assert records(pair[0]) - before == 1
     assert until(lambda: records(pair[0]) - before == 2, 60)  # one a second, although nothing has become done
+
+
+def test_a_session_that_rests_leaves_the_queue(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """What it had queued is done, and it has nothing more to say: its places are the others'."""
+    one, two = pair
+    account.set_limits(Limits(queue_depth=8))
+    assert one.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 100).status == 0
+    queue_memsets(one, 8)
+    assert until(lambda: one.guest.u64(HEAD) == one.guest.tail)
+    time.sleep(0.5)  # its work is done, and its worker has seen that
+    assert two.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 20_000).status == 0
+    before = records(two)
+    queue_memsets(two, 8)
+    assert until(lambda: records(two) - before == 8, 5)
+    account.set_limits(Limits())
+    two.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 0)
+
+
+def queue_memsets(session: Replayed, count: int) -> None:
+    for _ in range(count):
+        session.guest.put(CallId.wireMemset, 0, 0, 0, 1, 0, 0, 0)
+    session.guest.publish()
+
+
+@pytest.mark.parametrize("how", ["plain", "answered", "by the address of the arena"])
+def test_every_copy_is_paid_for(account: Account, pair: tuple[Replayed, ...], how: str) -> None:
+    session = pair[0]
+    guest = session.guest
+    address = guest.ask(CallId.cuMemAlloc_v2, MIB).values[0]
+    account.set_limits(Limits(bytes_per_second=MIB))
+    began, before = time.monotonic(), records(session)
+    arena = lib.vgpu_replay_address(session.replay) + guest.arena
+    for _ in range(20):
+        if how == "by the address of the arena":
+            guest.put(CallId.wireCopyDevice, address, arena, MIB, 0)
+        else:
+            flags = FLAG_REPLY if how == "answered" else 0
+            guest.put(CallId.wireCopyToDevice, address, guest.arena, MIB, 0, 0, 0, flags=flags, slot=1)
+    guest.publish()
+    time.sleep(1)
+    taken = records(session) - before
+    assert taken <= 2 + (time.monotonic() - began)
+    account.set_limits(Limits())
+    assert until(lambda: guest.u64(HEAD) == guest.tail)
 
 
 # -- quotas
