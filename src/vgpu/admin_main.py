@@ -23,7 +23,7 @@ from vgpu.admin_tables import say
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
-from vgpu.standard_output import run_command
+from vgpu.standard_output import parse_arguments, run_command
 from vgpu.transport.text import printable_lines
 
 EXAMPLES = """examples:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: see above."""
     parser = build_parser()
     complete_if_asked(parser)
-    options = parser.parse_args(arguments)
+    options = parse_arguments(parser, arguments)
     return run_command("vgpu-admin", lambda: _run(options))
 
 

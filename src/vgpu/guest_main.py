@@ -20,6 +20,7 @@ from vgpu import __version__
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.shim.guest_bundle import BundleError, write_bundle
+from vgpu.standard_output import parse_arguments
 
 EXAMPLES = """examples:
   sudo vgpu-guest install --with-ollama
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: the status of install.sh, which takes this process's place; 1 if there is no bundle to be made."""
     parser = build_parser()
     complete_if_asked(parser)
-    options = parser.parse_args(arguments)
+    options = parse_arguments(parser, arguments)
     if options.action == "bundle":
         try:
             print(write_bundle(options.output, __version__))

@@ -38,6 +38,7 @@ from vgpu.notify import keep_watchdog, notify, notify_reloading
 from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.places_check import BadPlace, check_places
 from vgpu.reload import NotReloaded, Reloader, live_settings, start_logging
+from vgpu.standard_output import parse_arguments
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import LAYOUT_VERSION
 
@@ -279,7 +280,9 @@ def _plan(settings: Settings, arguments: Sequence[str] | None) -> MediatorPlan:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 after an ordered end, 1 if it failed, 2 if it was told what cannot be meant."""
-    complete_if_asked(build_parser())
+    parser = build_parser()
+    complete_if_asked(parser)
+    parse_arguments(parser, arguments)  # which answers --help and wrong use; what it says is read again below
     try:
         settings = read_settings(arguments)
         plan = _plan(settings, arguments)

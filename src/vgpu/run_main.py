@@ -18,6 +18,7 @@ from vgpu import __version__
 from vgpu.completion import add_completion_option, complete_if_asked, programs
 from vgpu.paths import run_directory
 from vgpu.shim.locate import library_directory
+from vgpu.standard_output import parse_arguments
 from vgpu.transport.names import NAME_RULE, is_name
 
 EXAMPLES = """examples:
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 1 if the program cannot be run, 2 if none is named or no VM can be called so; else the program takes this process's place."""
     parser = build_parser()
     complete_if_asked(parser)
-    options = parser.parse_args(arguments)
+    options = parse_arguments(parser, arguments)
     run_dir = options.run_dir or run_directory(os.environ)
     vm = options.vm if options.vm is not None else os.environ.get("VGPU_VM") or None
     if vm is not None and not is_name(vm):

@@ -7,10 +7,12 @@ is written before that.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 # As a shell says of a program that SIGINT ended.
@@ -35,6 +37,30 @@ def run_command(program: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """What the command line says. ``--help`` and its like end the process here, with 1 where their words could not be written.
+
+    argparse itself does not look whether they could.
+    """
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(words):
+            return parser.parse_args(arguments)
+    except SystemExit as end:
+        if not words.getvalue():
+            raise  # wrong use, which is told on standard error
+        status = run_command(parser.prog, lambda: _write(words.getvalue()))
+        raise SystemExit(end.code or status) from None
+
+
+def _write(text: str) -> int:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+    return 0
 
 
 def _drop_output() -> None:

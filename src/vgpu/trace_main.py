@@ -29,7 +29,7 @@ from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
 from vgpu.paths import run_directory
-from vgpu.standard_output import run_command
+from vgpu.standard_output import parse_arguments, run_command
 from vgpu.trace_convert import convert
 from vgpu.trace_recording import BadRecording, fetch_recording, read_recording
 from vgpu.trace_views import Look, Table, as_text, top_json, top_tables, tree_lines
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: see above."""
     parser = build_parser()
     complete_if_asked(parser)
-    options = parser.parse_args(arguments)
+    options = parse_arguments(parser, arguments)
     return run_command("vgpu-trace", lambda: _run(options))
 
 

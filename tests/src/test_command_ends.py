@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How vgpu-admin and vgpu-trace end where they cannot say what they found, or were given what is none of theirs."""
+"""How commands end where they cannot say what they found, or were given what is none of theirs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -67,6 +68,65 @@ def test_a_reader_that_has_gone_is_no_failure(mediator: DeviceMediator, module: 
             env={**os.environ, "VGPU_RUN_DIR": str(mediator.run_dir)},
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+EVERY = pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (ADMIN, "vgpu-admin"),
+        (TRACE, "vgpu-trace"),
+        ("vgpu.mediator_main", "run-mediator"),
+        ("vgpu.run_main", "vgpu-run"),
+        ("vgpu.guest_main", "vgpu-guest"),
+    ],
+)
+ABOUT = pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["--print-completion", "bash"]], ids=" ".join
+)
+
+
+def say_into(module: str, words: list[str], out: IO[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", module, *words],
+        stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@EVERY
+@ABOUT
+def test_words_about_a_command_that_cannot_be_written_are_told(
+    module: str, name: str, words: list[str]
+) -> None:
+    with open("/dev/full", "w") as out:
+        done = say_into(module, words, out)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{name}: cannot write to standard output: No space left on device\n",
+    )
+
+
+@EVERY
+@ABOUT
+def test_a_reader_of_words_about_a_command_may_go(module: str, name: str, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as out:
+        done = say_into(module, words, out)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_help_of_a_subcommand_that_cannot_be_written_is_told() -> None:
+    with open("/dev/full", "w") as out:
+        done = say_into(ADMIN, ["register-vm", "--help"], out)
+    assert done.returncode == 1
+    assert done.stderr == "vgpu-admin: cannot write to standard output: No space left on device\n"
+
+
+def test_wrong_use_is_wrong_use_wherever_the_output_goes() -> None:
+    with open("/dev/full", "w") as out:
+        done = say_into(ADMIN, ["--no-such-option"], out)
+    assert done.returncode == 2
+    assert "cannot write" not in done.stderr
 
 
 # -- what is no recording
