@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     complete_if_asked(parser)
     options = parse_arguments(parser, arguments)
-    run_dir = options.run_dir or run_directory(os.environ)
+    run_dir = (options.run_dir or run_directory(os.environ)).absolute()
     vm = options.vm if options.vm is not None else os.environ.get("VGPU_VM") or None
     if vm is not None and not is_name(vm):
         source = "--vm" if options.vm is not None else "VGPU_VM"

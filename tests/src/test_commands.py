@@ -224,6 +224,7 @@ def test_a_relative_run_directory_is_the_same_for_a_program_that_works_elsewhere
     words = ["--run-dir", "run"] if in_words else []
     done = command(RUN, *words, "--", "sh", "-c", 'cd /; echo "$VGPU_RUN_DIR"', VGPU_RUN_DIR="run")
     assert (done.returncode, done.stdout) == (0, f"{folder}/run\n")
+    assert f"no mediator at {folder}/run; start run-mediator" in done.stderr
 
 
 def test_a_mediator_serves_metrics_and_ends_with_0_when_told_to(folder: Path) -> None:
