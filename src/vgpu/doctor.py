@@ -562,7 +562,8 @@ def find_host(options: argparse.Namespace) -> Host:
 
 def _settings(usual: Settings, path: Path, is_said: bool) -> Settings:
     with contextlib.suppress(ConfigError):  # which is one of the findings
-        return make_settings(usual, read_file(path) if is_said or path.exists() else {})
+        from_file = read_file(path) if is_said or path.exists() else {}
+        return make_settings(usual, from_file, {"run_dir": os.environ.get("VGPU_RUN_DIR") or None})
     return usual
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -223,3 +224,16 @@ def test_it_looks_where_the_mediator_that_runs_has_its_things(tmp_path: Path) ->
             assert f"its process {mediator.pid} is stopped" in mute["found"]
             assert mute["remedy"] == f"kill -CONT {mediator.pid} lets it go on"
             assert done.stderr.count("does not answer; waiting for it") == 1
+
+
+def test_it_looks_where_a_mediator_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line before environment before file, as for the mediator itself."""
+    config = tmp_path / "mediator.toml"
+    config.write_text(f"[mediator]\nrun_dir = '{tmp_path}/file'\n")
+    said = argparse.Namespace(config=config, run_dir=None, state_dir=None, qemu="")
+    monkeypatch.delenv("VGPU_RUN_DIR", raising=False)
+    assert doctor.find_host(said).run_dir == tmp_path / "file"
+    monkeypatch.setenv("VGPU_RUN_DIR", str(tmp_path / "environment"))
+    assert doctor.find_host(said).run_dir == tmp_path / "environment"
+    said.run_dir = tmp_path / "line"
+    assert doctor.find_host(said).run_dir == tmp_path / "line"
