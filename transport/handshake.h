@@ -62,16 +62,22 @@ static inline bool vgpu_socket_in(const char *folder, const char *below, struct 
 /* Where VGPU_RUN_DIR says. */
 static inline bool vgpu_named_socket(struct sockaddr_un *address) { return vgpu_socket_in(secure_getenv("VGPU_RUN_DIR"), "", address); }
 
+#define VGPU_USER_FOLDER 64
+
+/* Where the user's own mediator has its folder vgpu; `fallback` is used where the environment does not say. */
+static inline const char *vgpu_user_folder(char fallback[VGPU_USER_FOLDER])
+{
+    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
+    if (runtime != NULL && runtime[0] != '\0') return runtime;
+    snprintf(fallback, VGPU_USER_FOLDER, "/run/user/%u", (unsigned)getuid());
+    return fallback;
+}
+
 /* The user's own ($XDG_RUNTIME_DIR/vgpu), else the machine's (/var/vgpu). */
 static inline bool vgpu_default_socket(struct sockaddr_un *address)
 {
-    char user_folder[64];
-    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
-    if (runtime == NULL || runtime[0] == '\0') {
-        snprintf(user_folder, sizeof user_folder, "/run/user/%u", (unsigned)getuid());
-        runtime = user_folder;
-    }
-    return vgpu_socket_in(runtime, "/vgpu", address) || vgpu_socket_in("/var/vgpu", "", address);
+    char fallback[VGPU_USER_FOLDER];
+    return vgpu_socket_in(vgpu_user_folder(fallback), "/vgpu", address) || vgpu_socket_in("/var/vgpu", "", address);
 }
 
 /* Blocks while the channel is full, for as long as its SO_SNDTIMEO says. False: the peer is gone. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * init.c - the life of the library in a process: cuInit, fork, exit, and the log.
+ * init.c - the life of the library in a process: cuInit, fork and exit.
  *
  * As with CUDA: before cuInit everything answers CUDA_ERROR_NOT_INITIALIZED; a child of a process that had called cuInit can
  * never use it again and gets the same; once the process is going down, calls (other libraries' atexit handlers make them)
@@ -10,8 +10,6 @@
 #include "_generated_prototypes.h"
 
 #include <dlfcn.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -112,6 +110,7 @@ CUresult shim_initialise(void)
         const char *visible = secure_getenv("CUDA_VISIBLE_DEVICES");
         if (visible != NULL && visible[0] == '\0') {
             status = CUDA_ERROR_NO_DEVICE; /* nothing to attach for */
+            shim_log_once(SHIM_INFO, "no device: CUDA_VISIBLE_DEVICES is empty");
             break;
         }
         shim_wait_configure();
@@ -121,6 +120,7 @@ CUresult shim_initialise(void)
         shim_devices = shim_visible_devices(visible, &shim.device->uuid, 1, shown);
         if (shim_devices <= 0) {
             status = shim_devices < 0 ? CUDA_ERROR_INVALID_DEVICE : CUDA_ERROR_NO_DEVICE;
+            shim_log_once(SHIM_INFO, "no device: CUDA_VISIBLE_DEVICES is \"%.200s\", which leaves none", visible);
             shim_devices = 0;
             shim_session_detach();
             break;
@@ -171,22 +171,4 @@ CUresult cuDriverGetVersion(int *driverVersion)
     if (shim_is_torn_down()) return CUDA_ERROR_DEINITIALIZED;
     *driverVersion = shim_reported_version();
     return CUDA_SUCCESS;
-}
-
-/* ---- log ---- */
-
-void shim_log(const char *format, ...)
-{
-    const char *level = secure_getenv("VGPU_LOG");
-    if (level == NULL || level[0] == '\0' || strcmp(level, "0") == 0 || strcmp(level, "off") == 0) return;
-    char line[512];
-    int head = snprintf(line, sizeof line, "libcuda[%d]: ", (int)getpid());
-    va_list arguments;
-    va_start(arguments, format);
-    int body = vsnprintf(line + head, sizeof line - (size_t)head - 1, format, arguments);
-    va_end(arguments);
-    size_t length = body < 0 ? (size_t)head : (size_t)head + (size_t)body;
-    if (length > sizeof line - 1) length = sizeof line - 1;
-    line[length++] = '\n';
-    if (write(STDERR_FILENO, line, length) < 0) return; /* there is nobody to tell */
 }

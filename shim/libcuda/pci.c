@@ -8,7 +8,7 @@
  * A device that no driver has switched on does not answer (its memory decoding is off): then `enable` is written, which
  * needs root; a system with our udev rule has done it before.
  *
- * Must never: print; write to a device that has not shown the numbers; leave a descriptor that survives exec.
+ * Must never: print, but for the log; write to a device that has not shown the numbers; leave a descriptor that survives exec.
  */
 #include "pci.h"
 
@@ -50,7 +50,10 @@ static unsigned candidates(uint64_t *address)
 {
     unsigned count = 0;
     DIR *folder = opendir(SHIM_SYSFS "/bus/pci/devices");
-    if (folder == NULL) return 0;
+    if (folder == NULL) {
+        shim_log_once(SHIM_INFO, "no virtual GPU: %s cannot be read: %s", SHIM_SYSFS "/bus/pci/devices", strerror(errno));
+        return 0;
+    }
     for (struct dirent *entry; (entry = readdir(folder)) != NULL && count < DEVICES_MOST;) {
         unsigned domain, bus, device, function;
         if (sscanf(entry->d_name, "%x:%x:%x.%x", &domain, &bus, &device, &function) != 4) continue;
@@ -65,6 +68,7 @@ static unsigned candidates(uint64_t *address)
         close(here);
     }
     closedir(folder);
+    if (count == 0) shim_log_once(SHIM_INFO, "no virtual GPU: no device %04x:%04x in %s", VENDOR, DEVICE, SHIM_SYSFS "/bus/pci/devices");
     return count;
 }
 
@@ -89,7 +93,7 @@ static bool switch_on(int folder, uint64_t address)
     bool done = file >= 0 && write(file, "1", 1) == 1;
     int error = errno;
     if (file >= 0) close(file);
-    if (!done) shim_log("%s is switched off, and to write its `enable` needs root: %s", name_of(address), strerror(error));
+    if (!done) shim_log(SHIM_ERROR, "%s is switched off, and to write its `enable` needs root: %s", name_of(address), strerror(error));
     return done;
 }
 
@@ -108,19 +112,21 @@ static bool open_files(int folder, uint64_t address)
     pci.registers_fd = openat(folder, "resource0", O_RDWR | O_CLOEXEC);
     if (pci.registers_fd >= 0) pci.memory_fd = openat(folder, "resource1", O_RDWR | O_CLOEXEC);
     if (pci.memory_fd < 0) {
-        shim_log("%s cannot be opened for reading and writing: %s", name_of(address), strerror(errno));
+        shim_log(SHIM_ERROR, "%s cannot be opened for reading and writing: %s", name_of(address), strerror(errno));
         return false;
     }
     pci.combining_fd = openat(folder, "resource1_wc", O_RDWR | O_CLOEXEC);
     if (fstat(pci.registers_fd, &registers) != 0 || fstat(pci.memory_fd, &memory) != 0 || registers.st_size < (off_t)(2 * PCI_PAGE) ||
-        memory.st_size < (off_t)(2 * PCI_WINDOW_SIZE))
+        memory.st_size < (off_t)(2 * PCI_WINDOW_SIZE)) {
+        shim_log(SHIM_INFO, "%s is too small for a virtual GPU", name_of(address));
         return false;
+    }
     pci.registers_size = (uint64_t)registers.st_size;
     pci.sysfs = registers.st_dev;
     pci.window = map_shared(pci.memory_fd, PCI_WINDOW_SIZE);
     if (pci.window != NULL) pci.registers = map_shared(pci.registers_fd, pci.registers_size);
     if (pci.registers == NULL) {
-        shim_log("%s cannot be mapped: %s", name_of(address), strerror(errno));
+        shim_log(SHIM_ERROR, "%s cannot be mapped: %s", name_of(address), strerror(errno));
         return false;
     }
     pci.directory = (void *)(pci.window + VGPU_DIRECTORY_OFFSET);
@@ -133,11 +139,11 @@ static CUresult check(uint64_t address, bool claims)
     const struct vgpu_directory *directory = pci.directory;
     struct stat memory;
     if (directory->magic != VGPU_DIRECTORY_MAGIC || (claims && pci_load32(PCI_MAGIC) != PCI_MAGIC_VALUE)) {
-        shim_log("%s is no virtual GPU, or nobody is behind it", name_of(address));
+        shim_log(SHIM_WARNING, "%s is no virtual GPU, or nobody is behind it", name_of(address));
         return CUDA_ERROR_NO_DEVICE;
     }
     if (directory->layout_version != VGPU_LAYOUT_VERSION || directory->table_hash != VGPU_TABLE_HASH) {
-        shim_log("%s was made for another version of this library", name_of(address));
+        shim_log(SHIM_ERROR, "%s was made for another version of this library", name_of(address));
         return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
     }
     pci.slot_count = directory->slot_count;
@@ -148,7 +154,7 @@ static CUresult check(uint64_t address, bool claims)
                  pci.slot_size > VGPU_DEVICE_PAGE_SIZE + VGPU_SESSION_PAGE_SIZE && pci.first_slot < (uint64_t)memory.st_size &&
                  pci.slot_size <= ((uint64_t)memory.st_size - pci.first_slot) / pci.slot_count &&
                  pci_slot_page(pci.slot_count) <= pci.registers_size;
-    if (!sound) shim_log("%s says of itself what cannot be", name_of(address));
+    if (!sound) shim_log(SHIM_ERROR, "%s says of itself what cannot be", name_of(address));
     return sound ? CUDA_SUCCESS : CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
 }
 
@@ -158,9 +164,12 @@ static CUresult open_one(uint64_t address, bool claims)
     CUresult status = CUDA_ERROR_NO_DEVICE;
     snprintf(path, sizeof path, "%s/bus/pci/devices/%s", SHIM_SYSFS, name_of(address));
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0) return status;
+    if (folder < 0) {
+        shim_log(SHIM_INFO, "%s cannot be opened: %s", path, strerror(errno));
+        return status;
+    }
     if (faccessat(folder, "driver", F_OK, 0) == 0)
-        shim_log("%s has a driver, so it is no virtual GPU", name_of(address));
+        shim_log(SHIM_INFO, "%s has a driver, so it is no virtual GPU", name_of(address));
     else if (switch_on(folder, address) && open_files(folder, address))
         status = check(address, claims);
     close(folder);

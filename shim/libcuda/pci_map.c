@@ -150,7 +150,7 @@ CUresult pci_map_slot(uint32_t slot, uint64_t worker_address)
     CUresult status = CUDA_ERROR_DEVICE_UNAVAILABLE;
     if (shim_wait_until_ready((const void *)(segment + VGPU_DEVICE_PAGE_SIZE))) {
         bool sound = shim_adopt_segment(segment, segment_size, worker_address);
-        if (!sound) shim_log("what lies in slot %u is no segment of layout %u", slot, VGPU_LAYOUT_VERSION);
+        if (!sound) shim_log(SHIM_ERROR, "what lies in slot %u is no segment of layout %u", slot, VGPU_LAYOUT_VERSION);
         status = !sound ? CUDA_ERROR_SYSTEM_DRIVER_MISMATCH : place_parts(slot) ? CUDA_SUCCESS : CUDA_ERROR_DEVICE_UNAVAILABLE;
     }
     if (status != CUDA_SUCCESS) {

@@ -41,7 +41,7 @@ static bool look_at(struct pci_sweep *sweep, uint32_t slot, uint64_t now)
     uint64_t heartbeat = state == PCI_READY && !surely ? heartbeat_of(slot) : 0;
     bool same = sweep->suspect[slot].token == token && sweep->suspect[slot].state == state && sweep->suspect[slot].heartbeat == heartbeat;
     if (surely || (same && now - sweep->suspect[slot].since_ns >= PCI_SWEEP_NS)) {
-        shim_log("slot %u: its owner is dead; released", slot);
+        shim_log(SHIM_INFO, "slot %u: its owner is dead; released", slot);
         pci_store32(pci_slot_page(slot) + PCI_SLOT_RELEASE, token);
         sweep->suspect[slot].token = 0;
         return true;

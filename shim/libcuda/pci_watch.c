@@ -164,7 +164,7 @@ bool pci_look(void)
         pci_tell_lost();
         (void)replace_regions();
         if (shim.page != NULL) __atomic_store_n(&shim.page->device_lost, 1, __ATOMIC_RELEASE);
-        shim_log(taken && !gone ? "the slot is somebody else's now" : "nobody is behind the virtual GPU any more");
+        shim_log(SHIM_ERROR, taken && !gone ? "the slot is somebody else's now" : "nobody is behind the virtual GPU any more");
     }
     return !shim_device_is_lost();
 }
@@ -214,7 +214,7 @@ void pci_watch_start(uint32_t slot, uint32_t token)
         pthread_setname_np(thread, "vgpu-heartbeat");
         pthread_detach(thread);
     } else {
-        shim_log("no thread for the heartbeat: others may take this session for dead");
+        shim_log(SHIM_WARNING, "no thread for the heartbeat: others may take this session for dead");
     }
     atomic_store(&beating, started);
 }

@@ -8,5 +8,5 @@
 void shim_count_refused(const char *what)
 {
     if (shim_enter_local() == CUDA_SUCCESS) __atomic_fetch_add(&shim.counters->refused_calls, 1, __ATOMIC_RELAXED);
-    shim_log("refused: %s", what);
+    shim_log(SHIM_WARNING, "refused: %s", what);
 }

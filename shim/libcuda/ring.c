@@ -398,7 +398,7 @@ CUresult shim_refuse(unsigned call_id)
     if (status != CUDA_SUCCESS) return status;
     if (call_id < VGPU_REFUSED_NAMES) {
         uint32_t before = __atomic_fetch_add(&shim.counters->refused[call_id], 1, __ATOMIC_RELAXED);
-        if (before == 0 && call_id < VGPU_CALL_COUNT) shim_log("refused: %s", shim_call_names[call_id]);
+        if (before == 0 && call_id < VGPU_CALL_COUNT) shim_log(SHIM_WARNING, "refused: %s", shim_call_names[call_id]);
     }
     __atomic_fetch_add(&shim.counters->refused_calls, 1, __ATOMIC_RELAXED);
     return CUDA_ERROR_NOT_SUPPORTED;

@@ -26,6 +26,13 @@ CUresult shim_refusal_code(uint32_t status)
                                        : CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
 }
 
+const char *shim_refusal_words(uint32_t status)
+{
+    return status == WELCOME_NO_DEVICE ? "it has no device for this VM"
+           : status == WELCOME_REFUSED ? "refused; its log says why"
+                                       : "it is of another version than this library";
+}
+
 void shim_nap(uint64_t ns)
 {
     struct timespec left = {.tv_sec = (time_t)(ns / 1000000000ull), .tv_nsec = (long)(ns % 1000000000ull)};

@@ -13,6 +13,7 @@
 #endif
 
 CUresult shim_refusal_code(uint32_t status); /* for any status but OK and BUSY */
+const char *shim_refusal_words(uint32_t status);
 
 #define FIRST_RETRY_NS 10000000ull
 #define LONGEST_RETRY_NS 1000000000ull

@@ -137,15 +137,16 @@ static CUresult get_slot(void)
         if (outcome == CLAIM_BUSY) hint_ns = __atomic_load_n(&pci_entry((uint32_t)held)->retry_milliseconds, __ATOMIC_RELAXED) * 1000000ull;
         let_go(true);
         if (outcome == CLAIM_REFUSED) {
-            shim_log("the host answered %u", refusal);
+            shim_log(SHIM_ERROR, "the host answered %u: %s", refusal, shim_refusal_words(refusal));
             return shim_refusal_code(refusal);
         }
+        if (outcome == CLAIM_BUSY) shim_log(SHIM_DEBUG, "the host is busy; it is asked again");
         if (outcome == CLAIM_NO_HOST || !pci_look()) {
-            shim_log("no host behind the virtual GPU");
+            shim_log(SHIM_ERROR, "no host behind the virtual GPU");
             return CUDA_ERROR_DEVICE_UNAVAILABLE;
         }
         if (outcome == CLAIM_DIED && ++deaths == DEATHS_MOST) {
-            shim_log("%d workers of the host died at once", DEATHS_MOST);
+            shim_log(SHIM_ERROR, "%d workers of the host died at once", DEATHS_MOST);
             return CUDA_ERROR_DEVICE_UNAVAILABLE;
         }
         hopeful = 0;
@@ -153,10 +154,11 @@ static CUresult get_slot(void)
         if (hopeful != 0 && retry_ns > HOPEFUL_RETRY_NS) retry_ns = HOPEFUL_RETRY_NS;
         if (others) {
             alone_since = 0;
+            if (outcome == CLAIM_LOST) shim_log(SHIM_DEBUG, "no slot is free; this process waits for one");
         } else if (alone_since == 0) {
             alone_since = shim_now_ns();
         } else if (shim_now_ns() - alone_since > HOST_LIMIT_NS) {
-            shim_log("every slot belongs to the dead, and the host does not free them");
+            shim_log(SHIM_ERROR, "every slot belongs to the dead, and the host does not free them");
             return CUDA_ERROR_DEVICE_UNAVAILABLE;
         }
         if (hint_ns > LONGEST_RETRY_NS) hint_ns = LONGEST_RETRY_NS;
@@ -186,7 +188,7 @@ CUresult shim_pci_attach(void)
     if (pci.combining_fd >= 0) close(pci.combining_fd);
     pci.combining_fd = -1;
     shim_wait_configure(); /* knows now what it waits for */
-    shim_log("session %llu in slot %d of %04x:%02x:%02x.%x at %p%s%s", (unsigned long long)shim.page->session_id, held, pci.domain, pci.bus,
+    shim_log(SHIM_INFO, "session %llu in slot %d of %04x:%02x:%02x.%x at %p%s%s", (unsigned long long)shim.page->session_id, held, pci.domain, pci.bus,
              pci.device, pci.function, (void *)shim.base, shim.identical ? "" : " (not where the worker has it)",
              shim.uncached ? ", uncached" : "");
     return CUDA_SUCCESS;

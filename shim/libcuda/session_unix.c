@@ -31,11 +31,31 @@ static size_t mapped_size;
 
 /* ---- handshake ---- */
 
+static const char *named_folder(void)
+{
+    const char *run_dir = secure_getenv("VGPU_RUN_DIR");
+    return run_dir != NULL && run_dir[0] != '\0' ? run_dir : NULL;
+}
+
 static bool find_socket(struct sockaddr_un *address)
 {
     *address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    const char *run_dir = secure_getenv("VGPU_RUN_DIR");
-    return run_dir != NULL && run_dir[0] != '\0' ? vgpu_named_socket(address) : vgpu_default_socket(address);
+    return named_folder() != NULL ? vgpu_named_socket(address) : vgpu_default_socket(address);
+}
+
+/* find_socket has found none. */
+static void say_where_none_is(const struct sockaddr_un *address, int error)
+{
+    const char *folder = named_folder();
+    char user_folder[VGPU_USER_FOLDER];
+    if (folder == NULL)
+        shim_log_once(SHIM_INFO, "no device: no mediator at %s/vgpu/mediator.sock, nor at %s", vgpu_user_folder(user_folder), address->sun_path);
+    else if (folder[0] != '/')
+        shim_log_once(SHIM_INFO, "no device: VGPU_RUN_DIR is %s, expected a path that begins with /", folder);
+    else if (strlen(folder) + sizeof "/mediator.sock" > sizeof address->sun_path)
+        shim_log_once(SHIM_INFO, "no device: VGPU_RUN_DIR is %s, too long for the path of a socket", folder);
+    else
+        shim_log_once(SHIM_INFO, "no device: no mediator at %s, which VGPU_RUN_DIR names: %s", address->sun_path, strerror(error));
 }
 
 static int connect_to(const struct sockaddr_un *address)
@@ -56,19 +76,27 @@ static CUresult ask(uint32_t flags, int *channel, struct vgpu_welcome *welcome, 
     uint64_t absent_since = 0, retry_ns = FIRST_RETRY_NS;
     for (;;) {
         struct sockaddr_un address;
-        if (!find_socket(&address) && absent_since == 0) return CUDA_ERROR_NO_DEVICE;
+        if (!find_socket(&address) && absent_since == 0) {
+            say_where_none_is(&address, errno);
+            return CUDA_ERROR_NO_DEVICE;
+        }
         *channel = connect_to(&address);
-        if (*channel < 0 && (errno == EACCES || errno == EPERM)) return CUDA_ERROR_NO_DEVICE;
+        int error = *channel < 0 ? errno : 0;
+        if (error == EACCES || error == EPERM) {
+            shim_log_once(SHIM_INFO, "no device: the mediator at %s is not for this user: %s", address.sun_path, strerror(error));
+            return CUDA_ERROR_NO_DEVICE;
+        }
         while (*channel >= 0 && vgpu_send_hello(*channel, flags) && vgpu_receive_welcome(*channel, welcome, descriptor, 2)) {
             if (welcome->status == WELCOME_OK && welcome->layout_version == VGPU_LAYOUT_VERSION) return CUDA_SUCCESS;
             if (welcome->status != WELCOME_BUSY) {
                 close(*channel);
-                shim_log("the mediator answered %u", welcome->status);
+                shim_log(SHIM_ERROR, "the mediator at %s answered %u: %s", address.sun_path, welcome->status, shim_refusal_words(welcome->status));
                 return shim_refusal_code(welcome->status);
             }
             absent_since = 0;
             uint64_t hint_ns = (uint64_t)welcome->retry_ms * 1000000ull;
             if (hint_ns > LONGEST_RETRY_NS) hint_ns = LONGEST_RETRY_NS;
+            shim_log(SHIM_DEBUG, "the mediator at %s is busy; it is asked again", address.sun_path);
             shim_nap(shim_jittered(retry_ns > hint_ns ? retry_ns : hint_ns));
             retry_ns = retry_ns * 2 < LONGEST_RETRY_NS ? retry_ns * 2 : LONGEST_RETRY_NS;
         }
@@ -77,7 +105,11 @@ static CUresult ask(uint32_t flags, int *channel, struct vgpu_welcome *welcome, 
             absent_since = shim_now_ns();
             retry_ns = FIRST_RETRY_NS;
         }
-        if (shim_now_ns() - absent_since > VGPU_ABSENT_LIMIT_NS) return CUDA_ERROR_NO_DEVICE;
+        if (shim_now_ns() - absent_since > VGPU_ABSENT_LIMIT_NS) {
+            shim_log_once(SHIM_INFO, "no device: nobody answers at %s: %s", address.sun_path, error != 0 ? strerror(error) : "it hangs up");
+            return CUDA_ERROR_NO_DEVICE;
+        }
+        shim_log(SHIM_DEBUG, "nobody answers at %s yet: %s", address.sun_path, error != 0 ? strerror(error) : "it hangs up");
         shim_nap(shim_jittered(retry_ns));
         retry_ns *= 2;
     }
@@ -141,11 +173,11 @@ CUresult shim_unix_attach(void)
         if (status != CUDA_SUCCESS)
             shim_session_detach();
         else
-            shim_log("session %llu, segment of %llu bytes at %p%s", (unsigned long long)welcome.session_id,
+            shim_log(SHIM_INFO, "session %llu, segment of %llu bytes at %p%s", (unsigned long long)welcome.session_id,
                      (unsigned long long)size, (void *)base, shim.identical ? "" : " (not where the worker has it)");
         return status;
     }
-    shim_log("the segment offered is not one of layout %u", VGPU_LAYOUT_VERSION);
+    shim_log(SHIM_ERROR, "the segment offered is not one of layout %u", VGPU_LAYOUT_VERSION);
     if (base != NULL) munmap(base, size);
     for (unsigned i = 0; i < 2; i++)
         if (descriptor[i] >= 0) close(descriptor[i]);

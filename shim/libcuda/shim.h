@@ -56,7 +56,18 @@ CUresult shim_enter_context(void);
 /* Answer of a refused function: counts it by name, returns CUDA_ERROR_NOT_SUPPORTED. */
 CUresult shim_refuse(unsigned call_id);
 bool shim_is_torn_down(void);
-void shim_log(const char *format, ...) __attribute__((format(printf, 1, 2))); /* only when VGPU_LOG is set */
+
+/* ---- what is said on standard error, where VGPU_LOG asks for it (log.c) ---- */
+
+enum shim_log_level { SHIM_ERROR = 1, SHIM_WARNING, SHIM_INFO, SHIM_DEBUG };
+void shim_log(enum shim_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool shim_first_time(_Atomic int *said); /* true once in each process */
+/* The same, and each place of the source says it once in a process: programs ask again and again for a device. */
+#define shim_log_once(level, ...)                                  \
+    do {                                                           \
+        static _Atomic int said_here;                              \
+        if (shim_first_time(&said_here)) shim_log(level, __VA_ARGS__); \
+    } while (0)
 
 /* Blocks all signals but the one that says a VM's device is gone; around the start of a thread of this library. thread.c */
 void shim_block_signals(sigset_t *before);

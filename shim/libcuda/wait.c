@@ -108,7 +108,7 @@ static void conclude_hangup(void)
     uint32_t ready = VGPU_SESSION_READY;
     __atomic_compare_exchange_n(&shim.page->state, &ready, (uint32_t)VGPU_SESSION_DEAD, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
     syscall(SYS_futex, &shim.page->wake, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
-    shim_log("the worker of session %llu is gone", (unsigned long long)shim.page->session_id);
+    shim_log(SHIM_ERROR, "the worker of session %llu is gone", (unsigned long long)shim.page->session_id);
 }
 
 /* Half to one and a half times `ns`, so that threads (and guests) that wait for the same thing do not move in step. */

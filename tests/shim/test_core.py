@@ -203,17 +203,100 @@ def test_the_version_never_exceeds_what_is_spoken(guest: Path, run_dir: Path) ->
             assert run(guest, folder, "init")["version"] == reported
 
 
-def test_log_is_silent_unless_asked(guest: Path, run_dir: Path) -> None:
+# ---- what it says
+
+
+def said(guest: Path, run_dir: Path | str, *arguments: str, **more: str) -> list[str]:
+    """The lines on standard error of a program that ends well, without their common head."""
+    done = subprocess.run(
+        [guest, *(arguments or ("init",))],
+        env=environment(Path(run_dir), **{"VGPU_RUN_DIR": str(run_dir)} | more),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(re.match(r"libcuda\[\d+\]: ", line) for line in lines), done.stderr
+    return [line.partition(": ")[2] for line in lines]
+
+
+SILENT = ("", "0", "off", "none", "OFF")
+UNKNOWN = 'VGPU_LOG is "loud", expected error, warning, info, debug or off; taken for info'
+
+
+@pytest.mark.parametrize("level", SILENT)
+def test_the_log_is_silent_unless_asked(guest: Path, level: str) -> None:
+    for status in (0, 3):
+        with short_folder() as folder, FakeHost(folder, status=status):
+            assert said(guest, folder, VGPU_LOG=level) == []
+
+
+@pytest.mark.parametrize("level", ["error", "warning"])
+def test_a_session_is_told_from_info_on(guest: Path, run_dir: Path, level: str) -> None:
     with FakeHost(run_dir):
-        done = subprocess.run(
-            [guest, "init"],
-            env=environment(run_dir, VGPU_LOG="1"),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    assert re.search(r"libcuda\[\d+\]: session 7", done.stderr)
+        assert said(guest, run_dir, VGPU_LOG=level) == []
+        for louder in ("1", "info", "INFO", "debug"):
+            (line,) = said(guest, run_dir, VGPU_LOG=louder)
+            assert line.startswith("session 7, segment of ")
+        unknown, line = said(guest, run_dir, VGPU_LOG="loud")
+        assert (unknown, line[:10]) == (UNKNOWN, "session 7,")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(2, "it has no device"), (3, "refused; its log says why"), (4, "it is of another version")],
+)
+def test_what_a_mediator_answers_is_an_error(guest: Path, run_dir: Path, status: int, words: str) -> None:
+    with FakeHost(run_dir, status=status):
+        for line in said(guest, run_dir, VGPU_LOG="error"):
+            assert line.startswith(f"the mediator at {run_dir}/mediator.sock answered {status}: {words}")
+
+
+def test_that_a_mediator_is_busy_is_for_debugging(guest: Path) -> None:
+    for level, lines in (("info", 0), ("debug", 2)):
+        with short_folder() as folder, FakeHost(folder, busy_times=2):
+            told = said(guest, folder, VGPU_LOG=level)
+        assert told[:-1] == [f"the mediator at {folder}/mediator.sock is busy; it is asked again"] * lines
+        assert told[-1].startswith("session 7,")
+
+
+def test_why_there_is_no_device_is_said_once(guest: Path, run_dir: Path) -> None:
+    """`init` asks twice."""
+    where = f"no device: no mediator at {run_dir}/mediator.sock, which VGPU_RUN_DIR names: No such file or directory"
+    for level in ("1", "info"):
+        assert said(guest, run_dir, VGPU_LOG=level) == [where]
+    assert said(guest, run_dir, VGPU_LOG="loud") == [UNKNOWN, where]
+    for level in ("error", "warning", *SILENT):
+        assert said(guest, run_dir, VGPU_LOG=level) == []
+
+
+def test_a_run_dir_that_cannot_be_one_is_named(guest: Path) -> None:
+    assert said(guest, "here", VGPU_LOG="info") == [
+        "no device: VGPU_RUN_DIR is here, expected a path that begins with /"
+    ]
+    long = f"/{'x' * 200}"
+    assert said(guest, long, VGPU_LOG="info") == [
+        f"no device: VGPU_RUN_DIR is {long}, too long for the path of a socket"
+    ]
+
+
+def test_a_socket_that_nobody_answers_is_named(guest: Path, run_dir: Path) -> None:
+    with FakeHost(run_dir):
+        pass
+    assert said(guest, run_dir, VGPU_LOG="info") == [
+        f"no device: nobody answers at {run_dir}/mediator.sock: Connection refused"
+    ]
+
+
+def test_hidden_devices_are_named(guest: Path, run_dir: Path) -> None:
+    assert said(guest, run_dir, VGPU_LOG="info", CUDA_VISIBLE_DEVICES="") == [
+        "no device: CUDA_VISIBLE_DEVICES is empty"
+    ]
+    with FakeHost(run_dir):
+        told = said(guest, run_dir, VGPU_LOG="info", CUDA_VISIBLE_DEVICES="7")
+    assert told.count('no device: CUDA_VISIBLE_DEVICES is "7", which leaves none') == 1
 
 
 # ---- ring ----

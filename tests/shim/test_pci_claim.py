@@ -59,6 +59,19 @@ def test_without_a_device_nothing_is_said_and_no_time_is_lost(program: Path, fol
         assert guest.finish() == ""
 
 
+def test_where_it_was_looked_for_is_said_once(program: Path, folder: Path) -> None:
+    places = f"{folder}/vgpu/mediator.sock, nor at /var/vgpu/mediator.sock"
+    without = ["no virtual GPU: sysfs/bus/pci/devices cannot be read: No such file or directory"]
+    for device in without, ["no virtual GPU: no device 10de:2331 in sysfs/bus/pci/devices"]:
+        for level, lines in (("info", [*device, f"no device: no mediator at {places}"]), ("warning", [])):
+            with Guest(program, folder, VGPU_LOG=level) as guest:
+                assert guest.ask("version") == "version 13000"
+                assert guest.ask("init") == guest.ask("init") == NO_DEVICE
+                said = guest.finish()
+            assert [line.partition(": ")[2] for line in said.splitlines()] == lines
+        (folder / "sysfs" / "bus" / "pci" / "devices").mkdir(parents=True, exist_ok=True)
+
+
 def test_a_claim_and_a_release(program: Path, device: FakeDevice) -> None:
     with Guest(program, device.folder) as guest:
         assert guest.ask("init") == "init 0"
@@ -148,7 +161,10 @@ def test_a_directory_that_cannot_be(
     device.set_field(field, value)
     answer, said = log_of(program, device.folder)
     assert answer == code
-    assert said.count("\n") == 1
+    first, *rest = said.splitlines()
+    assert "0000:00:05.0" in first
+    # What is no virtual GPU leaves the sockets to be looked for.
+    assert ["no device: no mediator" in line for line in rest] == [True] * (code == NO_DEVICE)
     assert device.claims == []
 
 
