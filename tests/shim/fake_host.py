@@ -370,7 +370,8 @@ class Session:
         except (BlockingIOError, ValueError, OSError):
             return not self.ended.is_set()
         self.doorbells += len(got)
-        return bool(got) or self.load64(TAIL) != head  # what a guest sent last is replayed, too
+        # What a guest sent last is replayed, too, but by a host that is paused.
+        return bool(got) or (self.load64(TAIL) != head and not self.host.paused.is_set())
 
 
 @contextlib.contextmanager
