@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vgpu import __version__
-from vgpu.admin_arguments import NotDone, refuse_stranger
+from vgpu.admin_arguments import NotDone, refuse_stranger, registered
 from vgpu.admin_client import AdminClient, NoMediator, RequestRefused
 from vgpu.command_help import add_words
 from vgpu.completion import add_completion_option, complete_if_asked
@@ -46,6 +46,8 @@ Open the .json files at https://ui.perfetto.dev or with chrome://tracing.
 
 # A day: what sleeps longer is not looking.
 LONGEST_SECONDS = 86400.0
+# As the mediator has it (MOST_SECONDS of actors/trace_desk.py): it refuses to record for longer.
+LONGEST_RECORDING_SECONDS = 3600.0
 COMMAND_EXAMPLES = {
     "record": (
         "vgpu-trace record --seconds=5 --vm=user1 --output=user1.json",
@@ -71,12 +73,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="record for a while", description="Record for a while.")
     record.add_argument(
-        "--seconds", type=_positive(float, LONGEST_SECONDS), default=10.0, help="how long (default 10)"
+        "--seconds",
+        type=_positive(float, LONGEST_RECORDING_SECONDS),
+        default=10.0,
+        help=f"how long, {LONGEST_RECORDING_SECONDS:g} at most (default 10)",
     )
     record.add_argument(
         "--events", type=_positive(int), default=200_000, help="events of actors at most (default 200000)"
     )
-    record.add_argument("--vm", metavar="NAME", help="with the calls and the GPU work of this VM")
+    vm = record.add_argument("--vm", metavar="NAME", help="with the calls and the GPU work of this VM")
+    vm.completer = registered  # type: ignore[attr-defined]  # argcomplete looks for it there
     record.add_argument(
         "--worker-events",
         type=_positive(int),
@@ -110,7 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
         view.add_argument("--json", action="store_true", help="one line of JSON for each look, for programs")
         view.set_defaults(run=run)
     for name, own in commands.choices.items():
-        _add_run_dir(own, argparse.SUPPRESS)
+        if own is not converter:  # which asks no mediator
+            _add_run_dir(own, argparse.SUPPRESS)
         add_words(own, COMMAND_EXAMPLES[name])
     return parser
 
@@ -177,7 +184,7 @@ def _record(options: argparse.Namespace) -> int:
         with _client(options) as client:
             refuse_stranger(client, options.vm, "is not known")
     try:
-        with _client(options) as client, raw.open("w", encoding="utf-8") as lines, _interrupts() as stop:
+        with _client(options) as client, _open_beside(raw, out) as lines, _interrupts() as stop:
             status = fetch_recording(
                 client,
                 lines,
@@ -195,6 +202,15 @@ def _record(options: argparse.Namespace) -> int:
             raw.unlink(missing_ok=True)
     print(_summary(status, out))
     return 0
+
+
+def _open_beside(unfinished: Path, out: Path) -> TextIO:
+    """Open a file for what is not yet in ``out``, which is the one that people named: errors are about that."""
+    try:
+        return unfinished.open("w", encoding="utf-8")
+    except OSError as error:
+        error.filename = str(out)
+        raise
 
 
 @contextlib.contextmanager
@@ -269,7 +285,7 @@ def _write_trace(raw: Path, out: Path) -> None:
         ) from None
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with _open_beside(unfinished, out) as file:
             _dump(trace, file)
         unfinished.replace(out)
     finally:
@@ -332,7 +348,7 @@ def _show(look: Callable[[], tuple[Any, tuple[Table, ...]]], options: argparse.N
     while True:
         value, tables = look()
         if options.json:
-            print(json.dumps(value, indent=2 if options.once else None), flush=True)
+            print(json.dumps(value), flush=True)
         else:
             print(as_text(*tables), flush=True)
         if options.once:

@@ -25,9 +25,10 @@ from tests.e2e.mediator import Guest, Mediator
 from tests.src.test_commands import command, completions
 from tests.src.trace_schema import problems
 from vgpu import __version__
+from vgpu.actors.trace_desk import MOST_SECONDS
 from vgpu.admin_client import AdminClient, RequestRefused
 from vgpu.gpu.trace import EVENT_SIZE, TraceKind, decode_events
-from vgpu.trace_main import main
+from vgpu.trace_main import LONGEST_RECORDING_SECONDS, main
 
 TRACE = "vgpu.trace_main"
 VM = "red"
@@ -265,12 +266,14 @@ def test_tree(mediator: Mediator, guest: Guest) -> None:
     ]  # fmt: skip
     assert re.match(r"mediator +Supervisor +running +0 +0/", lines[1])
     assert any(re.match(r"  ledger +Ledger +running +0 +\d+/\d+ +\d+ +\d+ +", line) for line in lines)
-    tree = json.loads(done(mediator, "tree", "--once", "--json"))
+    (line,) = done(mediator, "tree", "--once", "--json").splitlines()
+    tree = json.loads(line)
     assert tree[0]["name"] == "mediator"
 
 
 def test_top_shows_rates(mediator: Mediator, guest: Guest) -> None:
-    rates = json.loads(done(mediator, "top", "--once", "--json", "--interval", 1))
+    (line,) = done(mediator, "top", "--once", "--json", "--interval", 1).splitlines()
+    rates = json.loads(line)
     assert 0.9 < rates["seconds"] < 5
     (session,) = rates["sessions"]
     assert session["vm"] == VM
@@ -364,6 +367,40 @@ def test_words_about_itself() -> None:
         assert command(TRACE, *words).returncode == 2
     assert completions(TRACE, "vgpu-trace r") == ["record"]
     assert "complete" in command(TRACE, "--print-completion", "bash").stdout
+
+
+def test_a_recording_is_as_long_as_the_mediator_lets_it_be() -> None:
+    assert LONGEST_RECORDING_SECONDS == MOST_SECONDS
+    for seconds in ("3601", "99999"):
+        done = command(TRACE, "record", f"--seconds={seconds}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"'{seconds}' is more than 3600" in done.stderr
+    assert "3600 at most" in command(TRACE, "record", "--help").stdout
+
+
+def test_a_file_that_cannot_be_written_is_called_as_it_was_typed(
+    mediator: Mediator, guest: Guest, tmp_path: Path
+) -> None:
+    out, raw = tmp_path / "nowhere" / "x.json", tmp_path / "r.jsonl"
+    for words in (["-o", out], ["--raw", "-o", out]):
+        result = trace(mediator, "record", "--seconds=0.1", *words)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == f"vgpu-trace: {out}: No such file or directory\n"
+    done(mediator, "record", "--seconds=0.1", "--raw", "-o", raw)
+    result = trace(mediator, "convert", raw, out)
+    assert (result.returncode, result.stderr) == (1, f"vgpu-trace: {out}: No such file or directory\n")
+
+
+def test_converting_asks_no_mediator() -> None:
+    done = command(TRACE, "convert", "--run-dir=/tmp", "a", "b")
+    assert (done.returncode, "--run-dir" in done.stderr) == (2, True)
+    assert "--run-dir" not in command(TRACE, "convert", "--help").stdout
+
+
+def test_names_of_vms_are_completed(mediator: Mediator, guest: Guest) -> None:
+    for words in ("record --vm ", f"--run-dir {mediator.run_dir} record --vm "):
+        line = f"vgpu-trace {words}{VM[:2]}"
+        assert completions(TRACE, line, VGPU_RUN_DIR=str(mediator.run_dir)) == [VM]
 
 
 def test_without_a_mediator(tmp_path: Path) -> None:
