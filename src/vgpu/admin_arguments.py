@@ -67,6 +67,29 @@ def pool_name(parser: argparse.ArgumentParser) -> None:
     name.completer = pools  # type: ignore[attr-defined]  # argcomplete looks for it there
 
 
+def new_vm_pool(parser: argparse.ArgumentParser) -> None:
+    """``--pool`` of a VM that is being registered; one that is not there is made."""
+    name = parser.add_argument("--pool", help="the pool it belongs to (default: default)")
+    name.completer = pools  # type: ignore[attr-defined]  # argcomplete looks for it there
+
+
+def live_session(parser: argparse.ArgumentParser) -> None:
+    """The number of a session that lives, with tab completion."""
+    number = parser.add_argument(
+        "session", type=whole, metavar="ID", help="its number, as list-sessions shows it"
+    )
+    number.completer = live_sessions  # type: ignore[attr-defined]  # argcomplete looks for it there
+
+
+def live_sessions(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Numbers of sessions that live, for tab completion; none where no mediator answers."""
+    try:
+        with AdminClient(parsed_args.run_dir or run_directory(os.environ), lambda text: None) as client:
+            return [str(s["info"]["session"]) for s in client.ask("sessions") if not s["ended"]]
+    except (NoMediator, RequestRefused):
+        return []
+
+
 def pools(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Names of pools, for tab completion; none where no mediator answers."""
     try:

@@ -12,7 +12,17 @@ from typing import Any
 
 import attrs
 
-from vgpu.admin_arguments import NotDone, WrongUse, pool_name, seconds, size, vm_name, whole
+from vgpu.admin_arguments import (
+    NotDone,
+    WrongUse,
+    live_session,
+    new_vm_pool,
+    pool_name,
+    seconds,
+    size,
+    vm_name,
+    whole,
+)
 from vgpu.admin_client import AdminClient
 from vgpu.admin_faults import (
     clear_quarantine,
@@ -32,7 +42,7 @@ from vgpu.admin_faults import (
     show_rule,
 )
 from vgpu.time_shares import in_words
-from vgpu.units import show_seconds, show_size, show_table
+from vgpu.units import parse_size, show_seconds, show_size, show_table
 from vgpu.vm_recipes import libvirt_text, qemu_arguments, qemu_text
 
 VARIANTS = {"pci": "conventional", "pcie": "express"}
@@ -98,7 +108,7 @@ def _limits_said(options: argparse.Namespace) -> dict[str, Any]:
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vm-name", required=True, metavar="NAME", help="how it is called from now on")
-    parser.add_argument("--pool", help="the pool it belongs to (default: default)")
+    new_vm_pool(parser)
     parser.add_argument("--priority", choices=("high", "medium", "low"), help="default medium")
     parser.add_argument(
         "--weight", type=whole, help="its share of the GPU against others', 1 to 1000 (default 50)"
@@ -127,7 +137,6 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bar1",
         type=size,
-        default=DEFAULT_BAR1,
         metavar="SIZE",
         help=f"memory shared with the VM, a power of two from 16MiB to 64GiB (default {DEFAULT_BAR1})",
     )
@@ -151,6 +160,10 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _register(client: AdminClient, options: argparse.Namespace) -> Any:
+    if options.no_device and options.bar1 is not None:
+        raise WrongUse(
+            "--bar1 is memory of the VM's device, and --no-device registers it without one; leave one out"
+        )
     asked = {
         "vm_name": options.vm_name,
         "pool": options.pool,
@@ -163,7 +176,7 @@ def _register(client: AdminClient, options: argparse.Namespace) -> Any:
         "overcommit": options.overcommit,
         **_limits_said(options),
         "watchdog_seconds": options.watchdog,
-        "bar1_bytes": 0 if options.no_device else options.bar1,
+        "bar1_bytes": 0 if options.no_device else options.bar1 or parse_size(DEFAULT_BAR1),
         "slots": options.slots,
         "variant": VARIANTS[options.bus],
         "address": options.kernel_addr,
@@ -286,6 +299,9 @@ def _show_vm(answer: Any) -> str:
         ("queue depth", vm["queue_depth"] or "no limit"),
         ("copies", f"{show_size(vm['bytes_per_second'])} a second" if vm["bytes_per_second"] else "no limit"),
         ("sessions", f"{len(answer['sessions'])} of {vm['session_limit']}"),
+        ("arena", show_size(vm["arena_limit_bytes"]) if vm["arena_limit_bytes"] else "no limit"),
+        ("modules", vm["module_limit"] or "no limit"),
+        ("handles", vm["handle_limit"] or "no limit"),
         ("watchdog", show_seconds(vm["watchdog_seconds"])),
         ("device", _device_word(device)),
     ]
@@ -393,7 +409,7 @@ def _set_memory(client: AdminClient, options: argparse.Namespace) -> Any:
 
 def _pool_options(parser: argparse.ArgumentParser) -> None:
     vm_name(parser)
-    parser.add_argument("--pool", required=True, help="one that there is")
+    pool_name(parser)
 
 
 def _set_pool(client: AdminClient, options: argparse.Namespace) -> Any:
@@ -430,9 +446,15 @@ def _show_watchdog(vm: Any) -> str:
 
 def _show_changed(vm: Any) -> str:
     rate = f"{vm['rate']} calls a second" if vm["rate"] else "any rate"
+    arena = show_size(vm["arena_limit_bytes"]) if vm["arena_limit_bytes"] else "any"
+    copies = (
+        f"{show_size(vm['bytes_per_second'])} copied a second" if vm["bytes_per_second"] else "any copies"
+    )
     return (
         f"VM {vm['name']}: pool {vm['pool']}, priority {vm['priority']}, weight {vm['weight']},"
-        f" memory {_memory_word(vm)}, {rate}, queue depth {vm['queue_depth'] or 'any'}"
+        f" memory {_memory_word(vm)}, {rate}, queue depth {vm['queue_depth'] or 'any'}, {copies},"
+        f" sessions {vm['session_limit']}, arena {arena}, modules {vm['module_limit'] or 'any'},"
+        f" handles {vm['handle_limit'] or 'any'}"
     )
 
 
@@ -516,10 +538,6 @@ def _show_sessions(answer: Any) -> str:
     return show_table(header, rows)
 
 
-def _kill_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("session", type=whole, metavar="ID", help="its number, as list-sessions shows it")
-
-
 def _kill(client: AdminClient, options: argparse.Namespace) -> Any:
     return client.ask("kill_session", session=options.session)
 
@@ -583,7 +601,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set-pool-weight", "a pool's share against other pools', from now on", _set_pool_weight, _show_pool, _pool_weight_options),
     Command("delete-pool", "forget a pool that no VM is in", _delete_pool, _show_deleted_pool, pool_name),
     Command("list-sessions", "programs that use the GPU", _sessions, _show_sessions, _sessions_options),
-    Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", _kill_options),
+    Command("kill-session", "end one of them; its program sees a CUDA error", _kill, lambda a: f"session {a['session']} of {a['vm']} is ended", live_session),
     Command("show-health", "is the mediator well, and what does it serve; ends with 1 if it is not", _health, _show_fields, is_good=lambda a: bool(a["ok"])),
     Command("show-faults", "what programs did that ended in an error, newest first", faults, show_faults, faults_options),
     Command("quarantine", "end a VM's programs, and let no new ones have the GPU", quarantine, show_quarantine, quarantine_options),

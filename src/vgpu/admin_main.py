@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vgpu-admin {__version__}")
     add_completion_option(parser)
     _add_common(parser, None, False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # main asks for it: argparse would, of an option that nobody knows, only say that there is no command.
+    commands = parser.add_subparsers(dest="command", required=False, metavar="COMMAND")
     for command in (*COMMANDS, *SEEING):
         own = commands.add_parser(command.name, help=command.help, description=f"{command.help}.")
         command.options(own)
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     complete_if_asked(parser)
     options = parse_arguments(parser, arguments)
+    if options.command is None:
+        parser.error("the following arguments are required: COMMAND")
     return run_command("vgpu-admin", lambda: _run(options))
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 from tests.e2e.vm_device import DeviceMediator
 from tests.src.test_commands import command, completions
 from vgpu import __version__
+from vgpu.admin_arguments import live_sessions
 from vgpu.admin_client import AdminClient, NoMediator
 from vgpu.admin_main import main
 from vgpu.units import parse_seconds, parse_size, show_seconds, show_size, show_table
@@ -102,6 +104,14 @@ def test_what_cannot_be_meant_ends_with_2(mediator: DeviceMediator) -> None:
         (["register-vm", "--vm-name=x", "--watchdog=soon"], "'soon' is no time; expected one like 30s"),
         (["register-vm", "--vm-name=x", "--weight=0"], "--weight is 0, expected 1 to 1000"),
         (["kill-session", "one"], "'one' is no whole number"),
+        (
+            ["register-vm", "--vm-name=x", "--no-device", "--bar1=1GiB"],
+            "--no-device registers it without one",
+        ),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--bogus", "list-vms"], "unrecognized arguments: --bogus"),
+        (["--bogus=1"], "unrecognized arguments: --bogus=1"),
+        (["--run-dir"], "argument --run-dir: expected one argument"),
         (["no-such-command"], "invalid choice"),
         ([], "COMMAND"),
     ]:
@@ -151,6 +161,14 @@ def test_listings(mediator: DeviceMediator) -> None:
 
 
 # -- without one
+
+
+def test_sessions_that_live_are_completed(mediator: DeviceMediator, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"vgpu-admin --run-dir {mediator.run_dir} kill-session "
+    assert [word for word in completions(ADMIN, line) if not word.startswith("-")] == []
+    sessions = [{"info": {"session": 12}, "ended": ""}, {"info": {"session": 13}, "ended": "killed"}]
+    monkeypatch.setattr(AdminClient, "ask", lambda self, method: sessions)
+    assert live_sessions(Namespace(run_dir=mediator.run_dir)) == ["12"]
 
 
 def test_as_a_process(mediator: DeviceMediator) -> None:
@@ -295,6 +313,11 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
     for words, expected in changes:
         vm = answer(mediator, words[0], "--vm-name=bounded", *words[1:])
         assert {name: vm[name] for name in expected} == expected
+    done = admin(mediator, "set-limits", "--vm-name=bounded", "--max-modules=100", "--max-handles=0")
+    assert done.stdout == (
+        "VM bounded: pool default, priority low, weight 80, memory 64 MiB, 200 calls a second, queue depth 100,"
+        " 1 GiB copied a second, sessions 3, arena 1 GiB, modules 100, handles any\n"
+    )
     text = admin(mediator, "show-vm", "--vm-name=bounded").stdout
     for line in (
         "rate +200 calls a second",
@@ -303,6 +326,9 @@ def test_limits_are_set_and_shown(mediator: DeviceMediator) -> None:
         "watchdog +1m30s",
         "memory +64 MiB",
         "sessions +0 of 3",
+        "arena +1 GiB",
+        "modules +100",
+        "handles +no limit",
         "held back +0 times, 0.0s",
         "refused +0 times for want of room",
     ):
@@ -356,6 +382,9 @@ def test_a_pool_is_deleted_when_nobody_is_in_it(mediator: DeviceMediator) -> Non
     assert "deep" not in [pool["name"] for pool in mediator.ask("pools")]
     line = f"vgpu-admin --run-dir {mediator.run_dir} delete-pool --pool "
     assert "default" in completions(ADMIN, line)
+    for start in "register-vm --vm-name x", "set-pool --vm-name x":
+        line = f"vgpu-admin --run-dir {mediator.run_dir} {start} --pool d"
+        assert completions(ADMIN, line) == ["default"]
     again = admin(mediator, "register-vm", "--vm-name=swimmer", "--no-device", "--pool=deep")
     assert again.returncode == 0
     assert "deep" in [pool["name"] for pool in mediator.ask("pools")]
