@@ -79,10 +79,12 @@ def account_families(vms: Iterable[VmRecord], accounts: Iterable[AccountState]) 
     known = {account.vm: account for account in accounts}
     names = sorted({vm.name for vm in vms} | set(known))
     held = CounterMetricFamily(
-        "vgpu_vm_held_back", "Times its calls were held back by a rate.", labels=("vm",)
+        "vgpu_vm_held_back", "Times its calls were held back by a rate or its queue depth.", labels=("vm",)
     )
     seconds = CounterMetricFamily(
-        "vgpu_vm_held_back_seconds", "Time its calls were held back by a rate.", labels=("vm",)
+        "vgpu_vm_held_back_seconds",
+        "Time its calls were held back by a rate or its queue depth.",
+        labels=("vm",),
     )
     now = GaugeMetricFamily("vgpu_vm_is_held_back", "Whether its calls are held back now.", labels=("vm",))
     sessions = CounterMetricFamily(

@@ -400,7 +400,11 @@ def check_memory(host: Host, vms: list[dict[str, Any]]) -> Iterator[Finding]:
     about = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
     total, available = (int(about.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
     promised = sum(vm["bar1_bytes"] for vm in vms)
-    words = f"{show_size(promised)} promised to {len(vms)} VMs, {show_size(available)} of {show_size(total)} available"
+    with_device = sum(vm["bar1_bytes"] > 0 for vm in vms)
+    whom = "1 VM" if with_device == 1 else f"{with_device} VMs"
+    words = (
+        f"{show_size(promised)} promised to {whom}, {show_size(available)} of {show_size(total)} available"
+    )
     if promised > total:
         yield Finding("memory for BAR1", FAIL, words, "register VMs with a smaller --bar1")
     elif promised > available:

@@ -122,6 +122,10 @@ def test_memory_that_vms_were_promised(host: Host) -> None:
         (found,) = doctor.check_memory(host, [{"bar1_bytes": promised}])
         assert found.level == level, found
     assert "512 MiB of 1 GiB available" in found.found
+    # A VM without a device was promised nothing.
+    for sizes, words in (([256 << 20, 0], "256 MiB promised to 1 VM,"), ([1, 1, 0], "promised to 2 VMs,")):
+        (found,) = doctor.check_memory(host, [{"bar1_bytes": size} for size in sizes])
+        assert words in found.found
 
 
 def test_huge_pages(host: Host) -> None:
