@@ -8,16 +8,52 @@
 #   FAIL  item: what is wrong; remedy: what to do
 #   SKIP  item: why it was not looked at
 #
+# With --json the same as a list of objects: name, state (ok, warning, failed, skipped), text, remedy ("" where there is none).
+#
 # The remedies for the host are the host's commands. docs/vm/guest.md, "Troubleshooting", goes by complaint instead.
 
 FAILED=0
 
-ok() { say "OK    $1: $2"; }
-skip() { say "SKIP  $1: $2"; }
-doubt() { say "WARN  $1: $2; remedy: $3"; }
+ok() { tell 'OK  ' ok "$1" "$2" ''; }
+skip() { tell SKIP skipped "$1" "$2" ''; }
+doubt() { tell WARN warning "$1" "$2" "$3"; }
 fail() {
-    say "FAIL  $1: $2; remedy: $3"
+    tell FAIL failed "$1" "$2" "$3"
     FAILED=$((FAILED + 1))
+}
+
+SEPARATOR=
+tell() { # word state item text remedy
+    if [ "$JSON" = no ]; then
+        say "$1  $3: $4${5:+; remedy: $5}"
+        return
+    fi
+    object=
+    for pair in "name=$3" "state=$2" "text=$4" "remedy=$5"; do
+        escape "${pair#*=}"
+        object="$object${object:+, }\"${pair%%=*}\": \"$ESCAPED\""
+    done
+    printf '%s{%s}' "$SEPARATOR" "$object"
+    SEPARATOR=',
+ '
+}
+
+# As it stands in a string of JSON, into ESCAPED. What is not ASCII (a name out of somebody's environment) may be no UTF-8 either.
+escape() {
+    rest=$(printf '%s' "$1" | tr '\n\t' '  ' | tr -c '\040-\176' '?')
+    ESCAPED=
+    while :; do
+        case $rest in
+            *[\"\\]*)
+                plain=${rest%%[\"\\]*}
+                rest=${rest#"$plain"}
+                ESCAPED=$ESCAPED$plain\\${rest%"${rest#?}"}
+                rest=${rest#?}
+                ;;
+            *) break ;;
+        esac
+    done
+    ESCAPED=$ESCAPED$rest
 }
 
 # A value out of what the probe printed (OUT), into FIELD; the first of that name.
@@ -508,6 +544,7 @@ check_ollama_running() {
 # ---- all of it ----
 
 check() {
+    [ "$JSON" = no ] || printf '['
     find_ldconfig || :
     find_probe || :
     pick_group 2>/dev/null
@@ -524,6 +561,11 @@ check() {
         check_libraries
     fi
     if [ "$MODE" = system ]; then check_ollama; fi
+    if [ "$JSON" = yes ]; then
+        say ']'
+        [ "$FAILED" = 0 ] || exit 1
+        return 0
+    fi
     if [ "$FAILED" -gt 0 ]; then
         say "$FAILED broken; docs/vm/guest.md has more on each"
         exit 1

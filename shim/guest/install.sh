@@ -41,6 +41,7 @@ options:
   --build                compile the libraries here, even if there are prebuilt ones
   --prefix FOLDER        work on the system whose root this folder is (an image), not on this one
   --dry-run              say what would be done, and do nothing
+  --json                 what check finds as JSON, for programs
   --force                install beside a real NVIDIA driver, or without a virtual GPU
   --version, --help
 
@@ -67,7 +68,7 @@ version() {
 
 # ---- the command line ----
 
-ACTION='' PREFIX='' MODE=system DRY=no FORCE=no GROUP='' WITH_OLLAMA=no OLLAMA_ARCHIVE='' BUILD=no
+ACTION='' PREFIX='' MODE=system DRY=no JSON=no FORCE=no GROUP='' WITH_OLLAMA=no OLLAMA_ARCHIVE='' BUILD=no
 set_action() {
     [ -z "$ACTION" ] || [ "$ACTION" = "$1" ] || wrong "$ACTION and $1 at once"
     ACTION=$1
@@ -85,6 +86,7 @@ while [ $# -gt 0 ]; do
         --no-root | --user) MODE=user ;;
         --build) BUILD=yes ;;
         --dry-run) DRY=yes ;;
+        --json) JSON=yes ;;
         --force) FORCE=yes ;;
         --prefix | --group | --ollama-archive)
             [ $# -gt 1 ] || wrong "$1 needs a value"
@@ -108,6 +110,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 ACTION=${ACTION:-install}
+[ "$JSON" = no ] || [ "$ACTION" = check ] || wrong "--json goes with check alone"
 [ -z "$OLLAMA_ARCHIVE" ] || WITH_OLLAMA=yes
 if [ -n "$PREFIX" ]; then
     [ -d "$PREFIX" ] || wrong "$PREFIX is no folder"

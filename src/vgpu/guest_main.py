@@ -34,7 +34,7 @@ ACTION_EXAMPLES = {
         "sudo vgpu-guest install --with-ollama",
         "vgpu-guest install --user --dry-run",
     ),
-    "check": ("vgpu-guest check",),
+    "check": ("vgpu-guest check", "vgpu-guest check --json"),
     "uninstall": ("sudo vgpu-guest uninstall",),
     "bundle": ("vgpu-guest bundle --output=/tmp/",),
 }
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         action.add_argument(
             "--user", "--no-root", action="store_true", help="for this user alone, below ~/.local"
         )
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
     for action in (install, uninstall):
         action.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     install.add_argument(

@@ -199,6 +199,7 @@ def test_the_command_understands_what_the_script_does() -> None:
         "--version",
         "--help",
         "--no-root",
+        "--json",
     }
     words = [
         "install",
@@ -216,6 +217,7 @@ def test_the_command_understands_what_the_script_does() -> None:
     assert handed[0] == "install"
     assert {word.partition("=")[0] for word in handed[1:]} == taken
     assert "--prefix=/x" in handed
+    assert script_words(build_parser().parse_args(["check", "--json"])) == ["check", "--json"]
 
 
 def test_the_command_runs_the_script(tmp_path: Path) -> None:

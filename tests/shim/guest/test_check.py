@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import struct
@@ -78,6 +79,49 @@ def host(device: Path) -> Iterator[None]:
 def installed(abandoned: Machine, host: None) -> Machine:
     """A system on which everything is as it should be."""
     return abandoned
+
+
+# ---- for programs
+
+WORDS = {"ok": "OK", "warning": "WARN", "failed": "FAIL", "skipped": "SKIP"}
+
+
+def check_json(bundle: Path, machine: Machine, *words: str, **environment: str) -> tuple[int, list[str]]:
+    """The status, and each object of the answer as the line that people get."""
+    done = run(bundle, *words, "--json", "--prefix", machine.root, environment=environment)
+    assert done.stderr == ""
+    lines = []
+    for found in json.loads(done.stdout):
+        assert list(found) == ["name", "state", "text", "remedy"]
+        assert (found["remedy"] != "") == (found["state"] in ("warning", "failed"))
+        remedy = f"; remedy: {found['remedy']}" if found["remedy"] else ""
+        lines.append(f"{WORDS[found['state']]:<4}  {found['name']}: {found['text']}{remedy}")
+    return done.returncode, lines
+
+
+def test_json_says_the_same(bundle: Path, installed: Machine, device: Path) -> None:
+    for status, enable in ((0, "1\n"), (1, "0\n")):
+        (device / "enable").write_text(enable)
+        report = check(bundle, installed)
+        assert report.status == status
+        for words in ("check",), ("--check",):
+            assert check_json(bundle, installed, *words) == (status, report.lines[:-1])
+
+
+def test_json_holds_whatever_is_found(bundle: Path, installed: Machine) -> None:
+    strange = '-1 "a\\b"\tc\nd\x01\u00e4'
+    _, lines = check_json(bundle, installed, "check", CUDA_VISIBLE_DEVICES="none")
+    assert any(line.startswith('WARN  environment: CUDA_VISIBLE_DEVICES is "none"') for line in lines)
+    installed.write("sys/kernel/security/lockdown", f"[integrity] {strange}\n")
+    _, lines = check_json(bundle, installed, "check")
+    (line,) = (line for line in lines if "lockdown:" in line)
+    assert '[integrity] -1 "a\\b" c' in line
+
+
+def test_json_is_for_check_alone(bundle: Path, machine: Machine) -> None:
+    done = run(bundle, "uninstall", "--json", "--prefix", machine.root)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--json goes with check alone" in done.stderr
 
 
 # ---- the device
