@@ -179,7 +179,9 @@ def _pools(schedules: Mapping[str, Mapping[str, Any]], registered: Mapping[str, 
 def _vms(schedules: Mapping[str, Mapping[str, Any]], registered: Mapping[str, str]) -> Iterator[Metric]:
     labels = ("gpu", "vm")
     seconds = CounterMetricFamily(
-        "vgpu_scheduler_gpu_seconds", "GPU time charged, as its leases reported it.", labels=labels
+        "vgpu_scheduler_gpu_seconds",
+        "GPU time that leases with an end reported. A VM that is alone has none; vgpu_vm_gpu_seconds has all.",
+        labels=labels,
     )
     leases = CounterMetricFamily("vgpu_scheduler_leases", "Leases it was given.", labels=labels)
     waits = HistogramMetricFamily(
