@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that launches as fast as it can and never waits: flood.py [SECONDS [LAUNCHES [WORDS]]].
+"""A program that launches as fast as it can and never waits: flood.py [SECONDS [LAUNCHES [WORDS]]]. SIGTERM has it stop.
 
 Each launch number k computes x = x * 31 + k on WORDS words (1), so a launch that is lost, done twice or overtaken gives another
 number at the end. Prints one JSON object: launches, seconds, and whether the number is right.
@@ -8,7 +8,9 @@ number at the end. Prints one JSON object: launches, seconds, and whether the nu
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 
 from cuda import WORD, Gpu
@@ -19,13 +21,15 @@ def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
     limit = int(sys.argv[2]) if len(sys.argv) > 2 else 1 << 62
     words = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
     gpu = Gpu()
     memory = gpu.allocate(4 * words)
     gpu.mul_add(memory, words, 0, 1)
     gpu.synchronize()
     print("flooding", flush=True)
     expected, launches, began = 1, 0, time.monotonic()
-    while launches < limit and time.monotonic() - began < seconds:
+    while launches < limit and time.monotonic() - began < seconds and not told_to_stop.is_set():
         launches += 1
         gpu.mul_add(memory, words, 31, launches)
         expected = (expected * 31 + launches) % WORD
