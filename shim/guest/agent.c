@@ -446,8 +446,7 @@ int main(int count, char **arguments)
     notify("STOPPING=1");
     for (size_t i = 0; i < devices; i++) forget(&device[i]);
     if (stay) {
-        sigprocmask(SIG_SETMASK, &before, NULL);
-        execv("/proc/self/exe", arguments);
+        execv("/proc/self/exe", arguments); /* signals stay blocked: one that comes now is for the next life's ppoll */
         say("cannot start again: %s", strerror(errno));
         return 1;
     }

@@ -112,8 +112,9 @@ class Machine:
     def add_device(
         self, address: str = "0000:00:05.0", bar0: int = PAGE * (SLOTS + 1), **attributes: str
     ) -> Path:
-        """A PCI device in sysfs; a virtual GPU unless the attributes say otherwise."""
-        folder = self.root / "sys/bus/pci/devices" / address
+        """A PCI device in sysfs, where it appears whole; a virtual GPU unless the attributes say otherwise."""
+        place = self.root / "sys/bus/pci/devices" / address
+        folder = self.root / "sys/bus/pci/appearing" / address
         values = {
             "vendor": "0x10de", "device": "0x2331", "class": "0x030200",
             "subsystem_vendor": "0x10de", "subsystem_device": "0x16c1", "enable": "1", **attributes,
@@ -127,7 +128,8 @@ class Machine:
         (folder / "resource1_wc").write_bytes(b"")
         for name in ("resource0", "resource1", "resource1_wc"):
             (folder / name).chmod(0o600)
-        return folder
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return folder.rename(place)
 
 
 def make_bar1(
