@@ -2,9 +2,9 @@
 """What the mediator knows, as Prometheus metrics: values in, text out.
 
 Sums per VM count every session once, living or ended, never fall while telemetry lives, and are there from the VM's
-registration on until it is unregistered and its last session has ended. Series per session exist only while the session does, so their number is bounded by what runs. A part that could not
-be had is left out and ``vgpu_source_up`` says so; it is never shown as zero. Counts of refused calls, and where
-a program's threads spend their time (``GUEST_COUNTERS``), come from the guests themselves and are as true as the guest is.
+registration on until it is unregistered and its last session has ended. Series per session exist only while the session
+does, so their number is bounded by what runs. A part that could not be had is left out and ``vgpu_source_up`` says so; it is
+never shown as zero. Counts of refused calls, and where a program's threads spend their time (``GUEST_COUNTERS``), come from the guests themselves and are as true as the guest is.
 """
 
 from __future__ import annotations

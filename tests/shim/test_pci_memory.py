@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.replay.guest import build_fake_driver
 from tests.shim.fake_device import FIRST_SLOT, KIB, MIB, FakeDevice
 from tests.shim.fake_host import short_folder
 from tests.shim.pci_guest import UNCACHED, build_library, environment, until
@@ -22,11 +23,7 @@ Run = Callable[..., dict[str, int]]
 @pytest.fixture(scope="module")
 def fake_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A libcuda over host memory that checks addresses as the real one does."""
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    source = HERE.parent / "gpu" / "replay" / "fake_memory.c"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread"]
-    subprocess.run([*command, str(source), "-o", str(library)], check=True)
-    return library
+    return build_fake_driver(tmp_path_factory.mktemp("fake"), "fake_memory.c")
 
 
 @pytest.fixture

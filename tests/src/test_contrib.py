@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import prometheus
+from tests.e2e.mediator import wait_until
 from tests.e2e.vm_device import DeviceMediator
 from tests.src.test_admin import admin, answer
 
@@ -207,13 +208,6 @@ def test_rules_are_whole() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")"), rule
 
 
-def wait_until_true(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.mark.skipif(prometheus.server() is None, reason="no Prometheus server (tests/prometheus.py fetch)")
 def test_prometheus_takes_rules_exposition_and_every_query(tmp_path: Path) -> None:
     """A real server scrapes a real mediator: every rule is evaluated and none fires, every panel's query has an answer."""
@@ -231,10 +225,12 @@ def test_prometheus_takes_rules_exposition_and_every_query(tmp_path: Path) -> No
             def is_scraped() -> bool:
                 return [target["health"] for target in server.ask("targets")["activeTargets"]] == ["up"]
 
-            wait_until_true(is_scraped)
+            wait_until(is_scraped, 60, "the mediator is scraped")
             scraped = datetime.now(UTC)
-            wait_until_true(
-                lambda: all(datetime.fromisoformat(rule["lastEvaluation"]) > scraped for rule in loaded())
+            wait_until(
+                lambda: all(datetime.fromisoformat(rule["lastEvaluation"]) > scraped for rule in loaded()),
+                60,
+                "every rule is evaluated",
             )
             assert len(loaded()) == len(rules())
             assert {rule["name"]: rule.get("lastError") for rule in loaded() if rule["health"] != "ok"} == {}
@@ -242,7 +238,7 @@ def test_prometheus_takes_rules_exposition_and_every_query(tmp_path: Path) -> No
             for panel in panels():
                 for asked in panel.get("targets", ()):
                     if SENSORS not in asked["expr"] and "vgpu_session_" not in asked["expr"]:
-                        wait_until_true(lambda text=asked["expr"]: bool(query(server, text)))  # type: ignore[misc]
+                        wait_until(lambda text=asked["expr"]: bool(query(server, text)), 60, asked["expr"])  # type: ignore[misc]
                     else:
                         query(server, asked["expr"])
 

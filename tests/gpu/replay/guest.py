@@ -37,11 +37,11 @@ SLOT_ADDRESS = 0x2100_0000_0000
 CONTEXT = 1 << 42 | 1 << 28 | 1 << 4
 
 
-def build_fake_driver(folder: Path) -> Path:
-    """Compile fake_driver.c; the path of a library that answers as libcuda does."""
+def build_fake_driver(folder: Path, source: str = "fake_driver.c", *options: str) -> Path:
+    """Compile one of the fakes beside this file; the path of a library that answers as libcuda does."""
     library = folder / "libcuda.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread"]
-    subprocess.run([*command, str(HERE / "fake_driver.c"), "-o", str(library)], check=True)
+    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread", *options]
+    subprocess.run([*command, str(HERE / source), "-o", str(library)], check=True)
     return library
 
 

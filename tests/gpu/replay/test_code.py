@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import DEFERRED, HERE, PAGE, Guest, Replayed, replayed
+from tests.gpu.replay.guest import DEFERRED, HERE, PAGE, Guest, Replayed, build_fake_driver, replayed
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.wire import Result
 
@@ -31,10 +31,7 @@ HOST_BLOB = 1 << 32
 
 @pytest.fixture(scope="module")
 def fake_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread"]
-    subprocess.run([*command, str(HERE / "fake_code.c"), "-o", str(library)], check=True)
-    return library
+    return build_fake_driver(tmp_path_factory.mktemp("fake"), "fake_code.c")
 
 
 @pytest.fixture

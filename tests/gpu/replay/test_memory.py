@@ -14,7 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.gpu.replay.guest import DEFERRED, HERE, READY, STATE, WAITERS, Replayed, replayed, until
+from tests.gpu.replay.guest import (
+    DEFERRED,
+    READY,
+    STATE,
+    WAITERS,
+    Replayed,
+    build_fake_driver,
+    replayed,
+    until,
+)
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
@@ -32,10 +41,7 @@ STREAM, EVENT, MEMORY, POOL = (handle(kind, 1) for kind in (2, 3, 13, 11))
 
 @pytest.fixture(scope="module")
 def memory_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("memory") / "libcuda.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread"]
-    subprocess.run([*command, str(HERE / "fake_memory.c"), "-o", str(library)], check=True)
-    return library
+    return build_fake_driver(tmp_path_factory.mktemp("memory"), "fake_memory.c")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import HERE, Replayed, replayed, until
+from tests.gpu.replay.guest import Replayed, build_fake_driver, replayed, until
 from tests.gpu.replay.test_code import function, load
 from vgpu.gpu._replay import lib
 from vgpu.gpu.flight import FLIGHT_SIZE, Flight, read_flight
@@ -27,10 +27,7 @@ STREAM = 2 << 42 | 1 << 28 | 1 << 4
 
 @pytest.fixture(scope="module")
 def fake_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread"]
-    subprocess.run([*command, str(HERE / "fake_device.c"), "-o", str(library)], check=True)
-    return library
+    return build_fake_driver(tmp_path_factory.mktemp("fake"), "fake_device.c")
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ the driver turns into device memory.
 from __future__ import annotations
 
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import HERE, Guest, replayed
+from tests.gpu.replay.guest import Guest, build_fake_driver, replayed
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
@@ -29,27 +28,20 @@ POOL_PROPERTIES = b"\1\0\0\0\0\0\0\0\1\0\0\0".ljust(88, b"\0")
 PHYSICAL_PROPERTIES = struct.pack("<iiii", 1, 0, 1, 0).ljust(32, b"\0")
 
 
-def build(folder: Path, source: str, *options: str) -> Path:
-    library = folder / "libcuda.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread", *options]
-    subprocess.run([*command, str(HERE / source), "-o", str(library)], check=True)
-    return library
-
-
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("memory"), "fake_memory.c")
+    return build_fake_driver(tmp_path_factory.mktemp("memory"), "fake_memory.c")
 
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A driver that takes device memory in units of 2 MiB, as a real one does."""
-    return build(tmp_path_factory.mktemp("units"), "fake_memory.c", "-DFAKE_UNITS")
+    return build_fake_driver(tmp_path_factory.mktemp("units"), "fake_memory.c", "-DFAKE_UNITS")
 
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("pools"), "fake_pools.c")
+    return build_fake_driver(tmp_path_factory.mktemp("pools"), "fake_pools.c")
 
 
 def on_the_card(guest: Guest) -> int:

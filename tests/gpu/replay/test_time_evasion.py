@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import BUSY, HEAD, Replayed, replayed, until
+from tests.gpu.replay.guest import BUSY, HEAD, Replayed, build_fake_driver, replayed, until
 from tests.gpu.replay.test_code import function, load
 from tests.gpu.replay.test_pulse import watch
-from tests.gpu.replay.test_quota_evasion import build
 from vgpu.gpu._replay import lib
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.wire import FLAG_REPLY
@@ -36,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("capture"), "fake_capture.c")
+    return build_fake_driver(tmp_path_factory.mktemp("capture"), "fake_capture.c")
 
 
 @pytest.fixture

@@ -5,14 +5,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import BUSY, BUSY_RETRY, DEFERRED, DOORBELL, HEAD, HERE, Replayed, replayed, until
+from tests.gpu.replay.guest import (
+    BUSY,
+    BUSY_RETRY,
+    DEFERRED,
+    DOORBELL,
+    HEAD,
+    Replayed,
+    build_fake_driver,
+    replayed,
+    until,
+)
 from vgpu.gpu._replay import lib
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
@@ -28,14 +37,7 @@ POOL = 11 << 42 | 1 << 28 | 1 << 4
 
 @pytest.fixture(scope="module")
 def memory_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("memory") / "libcuda.so.1"
-    return build(library)
-
-
-def build(library: Path, *options: str) -> Path:
-    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-pthread", *options]
-    subprocess.run([*command, str(HERE / "fake_memory.c"), "-o", str(library)], check=True)
-    return library
+    return build_fake_driver(tmp_path_factory.mktemp("memory"), "fake_memory.c")
 
 
 @pytest.fixture
@@ -367,7 +369,7 @@ def test_arena_that_is_registered_has_an_end(account: Account, pair: tuple[Repla
 
 def test_small_allocations_share_a_unit(tmp_path: Path, account: Account) -> None:
     """A driver that takes memory in units of two mebibytes: two small blocks of one unit cost one unit, not two."""
-    library = build(tmp_path / "libcuda.so.1", "-DFAKE_UNITS")
+    library = build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
     with session_of(account, library, tmp_path / "vm.account", 1) as session:
         guest = session.guest
         account.set_limits(Limits(memory_bytes=6 * MIB))
