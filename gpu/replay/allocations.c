@@ -4,21 +4,29 @@
  * seldom more than thousands, and the worker looks here only when one is made or freed.
  */
 #include "allocations.h"
+#include "internal.h"
 
 #include <stdlib.h>
 
-#define RELEASE_THRESHOLD 4u        /* CU_MEMPOOL_ATTR_RELEASE_THRESHOLD */
 #define RESERVED_NOW 5u             /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
-#define RELEASES 3u                 /* tries after something was freed: the stream may not have come to it yet */
+#define PATIENCE_NS 50000u          /* a stream's last work may be seen to be done a moment before the stream is */
 #define ALLOCATIONS_MOST (4u << 20) /* of 40 bytes each: a session that leaks pointers must not take the host's memory with it */
+
+/* A stream in whose order memory of pools was freed since it was last synchronized with. */
+struct freeing {
+    uint64_t stream;
+    unsigned slot; /* context of a legacy stream */
+    bool has_ended; /* the stream was destroyed meanwhile */
+};
 
 struct replay_allocations {
     struct replay_allocation *entry;
     size_t count, capacity;
     struct replay_pool *pool;
     size_t pool_count, pool_capacity;
-    unsigned releases; /* tries left */
-    uintptr_t ended;   /* pools destroyed with something left in them */
+    uintptr_t ended; /* pools destroyed with something left in them */
+    struct freeing *freeing;
+    size_t freeing_count, freeing_capacity;
 };
 
 static struct replay_allocations *table(struct vgpu_replay *replay)
@@ -189,39 +197,101 @@ void replay_pool_end(struct vgpu_replay *replay, void *pool)
     ended->has_ended = true;
 }
 
-void replay_pools_freed(struct vgpu_replay *replay)
+static struct freeing *freeing_of(struct replay_allocations *allocations, uint64_t stream, unsigned slot)
 {
-    if (replay->allocations != NULL)
-        replay->allocations->releases = RELEASES;
+    for (size_t i = 0; i < allocations->freeing_count; i++) {
+        struct freeing *found = &allocations->freeing[i];
+        if (found->stream == stream && found->slot == slot && !found->has_ended)
+            return found;
+    }
+    return NULL;
+}
+
+void replay_pools_freed(struct vgpu_replay *replay, uint64_t stream)
+{
+    struct replay_allocations *allocations = table(replay);
+    unsigned slot = stream == 0 ? replay->private->current : 0;
+    if (allocations == NULL || freeing_of(allocations, stream, slot) != NULL)
+        return;
+    if (allocations->freeing_count == allocations->freeing_capacity) {
+        size_t capacity = allocations->freeing_capacity ? allocations->freeing_capacity * 2 : 8;
+        struct freeing *bigger = realloc(allocations->freeing, capacity * sizeof *bigger);
+        if (bigger == NULL)
+            return; /* it counts until the stream is synchronized with for something else */
+        allocations->freeing = bigger;
+        allocations->freeing_capacity = capacity;
+    }
+    allocations->freeing[allocations->freeing_count++] = (struct freeing){.stream = stream, .slot = slot};
+}
+
+void replay_pools_stream_ended(struct vgpu_replay *replay, uint64_t stream)
+{
+    struct freeing *found = replay->allocations != NULL ? freeing_of(replay->allocations, stream, 0) : NULL;
+    if (found == NULL)
+        return;
+    found->has_ended = true;
+    replay_pools_settle(replay, REPLAY_POOLS_COUNT);
 }
 
 bool replay_pools_hold_more(const struct vgpu_replay *replay)
 {
-    return replay->allocations != NULL && replay->allocations->releases != 0;
+    return replay->allocations != NULL && replay->allocations->freeing_count != 0;
 }
 
-void replay_pools_settle(struct vgpu_replay *replay, bool trim)
+static bool is_idle(struct vgpu_replay *replay)
+{
+    return !replay_outstanding(replay) || replay_poll_driver(replay, replay_now_ns());
+}
+
+/* The driver takes freed memory back when it is synchronized with the stream that freed it, and at no other call: asking
+ * whether the stream is done does not, nor does cuMemPoolTrimTo (measured on 580). Done only where it does not wait.
+ * True: there is nothing left to do for this stream. */
+static bool synchronize(struct vgpu_replay *replay, const struct freeing *freeing)
+{
+    struct replay_private *private = replay->private;
+    void *real = NULL;
+    unsigned slot = freeing->slot, before = private->current;
+    if (freeing->has_ended)
+        return is_idle(replay); /* destroying it did that, of what was done by then */
+    if (freeing->stream == 0) {
+        /* It stands for all blocking streams; and while one captures, to ask for it is an error. */
+        if (private->context[slot].real == NULL || private->error != 0)
+            return true;
+        if (private->captures != 0 || !is_idle(replay))
+            return false;
+    } else {
+        if (!replay_stream_owner(replay, freeing->stream, &real, &slot) || private->error != 0)
+            return true;
+        if (replay_is_capturing(replay, real) || replay->driver.cuStreamQuery(real) == CUDA_ERROR_NOT_READY)
+            return false;
+    }
+    if (replay_select_context(replay, slot))
+        (void)replay->driver.cuStreamSynchronize(real); /* a fault is found by who looks at the device */
+    replay_select_context(replay, before);
+    return true;
+}
+
+void replay_pools_settle(struct vgpu_replay *replay, enum replay_pools_settle how)
 {
     struct replay_allocations *allocations = replay->allocations;
     if (allocations == NULL)
         return;
-    bool releases = allocations->releases != 0, holds_more = false;
+    uint64_t until_ns = how == REPLAY_POOLS_COUNT_EXACTLY && allocations->freeing_count != 0 ? replay_now_ns() + PATIENCE_NS : 0;
+    for (size_t i = allocations->freeing_count; i-- > 0;) {
+        bool is_done;
+        while (!(is_done = synchronize(replay, &allocations->freeing[i])) && until_ns != 0 && replay_now_ns() < until_ns)
+            __builtin_ia32_pause();
+        if (is_done)
+            allocations->freeing[i] = allocations->freeing[--allocations->freeing_count];
+    }
     for (size_t i = 0; i < allocations->pool_count; i++) {
         struct replay_pool *pool = &allocations->pool[i];
-        uint64_t keeps = 0;
         if (pool->has_ended)
             continue;
-        if (releases && !trim)
-            replay->driver.cuMemPoolGetAttribute(pool->pool, RELEASE_THRESHOLD, &keeps);
-        if (releases || trim)
-            replay->driver.cuMemPoolTrimTo(pool->pool, keeps);
+        if (how == REPLAY_POOLS_EMPTY)
+            replay->driver.cuMemPoolTrimTo(pool->pool, 0);
         (void)settle(replay, pool, pool->live);
-        holds_more = holds_more || (pool->charged > pool->live && pool->charged > keeps);
     }
-    if (!holds_more)
-        allocations->releases = 0;
-    else if (releases && !trim) /* whoever needs the room now does not use up the tries of those who wait */
-        allocations->releases--;
 }
 
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)
@@ -239,12 +309,10 @@ void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_all
 {
     const struct replay_allocation was = *freed; /* it may be the table's own entry */
     replay_allocation_remove(replay, was.address);
-    if (was.kind == REPLAY_ALLOCATION_POOL) {
+    if (was.kind == REPLAY_ALLOCATION_POOL)
         (void)replay_pool_use(replay, was.pool, -(int64_t)was.size);
-        replay_pools_freed(replay);
-    } else {
+    else
         replay_memory_release(replay, replay_allocation_cost(replay, was.address, was.size));
-    }
 }
 
 static void free_physical(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)
@@ -261,6 +329,7 @@ void replay_allocations_close(struct vgpu_replay *replay)
         return;
     free(replay->allocations->entry);
     free(replay->allocations->pool);
+    free(replay->allocations->freeing);
     free(replay->allocations);
     replay->allocations = NULL;
 }

@@ -49,12 +49,19 @@ struct replay_pool { void *pool; uint64_t live, charged; bool has_ended; /* dest
 /* So much more (or, negative, less) of the pool is allocated. False: the quota is at its end; nothing has changed. */
 bool replay_pool_use(struct vgpu_replay *replay, void *pool, int64_t bytes);
 void replay_pool_end(struct vgpu_replay *replay, void *pool);
-/* Something of a pool was freed. The driver lets go of what a pool need not keep when a program synchronizes; but ours is never
- * seen to, the worker only asks. So it is told to when the program has waited (loop.c), and before memory is asked about. */
-void replay_pools_freed(struct vgpu_replay *replay);
+/* Something of a pool was freed in that stream's order. The driver takes it back when the program synchronizes with the stream,
+ * which ours is never seen to: so the worker does, when the program has waited and the stream is empty (loop.c), and before memory
+ * is asked about. */
+void replay_pools_freed(struct vgpu_replay *replay, uint64_t stream);
+void replay_pools_stream_ended(struct vgpu_replay *replay, uint64_t stream);
 bool replay_pools_hold_more(const struct vgpu_replay *replay);
-/* Let go of what was freed beyond each pool's release threshold, and count again what they hold. With `trim` they keep nothing. */
-void replay_pools_settle(struct vgpu_replay *replay, bool trim);
+enum replay_pools_settle {
+    REPLAY_POOLS_COUNT,         /* what was freed beyond each pool's release threshold goes back; what they hold then counts */
+    REPLAY_POOLS_COUNT_EXACTLY, /* the same, and a stream that is about to be empty is waited for, some microseconds */
+    REPLAY_POOLS_EMPTY,         /* they keep nothing */
+};
+/* Never waits for the device's work. */
+void replay_pools_settle(struct vgpu_replay *replay, enum replay_pools_settle how);
 /* As replay_memory_charge; pools are told to keep nothing before it is refused. */
 bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes);
 /* The driver has freed it, device memory or memory of a pool: out of the table, and what it took is the VM's again. */

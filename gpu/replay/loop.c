@@ -182,8 +182,8 @@ static void look(struct loop *loop, uint64_t now, uint64_t interval_ns)
     struct vgpu_replay *replay = loop->replay;
     if (!replay_outstanding(replay)) {
         if (UNLIKELY(loop->private->has_waited)) { /* where the driver would let go of what pools need not keep */
-            loop->private->has_waited = false;
-            replay_pools_settle(replay, false);
+            replay_pools_settle(replay, REPLAY_POOLS_COUNT);
+            loop->private->has_waited = replay_pools_hold_more(replay);
         }
         if (loop->unfinished)
             loop->quiet_since_ns = now;

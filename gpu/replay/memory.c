@@ -42,7 +42,7 @@ bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes)
 {
     if (replay_memory_charge(replay, bytes))
         return true;
-    replay_pools_settle(replay, true);
+    replay_pools_settle(replay, REPLAY_POOLS_EMPTY);
     return replay_memory_charge(replay, bytes);
 }
 
@@ -106,7 +106,7 @@ CUresult replay_cuMemGetInfo_v2(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
     size_t available = 0, total = 0;
-    replay_pools_settle(replay, false);
+    replay_pools_settle(replay, REPLAY_POOLS_COUNT_EXACTLY);
     CUresult status = (CUresult)replay->driver.cuMemGetInfo_v2(&available, &total);
     if (status != CUDA_SUCCESS)
         return status;

@@ -4,6 +4,7 @@
  * which is what is allocated and what it keeps for later; when the quota is at its end pools are told to keep nothing.
  */
 #include "allocations.h"
+#include "internal.h"
 
 #define LOCATION_DEVICE 1
 #define ALLOCATION_PINNED 1
@@ -25,14 +26,14 @@ static bool is_for_graph(struct vgpu_replay *replay, void *stream)
     return replay_memory_limit(replay) != 0 && replay_is_capturing(replay, stream);
 }
 
-static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, void *stream, struct vgpu_result *result)
+static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, uint64_t id, void *stream, struct vgpu_result *result)
 {
     uint64_t address = 0;
     if (is_for_graph(replay, stream))
         return CUDA_ERROR_NOT_SUPPORTED;
     /* Charged before the driver is asked, and once more as part of what the pool holds then; the first charge goes back. */
     if (!replay_memory_charge(replay, size)) {
-        replay_pools_settle(replay, true);
+        replay_pools_settle(replay, REPLAY_POOLS_EMPTY);
         if (!replay_memory_charge(replay, size))
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -50,8 +51,9 @@ static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, 
     replay->driver.cuMemFreeAsync(address, stream);
     if (counted)
         (void)replay_pool_use(replay, pool, -(int64_t)size);
-    replay_pools_freed(replay);
-    replay_pools_settle(replay, true);
+    replay_pools_freed(replay, id);
+    replay->private->has_waited = true; /* nobody has to: the program knows of no memory to wait for */
+    replay_pools_settle(replay, REPLAY_POOLS_EMPTY);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -63,7 +65,7 @@ CUresult replay_cuMemAllocAsync(REPLAY_PARAMETERS)
     if (!replay_stream(replay, call->argument[1], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
     CUresult status = (CUresult)replay->driver.cuDeviceGetMemPool(&pool, replay->device);
-    return status != CUDA_SUCCESS ? status : allocate(replay, call->argument[0], pool, stream, result);
+    return status != CUDA_SUCCESS ? status : allocate(replay, call->argument[0], pool, call->argument[1], stream, result);
 }
 
 /* arguments: size, pool, stream; value[0]: address */
@@ -73,7 +75,7 @@ CUresult replay_cuMemAllocFromPoolAsync(REPLAY_PARAMETERS)
     void *stream, *pool;
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[1], &pool) || !replay_stream(replay, call->argument[2], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
-    return allocate(replay, call->argument[0], pool, stream, result);
+    return allocate(replay, call->argument[0], pool, call->argument[2], stream, result);
 }
 
 /* arguments: address of an allocation of either kind, stream */
@@ -92,6 +94,8 @@ CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
     CUresult status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
     if (status != CUDA_SUCCESS)
         return status;
+    if (found->kind == REPLAY_ALLOCATION_POOL)
+        replay_pools_freed(replay, call->argument[1]);
     replay_allocation_freed(replay, found);
     return CUDA_SUCCESS;
 }

@@ -3,6 +3,7 @@
  * stream.c - streams, under handles the guest chose. Nothing here waits; what the driver says about a stream that
  * captures is passed on as it is.
  */
+#include "allocations.h"
 #include "internal.h"
 
 #define ATTRIBUTE_BYTES 64u
@@ -41,7 +42,9 @@ CUresult replay_cuStreamDestroy_v2(REPLAY_PARAMETERS)
         return CUDA_ERROR_INVALID_HANDLE;
     replay_stream_retire(replay, call->argument[0]);
     replay_unbind(replay, VGPU_KIND_STREAM, call->argument[0]);
-    return (CUresult)replay->driver.cuStreamDestroy_v2(stream);
+    CUresult status = (CUresult)replay->driver.cuStreamDestroy_v2(stream);
+    replay_pools_stream_ended(replay, call->argument[0]);
+    return status;
 }
 
 /* argument: handle */

@@ -7,6 +7,7 @@
  *                                 FAKE_FAIL_COPY=n in the environment does the same from the start
  *   FAKE_FAULT_COPY=n             the n-th copy makes the device busy for 50 ms, and then everything answers 700
  *   cuCtxGetLimit(1008)           bytes of device memory in use
+ *   cuCtxGetLimit(1009)           synchronizing calls of the driver that found the device at work
  */
 #define cuMemAlloc_v2 plain_alloc
 #define cuMemFree_v2 plain_free
@@ -14,6 +15,7 @@
 #define cuCtxSetLimit plain_set_limit
 #define cuCtxGetLimit plain_get_limit
 #define cuStreamWriteValue64_v2 plain_write
+#define cuStreamDestroy_v2 plain_stream_destroy
 #include "fake_driver.c"
 #undef cuMemAlloc_v2
 #undef cuMemFree_v2
@@ -21,6 +23,7 @@
 #undef cuCtxSetLimit
 #undef cuCtxGetLimit
 #undef cuStreamWriteValue64_v2
+#undef cuStreamDestroy_v2
 
 #include <stdbool.h>
 #include <sys/mman.h>
@@ -145,8 +148,62 @@ static int release(uint64_t address)
 #undef munmap
 #endif
 
+/* What pools do with memory that was freed in a stream's order: nothing, until the stream is synchronized with. Trimming does not
+ * get at it before. */
+#define RELEASE_THRESHOLD 4
+#define RESERVED_CURRENT 5
+static struct { void *stream; uint64_t *pool; } unsynchronized[256];
+static unsigned unsynchronized_count;
+
+static void lower(uint64_t *pool, uint64_t keep) { pool[RESERVED_CURRENT] = pool[RESERVED_CURRENT] < keep ? pool[RESERVED_CURRENT] : keep; }
+static bool is_unsynchronized(const uint64_t *pool)
+{
+    for (unsigned i = 0; i < unsynchronized_count; i++)
+        if (unsynchronized[i].pool == pool)
+            return true;
+    return false;
+}
+static void synchronized(void *stream)
+{
+    for (unsigned i = unsynchronized_count; i-- > 0;) {
+        uint64_t *pool = unsynchronized[i].pool;
+        if (unsynchronized[i].stream != stream)
+            continue;
+        unsynchronized[i] = unsynchronized[--unsynchronized_count];
+        if (!is_unsynchronized(pool))
+            lower(pool, pool[RELEASE_THRESHOLD]);
+    }
+}
+static uint64_t *pool_of(uint64_t address)
+{
+    struct area *a = find(address, 1, false);
+    return a != NULL && a->kind == POOLED ? a->memory : NULL;
+}
+static uint64_t syncs; /* synchronizing calls that had something to wait for */
+EXPORT int cuStreamSynchronize(void *stream)
+{
+    int status;
+    for (bool first = true; (status = device()) == NOT_READY; first = false) {
+        syncs += first;
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    }
+    synchronized(stream);
+    return status;
+}
+EXPORT int cuStreamDestroy_v2(void *stream)
+{
+    synchronized(stream);
+    return plain_stream_destroy(stream);
+}
+
 EXPORT int cuMemAlloc_v2(uint64_t *address, size_t size) { return size == 0 ? 1 : size >= 1ull << 40 || (*address = allocate(size, ALLOCATED)) == 0 ? 2 : 0; }
-EXPORT int cuMemFree_v2(uint64_t address) { return release(address); }
+EXPORT int cuMemFree_v2(uint64_t address)
+{
+    uint64_t *pool = pool_of(address);
+    if (pool != NULL && !is_unsynchronized(pool))
+        lower(pool, pool[RELEASE_THRESHOLD]);
+    return release(address);
+}
 EXPORT int cuMemAllocPitch_v2(uint64_t *address, size_t *pitch, size_t width, size_t height, unsigned element)
 {
     (void)element;
@@ -354,7 +411,12 @@ static uint64_t pool_attribute[2][16];
 EXPORT int cuDeviceGetDefaultMemPool(void **pool, int d) { (void)d; *pool = &pool_attribute[0]; return 0; }
 EXPORT int cuDeviceGetMemPool(void **pool, int d) { return cuDeviceGetDefaultMemPool(pool, d); }
 /* What a pool holds is what was last said of it (attribute 5): nothing here keeps memory. */
-EXPORT int cuMemPoolTrimTo(uint64_t *pool, size_t keep) { pool[5] = pool[5] < keep ? pool[5] : keep; return 0; }
+EXPORT int cuMemPoolTrimTo(uint64_t *pool, size_t keep)
+{
+    if (!is_unsynchronized(pool))
+        lower(pool, keep);
+    return 0;
+}
 EXPORT int cuMemPoolCreate(void **pool, const int *properties)
 {
     if (properties[0] != 1 || properties[1] != 0 || properties[2] != 1)
@@ -362,7 +424,17 @@ EXPORT int cuMemPoolCreate(void **pool, const int *properties)
     *pool = calloc(16, 8);
     return 0;
 }
-EXPORT int cuMemPoolDestroy(void *pool) { free(pool); return 0; }
+EXPORT int cuMemPoolDestroy(void *pool)
+{
+    for (unsigned i = unsynchronized_count; i-- > 0;)
+        if (unsynchronized[i].pool == pool)
+            unsynchronized[i] = unsynchronized[--unsynchronized_count];
+    for (struct area *a = areas; a < top; a++)
+        if (a->kind == POOLED && a->memory == pool)
+            a->memory = NULL;
+    free(pool);
+    return 0;
+}
 EXPORT int cuMemPoolSetAttribute(uint64_t *pool, unsigned attribute, const void *value)
 {
     if (attribute < 1 || attribute > 8)
@@ -379,9 +451,24 @@ EXPORT int cuMemPoolGetAttribute(uint64_t *pool, unsigned attribute, void *value
 }
 EXPORT int cuMemPoolSetAccess(void *pool, const int *description, size_t count) { (void)pool; return count == 1 && description[1] == 0 ? 0 : 1; }
 EXPORT int cuMemPoolGetAccess(unsigned *flags, void *pool, const int *location) { (void)pool; *flags = 3; return location[1] == 0 ? 0 : 1; }
-EXPORT int cuMemAllocAsync(uint64_t *address, size_t size, void *s) { (void)s; return size >= 1ull << 40 || (*address = allocate(size, POOLED)) == 0 ? 2 : 0; }
-EXPORT int cuMemAllocFromPoolAsync(uint64_t *address, size_t size, void *pool, void *s) { (void)pool; return cuMemAllocAsync(address, size, s); }
-EXPORT int cuMemFreeAsync(uint64_t address, void *s) { (void)s; return release(address); }
+EXPORT int cuMemAllocFromPoolAsync(uint64_t *address, size_t size, void *pool, void *s)
+{
+    (void)s;
+    if (size >= 1ull << 40 || (*address = allocate(size, POOLED)) == 0)
+        return 2;
+    find(*address, 1, false)->memory = pool;
+    return 0;
+}
+EXPORT int cuMemAllocAsync(uint64_t *address, size_t size, void *s) { return cuMemAllocFromPoolAsync(address, size, &pool_attribute[0], s); }
+EXPORT int cuMemFreeAsync(uint64_t address, void *s)
+{
+    uint64_t *pool = pool_of(address);
+    if (pool != NULL && unsynchronized_count < 256) {
+        unsynchronized[unsynchronized_count].stream = s;
+        unsynchronized[unsynchronized_count++].pool = pool;
+    }
+    return release(address);
+}
 
 /* ---- streams and events ---- */
 
@@ -429,9 +516,9 @@ EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
 }
 EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
 {
-    if (limit != 1008)
+    if (limit != 1008 && limit != 1009)
         return plain_get_limit(value, limit);
-    *value = in_use;
+    *value = limit == 1008 ? in_use : syncs;
     return 0;
 }
 EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t value, unsigned flags)
@@ -440,7 +527,7 @@ EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t valu
     if (never_writes)
         return 801;
     pthread_mutex_lock(&lock);
-    bool good = address % 8 == 0 && reachable(address, 8);
+    bool good = address % 8 == 0 && reachable(address, 8) && (find(address, 8, false)->kind != PINNED || is_registered(address, 8));
     pthread_mutex_unlock(&lock);
     return good ? write_word(address, value) : 1;
 }

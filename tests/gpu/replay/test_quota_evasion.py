@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import Guest, build_fake_driver, replayed
+from tests.gpu.replay.guest import Guest, build_fake_driver, replayed, until
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
 MIB = 1 << 20
 QUOTA = 100 * MIB
-DEVICE_BUSY, IN_USE = 1001, 1008  # of cuCtxSetLimit and cuCtxGetLimit: fake_driver.c, fake_memory.c
+DEVICE_BUSY, IN_USE, WAITED = 1001, 1008, 1009  # of cuCtxSetLimit and cuCtxGetLimit: fake_driver.c, fake_memory.c
 HEAP_SIZE = 2
 RELEASE_THRESHOLD, RESERVED_NOW = 4, 5  # the second cannot be set but here: the pool's next piece is so large
 FIRST, SECOND, THIRD = (1 << 42 | 1 << 28 | number << 4 for number in (1, 8, 9))
 POOL = 11 << 42 | 1 << 28 | 1 << 4
+STREAM = 2 << 42 | 1 << 28 | 1 << 4
 PHYSICAL = 13 << 42 | 1 << 28 | 1 << 4
 POOL_PROPERTIES = b"\1\0\0\0\0\0\0\0\1\0\0\0".ljust(88, b"\0")
 PHYSICAL_PROPERTIES = struct.pack("<iiii", 1, 0, 1, 0).ljust(32, b"\0")
@@ -143,8 +144,42 @@ def test_what_a_pool_took_for_a_refusal_and_cannot_give_back_counts(pools: Path)
         assert guest.ask(CallId.cuMemPoolGetAttribute, POOL, RESERVED_NOW).values[0] <= 32 * MIB
         assert session.grant.get("memory_used_bytes") == 32 * MIB
         assert guest.ask(CallId.cuMemGetInfo_v2).values[0] == 0
+        assert guest.ask(CallId.cuCtxGetLimit, WAITED).values[0] == 0  # the worker never waits for the device
         assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 0).status == 0
+        # Nobody has to ask for it, or to wait.
+        assert until(lambda: session.grant.get("memory_used_bytes") == 0)
         assert guest.ask(CallId.cuMemGetInfo_v2).values[0] == 31 * MIB
+
+
+def test_what_was_freed_in_a_stream_that_is_destroyed_goes_back(pools: Path) -> None:
+    with replayed(pools, memory_limit=QUOTA) as session:
+        guest = session.guest
+        guest.retain()
+        make_pool(guest)
+        for _ in range(5):
+            assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 0, 0).status == 0
+            address = guest.ask(CallId.cuMemAllocFromPoolAsync, 80 * MIB, POOL, STREAM).values[0]
+            assert session.grant.get("memory_used_bytes") == 96 * MIB
+            assert guest.ask(CallId.cuMemFreeAsync, address, STREAM).status == 0
+            assert session.grant.get("memory_used_bytes") == 96 * MIB
+            assert guest.ask(CallId.cuStreamDestroy_v2, STREAM).status == 0
+            assert session.grant.get("memory_used_bytes") == 0
+
+
+def test_room_is_made_by_what_another_stream_freed(pools: Path) -> None:
+    """The program waits for nothing; what its stream has come to by then can be had by others."""
+    with replayed(pools, memory_limit=QUOTA) as session:
+        guest = session.guest
+        guest.retain()
+        make_pool(guest)
+        assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 0, 0).status == 0
+        for _ in range(5):
+            address = guest.ask(CallId.cuMemAllocFromPoolAsync, 80 * MIB, POOL, STREAM).values[0]
+            assert guest.ask(CallId.cuMemFreeAsync, address, STREAM).status == 0
+            other = guest.ask(CallId.cuMemAlloc_v2, 80 * MIB)
+            assert other.status == 0
+            assert guest.ask(CallId.wireMemoryFree, other.values[0]).status == 0
+        assert guest.ask(CallId.cuCtxGetLimit, WAITED).values[0] == 0
 
 
 @pytest.mark.parametrize("what", ["physical memory", "a small block"])
