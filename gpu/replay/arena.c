@@ -77,21 +77,39 @@ CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t s
     CUresult status = tell_driver(replay, offset, size);
     if (status != CUDA_SUCCESS)
         return status;
-    private->chunk[private->chunk_count++] = (struct replay_chunk){offset, size};
+    private->chunk[private->chunk_count++] = (struct replay_chunk){offset, size, private->current};
     publish(replay);
     return CUDA_SUCCESS;
 }
 
-/* After the primary context was made anew. */
 CUresult replay_register_again(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
     for (unsigned i = 0; i < private->chunk_count; i++) {
-        CUresult status = tell_driver(replay, private->chunk[i].offset, private->chunk[i].size);
+        struct replay_chunk *chunk = &private->chunk[i];
+        if (chunk->slot != REPLAY_NO_CONTEXT)
+            continue;
+        CUresult status = tell_driver(replay, chunk->offset, chunk->size);
         if (status != CUDA_SUCCESS && status != CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)
             return status;
+        chunk->slot = private->current;
     }
     return CUDA_SUCCESS;
+}
+
+bool replay_registered_in(const struct vgpu_replay *replay, unsigned slot)
+{
+    for (unsigned i = 0; i < replay->private->chunk_count; i++)
+        if (replay->private->chunk[i].slot == slot)
+            return true;
+    return false;
+}
+
+void replay_registrations_end(struct vgpu_replay *replay, unsigned slot)
+{
+    for (unsigned i = 0; i < replay->private->chunk_count; i++)
+        if (replay->private->chunk[i].slot == slot)
+            replay->private->chunk[i].slot = REPLAY_NO_CONTEXT;
 }
 
 CUresult replay_unregister_all(struct vgpu_replay *replay)
@@ -128,7 +146,8 @@ CUresult replay_wireArenaUnregister(REPLAY_PARAMETERS)
     for (unsigned i = 1; i < private->chunk_count; i++) { /* chunk 0 carries the fences and stays */
         if (private->chunk[i].offset - replay->arena_offset != call->argument[0] || private->chunk[i].size != call->argument[1])
             continue;
-        int status = replay->driver.cuMemHostUnregister(replay->segment + private->chunk[i].offset);
+        int status = private->chunk[i].slot == REPLAY_NO_CONTEXT
+                         ? 0 : replay->driver.cuMemHostUnregister(replay->segment + private->chunk[i].offset);
         if (status != 0)
             return (CUresult)status;
         replay_refund(replay, VGPU_RESOURCE_ARENA, private->chunk[i].size);

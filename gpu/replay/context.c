@@ -13,6 +13,16 @@
 /* Scheduling flags (how a thread waits) mean nothing here: no thread of ours waits in the driver. */
 #define FLAG_LMEM_RESIZE_TO_MAX 0x10u
 
+#define LOOK_NS 20000
+
+static CUresult register_again(struct vgpu_replay *replay)
+{
+    CUresult status = replay_register_again(replay);
+    if (status == CUDA_SUCCESS)
+        replay_pulse_again(replay);
+    return status;
+}
+
 CUresult replay_primary_open(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
@@ -27,10 +37,7 @@ CUresult replay_primary_open(struct vgpu_replay *replay)
     private->context[0].primary = true;
     private->current = 0;
     replay->current_context = private->context[0].handle;
-    CUresult again = replay_register_again(replay);
-    if (again == CUDA_SUCCESS)
-        replay_pulse_again(replay);
-    return again;
+    return register_again(replay);
 }
 
 bool replay_select_context(struct vgpu_replay *replay, unsigned slot)
@@ -58,6 +65,7 @@ static void forget(struct vgpu_replay *replay, unsigned slot)
 {
     struct replay_context *context = &replay->private->context[slot];
     replay_forget_context(replay, slot);
+    replay_registrations_end(replay, slot);
     replay_handles_end_context(replay, slot);
     if (replay_memory_context_ended != NULL)
         replay_memory_context_ended(replay, slot);
@@ -67,17 +75,63 @@ static void forget(struct vgpu_replay *replay, unsigned slot)
     *context = (struct replay_context){.primary = slot == 0};
 }
 
+/* A context that lives when `slot` has ended, preferably the current one; REPLAY_NO_CONTEXT: none. */
+static unsigned survivor_of(struct vgpu_replay *replay, unsigned slot)
+{
+    struct replay_private *private = replay->private;
+    unsigned found = REPLAY_NO_CONTEXT;
+    for (unsigned i = 0; i < REPLAY_CONTEXTS; i++)
+        if (i != slot && private->context[i].real != NULL && (found == REPLAY_NO_CONTEXT || i == private->current))
+            found = i;
+    return found;
+}
+
+/* The segment is registered in the context that is about to end, and work of the others may be using it: copies from the
+ * arena, fences. They are let finish. This waits for the device, as ending a context itself does, and the watchdog sees to both. */
+static void let_others_finish(struct vgpu_replay *replay, unsigned slot)
+{
+    struct replay_private *private = replay->private;
+    if (!replay_registered_in(replay, slot) || survivor_of(replay, slot) == REPLAY_NO_CONTEXT)
+        return;
+    while (replay_outstanding(replay) && !replay_poll_driver(replay, replay_now_ns()) && private->error == 0 &&
+           atomic_load_explicit(&private->stop, memory_order_relaxed) == 0)
+        nanosleep(&(struct timespec){.tv_nsec = LOOK_NS}, NULL);
+}
+
+/* Context `slot` has ended. What was registered in it is registered in one that lives; if none does, in the next one that is made. */
+static CUresult register_elsewhere(struct vgpu_replay *replay, unsigned slot)
+{
+    struct replay_private *private = replay->private;
+    unsigned survivor = survivor_of(replay, slot), before = private->current;
+    uint64_t handle = replay->current_context;
+    if (!replay_registered_in(replay, REPLAY_NO_CONTEXT) || survivor == REPLAY_NO_CONTEXT)
+        return CUDA_SUCCESS;
+    if (!replay_select_context(replay, survivor))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    CUresult status = register_again(replay);
+    if (private->context[before].real != NULL) {
+        replay_select_context(replay, before);
+    } else {
+        private->current = before; /* the guest's threads have no context: so it is again */
+        replay->current_context = handle;
+    }
+    return status;
+}
+
 /* Ends the primary context; it stays gone until retained again. */
 static CUresult end_primary(struct vgpu_replay *replay)
 {
     struct replay_private *private = replay->private;
     if (private->context[0].real == NULL)
         return CUDA_SUCCESS;
+    let_others_finish(replay, 0);
     forget(replay, 0);
     replay->context = NULL;
     if (private->current == 0)
         replay->current_context = 0;
-    return (CUresult)replay->driver.cuDevicePrimaryCtxRelease_v2(replay->device); /* ours is the only reference */
+    CUresult status = (CUresult)replay->driver.cuDevicePrimaryCtxRelease_v2(replay->device); /* ours is the only reference */
+    CUresult moved = register_elsewhere(replay, 0);
+    return status != CUDA_SUCCESS ? status : moved;
 }
 
 CUresult replay_wirePrimaryRetain(REPLAY_PARAMETERS)
@@ -115,6 +169,24 @@ CUresult replay_cuDevicePrimaryCtxRelease_v2(REPLAY_PARAMETERS)
     return end_primary(replay);
 }
 
+static CUresult end_context(struct vgpu_replay *replay, unsigned slot)
+{
+    struct replay_private *private = replay->private;
+    void *real = private->context[slot].real;
+    bool was_current = private->current == slot;
+    let_others_finish(replay, slot);
+    forget(replay, slot);
+    int status = replay->driver.cuCtxDestroy_v2(real);
+    if (was_current) {
+        private->current = 0;
+        replay->current_context = private->context[0].handle;
+        if (private->context[0].real != NULL)
+            replay->driver.cuCtxSetCurrent(private->context[0].real);
+    }
+    CUresult moved = register_elsewhere(replay, slot);
+    return status != 0 ? (CUresult)status : moved;
+}
+
 CUresult replay_wireContextCreate(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -137,27 +209,19 @@ CUresult replay_wireContextCreate(REPLAY_PARAMETERS)
     private->context[slot] = (struct replay_context){.handle = call->argument[0], .real = real};
     private->current = slot; /* cuCtxCreate makes it current */
     replay->current_context = call->argument[0];
-    return CUDA_SUCCESS;
+    CUresult registered = register_again(replay);
+    if (registered != CUDA_SUCCESS)
+        (void)end_context(replay, slot);
+    return registered;
 }
 
 CUresult replay_wireContextDestroy(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    struct replay_private *private = replay->private;
     int slot = find(replay, call->argument[0]);
     if (slot <= 0)
         return slot == 0 ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_HANDLE;
-    void *real = private->context[slot].real;
-    bool was_current = private->current == (unsigned)slot;
-    forget(replay, (unsigned)slot);
-    int status = replay->driver.cuCtxDestroy_v2(real);
-    if (was_current) {
-        private->current = 0;
-        replay->current_context = private->context[0].handle;
-        if (private->context[0].real != NULL)
-            replay->driver.cuCtxSetCurrent(private->context[0].real);
-    }
-    return (CUresult)status;
+    return end_context(replay, (unsigned)slot);
 }
 
 CUresult replay_wireSetContext(REPLAY_PARAMETERS)

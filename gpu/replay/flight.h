@@ -51,7 +51,7 @@ struct replay_pace {
 struct replay_pace *replay_pace_of(struct vgpu_replay *replay, uint64_t function); /* NULL: it is gone */
 
 void replay_pulse_open(struct vgpu_replay *replay);  /* the primary context is there */
-void replay_pulse_again(struct vgpu_replay *replay); /* ... and was made anew */
+void replay_pulse_again(struct vgpu_replay *replay); /* in the current context, if the one it was opened in has ended */
 void replay_pulse_close(struct vgpu_replay *replay);
 /* After a launch went to the driver. pace NULL: a graph. `function`: whose pace it is, to find it again. */
 void replay_pulse_launch(struct vgpu_replay *replay, void *stream, uint64_t function, struct replay_pace *pace, uint64_t blocks);

@@ -54,7 +54,9 @@ struct replay_pending {
  * value, the stream is known to be empty without asking the driver. */
 struct replay_dirty { uint64_t handle, value; uint32_t index; };
 
-struct replay_chunk { uint64_t offset, size; };
+/* The driver forgets a registration with the context it was made in, though all contexts may use it. */
+#define REPLAY_NO_CONTEXT REPLAY_CONTEXTS
+struct replay_chunk { uint64_t offset, size; unsigned slot; /* that context; REPLAY_NO_CONTEXT: it has ended */ };
 
 enum replay_event { /* bits of replay_private.events: what the control thread passes on */
     REPLAY_EVENT_DEMAND = 1,
@@ -221,7 +223,10 @@ CUresult replay_primary_open(struct vgpu_replay *replay);
 bool replay_select_context(struct vgpu_replay *replay, unsigned slot);
 
 /* arena.c */
+/* In the current context, what is registered in none. */
 CUresult replay_register_again(struct vgpu_replay *replay);
+void replay_registrations_end(struct vgpu_replay *replay, unsigned slot); /* that context is about to end */
+bool replay_registered_in(const struct vgpu_replay *replay, unsigned slot);
 CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
 CUresult replay_unregister_all(struct vgpu_replay *replay); /* before the segment is left for another */
 

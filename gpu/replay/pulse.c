@@ -47,6 +47,7 @@ struct track {
 
 struct replay_pulse {
     uint64_t *word; /* TRACKS of them, registered with the driver */
+    unsigned slot;  /* context they are registered in; REPLAY_NO_CONTEXT: it has ended */
     struct track track[TRACKS];
     unsigned used, last; /* tracks ever used; the one used last */
     unsigned waiting;    /* tracks with launches that are not known to be done */
@@ -57,6 +58,7 @@ struct replay_pulse {
 static bool tell_driver(struct vgpu_replay *replay, struct replay_pulse *pulse)
 {
     uint64_t device = 0;
+    pulse->slot = replay->private->current;
     int status = replay->driver.cuMemHostRegister_v2(pulse->word, TRACKS * sizeof *pulse->word, REGISTER_PORTABLE | REGISTER_DEVICE_MAP);
     if (status == CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)
         return true;
@@ -84,7 +86,8 @@ void replay_pulse_open(struct vgpu_replay *replay)
 
 void replay_pulse_again(struct vgpu_replay *replay)
 {
-    if (replay->private->pulse != NULL && !tell_driver(replay, replay->private->pulse))
+    struct replay_pulse *pulse = replay->private->pulse;
+    if (pulse != NULL && pulse->slot == REPLAY_NO_CONTEXT && !tell_driver(replay, pulse))
         replay_pulse_close(replay);
 }
 
@@ -199,6 +202,8 @@ void replay_pulse_context_ends(struct vgpu_replay *replay, unsigned slot)
     struct replay_pulse *pulse = replay->private->pulse;
     if (pulse == NULL)
         return;
+    if (pulse->slot == slot)
+        pulse->slot = REPLAY_NO_CONTEXT;
     for (unsigned i = 0; i < pulse->used; i++) {
         struct track *track = &pulse->track[i];
         if (track->slot != slot)

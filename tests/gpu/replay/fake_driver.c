@@ -98,7 +98,8 @@ EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int d)
 }
 EXPORT int cuMemGetAllocationGranularity(size_t *size, const void *p, unsigned option) { (void)p; *size = (2ull << 20) << option; return 0; }
 EXPORT int cuDevicePrimaryCtxRetain(void **context, int d) { (void)d; *context = (void *)0x1000; return 0; }
-EXPORT int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; return 0; }
+static void forget_registrations(void *context);
+EXPORT int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; forget_registrations((void *)0x1000); return 0; }
 EXPORT int cuDevicePrimaryCtxSetFlags_v2(int d, unsigned flags) { (void)d; (void)flags; return 0; }
 EXPORT int cuCtxCreate_v2(void **context, unsigned flags, int d)
 {
@@ -106,7 +107,7 @@ EXPORT int cuCtxCreate_v2(void **context, unsigned flags, int d)
     current = *context = malloc(16);
     return 0;
 }
-EXPORT int cuCtxDestroy_v2(void *context) { free(context); return 0; }
+EXPORT int cuCtxDestroy_v2(void *context) { forget_registrations(context); free(context); return 0; }
 EXPORT int cuCtxSetCurrent(void *context) { current = context; return 0; }
 EXPORT int cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return 0; }
 
@@ -129,9 +130,15 @@ EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
     limits[limit] = value;
     return 0;
 }
-/* What is registered: only whole registrations are taken back. Replays that ended left theirs here, and somebody else may
+/* What is registered, with the context that it ends with: only whole registrations are taken back. Replays that ended left theirs here, and somebody else may
  * live at the address now; such leftovers give way. */
-static struct { char *start; size_t size; } registered[1024];
+static struct { char *start; size_t size; void *context; } registered[1024];
+static void forget_registrations(void *context)
+{
+    for (int i = 0; i < 1024; i++)
+        if (registered[i].context == context)
+            registered[i].size = 0;
+}
 EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags)
 {
     (void)flags;
@@ -146,6 +153,7 @@ EXPORT int cuMemHostRegister_v2(void *p, size_t size, unsigned flags)
         return 1;
     registered[entry].start = p;
     registered[entry].size = size;
+    registered[entry].context = current;
     return 0;
 }
 EXPORT int cuMemHostUnregister(void *p)

@@ -34,7 +34,7 @@ from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
 SLEEP, DEVICE_BUSY, FAULT, SCRIBBLE, FAIL = range(1000, 1005)
-CALLS = 1006
+CALLS, REGISTERED = 1006, 1010
 DEMAND, IDLE, FAULTED, ENDED = 1, 2, 4, 8
 POSTED, DONE = 1, 3
 
@@ -347,6 +347,48 @@ def test_primary_context_can_be_reset_and_retained_again(session: Replayed) -> N
         assert guest.ask(CallId.cuCtxSetLimit, 1, 1).status == 0
         guest.send(CallId.wireFenceContext, 3, 1)
     guest.ask(CallId.cuCtxGetLimit, 0)
+    assert guest.u32(DEFERRED) == 0
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_fences_of_a_context_that_outlives_the_primary_one(session: Replayed, order: str) -> None:
+    """The segment is registered with the driver in some context, and the driver forgets it with that one: there is always another."""
+    guest = session.guest
+    other, third = CONTEXT + 0x10, CONTEXT + 0x20
+    registered = guest.ask(CallId.cuCtxGetLimit, REGISTERED).values[0]
+    if order == "before":
+        assert guest.ask(CallId.wireContextCreate, other, 0).status == 0
+    guest.send(CallId.wirePrimaryReset, CONTEXT)
+    if order == "after":
+        assert guest.ask(CallId.wireContextCreate, other, 0).status == 0
+
+    def fence(context: int, value: int) -> None:
+        guest.send(CallId.wireSetContext, context)
+        make_busy(session, 30)
+        guest.send(CallId.wireFence, 0, 3, value)
+        assert until(lambda: guest.fence(3) == value)
+        assert guest.ask(CallId.cuCtxGetLimit, REGISTERED).values[0] == registered
+
+    fence(other, 1)
+    assert guest.ask(CallId.wireContextCreate, third, 0).status == 0
+    assert guest.ask(CallId.wireContextDestroy, other).status == 0
+    fence(third, 2)
+    guest.retain()
+    assert guest.ask(CallId.wireContextDestroy, third).status == 0
+    fence(CONTEXT, 3)
+    assert guest.u32(DEFERRED) == 0
+
+
+def test_a_registering_context_ends_when_the_others_have_finished(session: Replayed) -> None:
+    """Their work may use what is registered in it."""
+    guest = session.guest
+    other = CONTEXT + 0x10
+    assert guest.ask(CallId.wireContextCreate, other, 0).status == 0
+    make_busy(session, 100)
+    guest.send(CallId.wireFence, 0, 3, 1)
+    guest.send(CallId.wirePrimaryReset, CONTEXT)
+    assert guest.ask(CallId.cuCtxGetLimit, 0).status == 0
+    assert guest.fence(3) == 1
     assert guest.u32(DEFERRED) == 0
 
 
