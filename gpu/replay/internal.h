@@ -198,7 +198,8 @@ static inline struct vgpu_trace_head *replay_tracing(struct vgpu_replay *replay)
     return atomic_load_explicit(&replay->private->trace, memory_order_acquire);
 }
 void replay_trace(struct vgpu_replay *replay, enum vgpu_trace_kind kind, uint32_t call, uint64_t begin_ns, uint64_t end_ns, uint64_t detail);
-void replay_trace_call(struct vgpu_replay *replay, const struct vgpu_call *call, uint64_t begin_ns);
+/* Its end, which is the next one's beginning if that comes at once: a look at the clock is most of what an event costs. */
+uint64_t replay_trace_call(struct vgpu_replay *replay, const struct vgpu_call *call, uint64_t begin_ns);
 void replay_trace_busy(struct vgpu_replay *replay, uint64_t since_ns, uint64_t now, bool is_over);
 
 /* lease.c */

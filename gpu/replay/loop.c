@@ -49,6 +49,7 @@ struct loop {
     uint64_t polled_ns, idle_since_ns, unfinished_since_ns;
     uint64_t quiet_since_ns; /* the device has been empty since, as far as this session knows */
     uint64_t replaying_since_ns; /* replay_ns is counted up to here; 0: nothing is being replayed */
+    uint64_t traced_ns; /* the call before this one ended then, in the trace, and nothing has come between; 0: there is none */
     bool unfinished;
     bool held; /* the record at head must wait: the VM's limits */
     bool rests; /* and that for longer than a lease is kept for nothing */
@@ -264,6 +265,7 @@ static void answer(struct vgpu_replay *replay, const struct vgpu_call *call, con
 /* replay_ns up to now, and whether it goes on from there. */
 static void count_replay(struct loop *loop, uint64_t now, bool goes_on)
 {
+    loop->traced_ns = 0;
     if (loop->replaying_since_ns != 0)
         loop->replay->grant->replay_ns += now - loop->replaying_since_ns;
     loop->replaying_since_ns = goes_on ? now : 0;
@@ -276,7 +278,9 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
     uint8_t reply[VGPU_SLOT_PAYLOAD_LIMIT] __attribute__((aligned(16)));
     struct vgpu_result result = {0};
     CUresult status;
-    uint64_t began = UNLIKELY(replay_tracing(replay) != NULL) ? replay_now_ns() : 0, taken_ns = 0;
+    uint64_t began = 0, taken_ns = 0;
+    if (UNLIKELY(replay_tracing(replay) != NULL))
+        began = loop->traced_ns != 0 ? loop->traced_ns : replay_now_ns();
     loop->private->defers = (call->flags & VGPU_CALL_REPLY) == 0;
     if (UNLIKELY(loop->private->error != 0) && call->call != VGPU_CALL_wireGoodbye) {
         status = loop->private->error; /* the context is poisoned: the driver is not asked any more */
@@ -296,10 +300,12 @@ static void replay_record(struct loop *loop, const struct vgpu_call *call, const
         grant->protocol_errors++;
     }
     if (UNLIKELY(began != 0))
-        replay_trace_call(replay, call, began);
+        loop->traced_ns = replay_trace_call(replay, call, began);
     bool launched = account(replay, call);
-    if (UNLIKELY(launched && (!loop->private->open_ended || loop->private->in_flight_ns != 0)) && status == CUDA_SUCCESS)
+    if (UNLIKELY(launched && (!loop->private->open_ended || loop->private->in_flight_ns != 0)) && status == CUDA_SUCCESS) {
         replay_throttle(replay, call);
+        loop->traced_ns = 0;
+    }
     if (UNLIKELY(status != CUDA_SUCCESS)) {
         grant->replay_errors++;
         if (replay_limits_refused(replay)) /* whatever the handler made of it */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * trace.c - what a session does, event by event, for whoever looks (wire.h: the trace). Off it is one load and one branch
- * that is never taken for each record. On it is two looks at the clock and a store of 32 bytes.
+ * that is never taken for each record. On it is a look at the clock (two for a record that did not come at once after another)
+ * and a store of 32 bytes.
  *
  * Only the replay thread writes events. The control thread says how many there may be; it never takes the memory away,
  * so that the replay thread may finish an event after it was switched off.
@@ -84,9 +85,11 @@ static uint64_t stream_of(const struct vgpu_call *call)
     }
 }
 
-void replay_trace_call(struct vgpu_replay *replay, const struct vgpu_call *call, uint64_t begin_ns)
+uint64_t replay_trace_call(struct vgpu_replay *replay, const struct vgpu_call *call, uint64_t begin_ns)
 {
-    replay_trace(replay, VGPU_TRACE_CALL, call->call, begin_ns, replay_now_ns(), stream_of(call));
+    uint64_t now = replay_now_ns();
+    replay_trace(replay, VGPU_TRACE_CALL, call->call, begin_ns, now, stream_of(call));
+    return now;
 }
 
 void replay_trace_busy(struct vgpu_replay *replay, uint64_t since_ns, uint64_t now, bool is_over)

@@ -35,7 +35,7 @@ def measure(scene: Scene, found: Findings) -> None:
     with open_host(scene, warm=1) as host, tempfile.TemporaryDirectory(prefix="vgpu-control-") as folder:
         load = host.load(scene, "traced")
         host.settle()
-        seconds, count = scene.long(0.6, 0.2), scene.pick(4000, 200)
+        seconds, count = scene.long(0.6, 0.3), scene.pick(4000, 200)
         load.ask("launch", scene.long(0.5))
         turns: list[dict[str, Any]] = []
 
@@ -51,7 +51,7 @@ def measure(scene: Scene, found: Findings) -> None:
         recorded: list[int] = []
         lost: list[int] = []
         turn(False)
-        for number in range(scene.times(6)):
+        for number in range(scene.times(16, 3)):
             out = Path(folder) / f"{number}.jsonl"
             with _recording(host, out):
                 turn(True)

@@ -67,6 +67,22 @@ def test_calls_are_traced_in_order_while_it_is_on(session: Replayed, reader: Tra
     assert reader.take(100) == b""
 
 
+def test_calls_one_after_another_share_a_moment(session: Replayed, reader: TraceReader) -> None:
+    """A call begins when the one before it ended, if it came at once; else when it was taken."""
+    guest = session.guest
+    lib.vgpu_replay_trace(session.replay, 100)
+    tell(session, 2, 1)
+    time.sleep(0.03)
+    for value in range(10):
+        guest.put(CallId.cuCtxSetLimit, 2, value)
+    guest.publish()
+    tell(session, 2, 1)
+    events = [e for e in decode(reader.take(100)) if e.kind is TraceKind.CALL]
+    assert len(events) == 12
+    assert events[1].begin_ns - events[0].end_ns > 20_000_000
+    assert all(a.end_ns == b.begin_ns for a, b in pairwise(events[1:11]))
+
+
 def test_a_trace_ends_at_its_number_of_events(session: Replayed, reader: TraceReader) -> None:
     lib.vgpu_replay_trace(session.replay, 3)
     for _ in range(10):
