@@ -8,6 +8,7 @@ import re
 from .probe import Probe, check
 
 LIMIT_STACK, LIMIT_PRINTF, LIMIT_HEAP = 0, 1, 2
+REGISTER_FLAGS = 3  # portable, with a device address
 
 
 @check
@@ -127,6 +128,24 @@ def contexts_own_memory(p: Probe) -> None:
     p.ok("cuCtxSetCurrent", primary)
     p.expect(1, "cuMemFree_v2", address)
     p.ok("cuCtxSynchronize")
+
+
+@check
+def contexts_own_registrations(p: Probe) -> None:
+    """Host memory that is registered is known to all contexts, until the one ends that it was registered in."""
+    primary = p.value("cuDevicePrimaryCtxRetain", 0)
+    p.later("cuDevicePrimaryCtxRelease_v2", 0)
+    size = 1 << 20
+    address = p.page_aligned(size)
+    created = p.value("cuCtxCreate_v2", 0, 0)
+    p.ok("cuMemHostRegister_v2", address, size, REGISTER_FLAGS)
+    p.ok("cuCtxSetCurrent", primary)
+    p.equal(p.value("cuMemHostGetDevicePointer_v2", address, 0), address, "its address in another context")
+    p.ok("cuCtxDestroy_v2", created)
+    p.ok("cuCtxSetCurrent", primary)
+    p.expect(1, "cuMemHostGetDevicePointer_v2", p.cell(), address, 0)
+    p.ok("cuMemHostRegister_v2", address, size, REGISTER_FLAGS)
+    p.ok("cuMemHostUnregister", address)
 
 
 @check

@@ -244,16 +244,11 @@ def memsets(p: Probe) -> None:
     p.expect(1, "cuMemsetD2D8Async", address, 2, 1, 3, 2, 0)
 
 
-def _page_aligned(p: Probe, size: int) -> int:
-    buffer = p.host(size + 4096)
-    return -(-p.address(buffer) // 4096) * 4096
-
-
 @check
 def registered(p: Probe) -> None:
     """Host memory that is registered has a device address and takes part in copies; registering is exclusive."""
     size = 1 << 20
-    address = _page_aligned(p, size)
+    address = p.page_aligned(size)
     p.ok("cuMemHostRegister_v2", address, size, 3)
     p.expect(712, "cuMemHostRegister_v2", address, size, 3)
     pointer = p.value("cuMemHostGetDevicePointer_v2", address, 0)

@@ -178,6 +178,11 @@ class Probe:
         """For a check after which nothing can be undone."""
         self._cleanups.clear()
 
+    def page_aligned(self, size: int) -> int:
+        """Address of host memory that begins with a page and lives as long as the check."""
+        buffer = self.host(size + 4096)
+        return -(-self.address(buffer) // 4096) * 4096
+
     def device(self, content: bytes | int) -> int:
         """Device memory with this content, or of this many zero bytes; freed after the check."""
         size = content if isinstance(content, int) else len(content)

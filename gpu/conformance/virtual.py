@@ -8,6 +8,7 @@ from typing import Any
 from .probe import Probe, check
 
 PINNED, ON_DEVICE, READ_WRITE = 1, 1, 3
+NOT_READY = 600
 
 
 def _properties(p: Probe) -> Any:
@@ -140,3 +141,43 @@ def pools(p: Probe) -> None:
     p.ok("cuMemPoolTrimTo", pool, 0)
     p.ok("cuMemPoolDestroy", pool)
     p.expect(1, "cuMemPoolGetAttribute", p.value("cuDeviceGetDefaultMemPool", 0), 999, read)
+
+
+@check
+def pools_let_go(p: Probe) -> None:
+    """What was freed in a stream's order goes back when the stream is synchronized with, and at nothing less."""
+    properties = p.host(
+        b"".join([PINNED.to_bytes(4, "little"), bytes(4), ON_DEVICE.to_bytes(4, "little"), bytes(76)])
+    )
+    pool, stream, other = p.value("cuMemPoolCreate", properties), p.stream(), p.stream()
+    event, read = p.event(2), p.cell("uint64_t")
+
+    def reserved() -> int:
+        p.ok("cuMemPoolGetAttribute", pool, 5, read)
+        return int(read[0])
+
+    def freed_in(used: int) -> None:
+        address = p.value("cuMemAllocFromPoolAsync", 40 << 20, pool, used)
+        p.ok("cuMemFreeAsync", address, used)
+
+    freed_in(stream)
+    held = reserved()
+    p.true(held >= 40 << 20, "the pool holds what was allocated from it")
+    p.ok("cuStreamSynchronize", other)
+    while p.call("cuStreamQuery", stream) == NOT_READY:
+        pass
+    p.ok("cuMemPoolTrimTo", pool, 0)
+    p.equal(reserved(), held, "held after a look at the stream and a trim")
+    p.ok("cuStreamSynchronize", stream)
+    p.equal(reserved(), 0, "held after the stream was synchronized with")
+    freed_in(stream)
+    p.ok("cuEventRecord", event, stream)
+    p.ok("cuEventSynchronize", event)
+    p.equal(reserved(), 0, "held after an event of the stream was synchronized with")
+    p.ok("cuMemPoolSetAttribute", pool, 4, p.cell("uint64_t", 1 << 40))
+    freed_in(stream)
+    p.ok("cuStreamSynchronize", stream)
+    p.true(reserved() >= 40 << 20, "the pool keeps up to its release threshold")
+    p.ok("cuMemPoolTrimTo", pool, 0)
+    p.equal(reserved(), 0, "held after a trim of what was synchronized with")
+    p.ok("cuMemPoolDestroy", pool)

@@ -152,6 +152,7 @@ def cuCtxSetFlags(device: Device, flags: int) -> None:
 def cuCtxSynchronize(device: Device) -> None:
     if device.captures:
         raise CudaError(900)
+    device.synchronized(None)
 
 
 def _known_limit(limits: dict[int, int], limit: int) -> None:

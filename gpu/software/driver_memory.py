@@ -12,7 +12,8 @@ import numpy as np
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
-from .state import Context, CudaError, Device, Pool, Stream
+from .pool import Pool
+from .state import Context, CudaError, Device, Stream
 
 INVALID_ADDRESS_SPACE = 717
 # struct layout of CUDA_MEMCPY2D and CUDA_MEMCPY3D as public documentation gives them.
@@ -59,17 +60,13 @@ def cuMemFree_v2(device: Device, address: int) -> None:
     contexts = [c for c in device.objects.values() if isinstance(c, Context) and address in c.memory]
     if not contexts and address not in device.pool_of:
         raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation")
+    pool = device.pool_of.pop(address, None)
+    if pool is not None:
+        pool.free(address)
+        return
     device.space.free(address)
     for context in contexts:
         context.memory.discard(address)
-    _return_to_pool(device, address)
-
-
-def _return_to_pool(device: Device, address: int) -> None:
-    taken = device.pool_of.pop(address, None)
-    if taken is not None:
-        pool, size = taken
-        pool.used -= size
 
 
 @entry
@@ -480,7 +477,7 @@ def cuMemSetAccess(device: Device, address: int, size: int, descriptors: int, co
             raise CudaError(INVALID_VALUE) from None
 
 
-# -- pools: memory goes back at once ----------------------------------------------------------------
+# -- pools -----------------------------------------------------------------------------------------
 
 
 @entry
@@ -512,10 +509,8 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
     if not size:
         put_u64(out, 0)  # no memory and no error, as NVIDIA's driver has it
         return
-    address = device.space.allocate(size)
-    holder.used += size
-    holder.high = max(holder.high, holder.used)
-    device.pool_of[address] = (holder, size)
+    address = holder.allocate(size, device.stream(stream))
+    device.pool_of[address] = holder
     put_u64(out, address)
 
 
@@ -523,26 +518,30 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
 def cuMemFreeAsync(device: Device, address: int, stream: int) -> None:
     if device.stream(stream).capture is not None:
         raise CudaError(801, "memory nodes are not built")
-    cuMemFree_v2(device, address)
+    pool = device.pool_of.pop(address, None)
+    if pool is not None:
+        pool.free_in_order(address, device.stream(stream))
+    else:
+        cuMemFree_v2(device, address)
 
 
 @entry
 def cuMemPoolCreate(device: Device, out: int, properties: int) -> None:
-    put_u64(out, device.add(Pool()))
+    put_u64(out, device.add(Pool(device.space)))
 
 
 @entry
 def cuMemPoolDestroy(device: Device, pool: int) -> None:
     if pool == device.default_pool:
         raise CudaError(INVALID_VALUE)
-    device.remove(pool, Pool)
+    device.remove(pool, Pool).end()
     if device.pool == pool:
         device.pool = device.default_pool
 
 
 @entry
 def cuMemPoolTrimTo(device: Device, pool: int, keep: int) -> None:
-    device.get(pool, Pool)
+    device.get(pool, Pool).trim(keep)
 
 
 @entry
@@ -552,7 +551,9 @@ def cuMemPoolSetAttribute(device: Device, pool: int, attribute: int, value: int)
         holder.attributes[attribute] = get_u64(value) & 0xFFFFFFFF
     elif attribute == 4:
         holder.attributes[attribute] = get_u64(value)
-    elif attribute in (6, 8):
+    elif attribute == 6:
+        holder.reserved_high = holder.reserved
+    elif attribute == 8:
         holder.high = holder.used
     else:
         raise CudaError(INVALID_VALUE)
@@ -565,9 +566,13 @@ def cuMemPoolGetAttribute(device: Device, pool: int, attribute: int, value: int)
         put_i32(value, holder.attributes.get(attribute, 1))
     elif attribute == 4:
         put_u64(value, holder.attributes.get(4, 0))
-    elif attribute in (5, 7):
+    elif attribute == 5:
+        put_u64(value, holder.reserved)
+    elif attribute == 6:
+        put_u64(value, holder.reserved_high)
+    elif attribute == 7:
         put_u64(value, holder.used)
-    elif attribute in (6, 8):
+    elif attribute == 8:
         put_u64(value, holder.high)
     else:
         raise CudaError(INVALID_VALUE)

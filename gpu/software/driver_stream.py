@@ -27,6 +27,7 @@ def cuStreamCreateWithPriority(device: Device, out: int, flags: int, priority: i
 @entry
 def cuStreamDestroy_v2(device: Device, handle: int) -> None:
     stream = device.remove(handle, Stream)
+    device.synchronized(stream)
     if stream.capture is not None:
         stream.capture.invalid = True
 
@@ -37,11 +38,15 @@ def cuStreamSynchronize(device: Device, handle: int) -> None:
     if stream.capture is not None:
         stream.capture.invalid = True
         raise CudaError(UNSUPPORTED)
+    device.synchronized(stream)
 
 
 @entry
 def cuStreamQuery(device: Device, handle: int) -> None:
-    cuStreamSynchronize(device, handle)
+    stream = device.stream(handle)
+    if stream.capture is not None:
+        stream.capture.invalid = True
+        raise CudaError(UNSUPPORTED)
 
 
 @entry
@@ -152,6 +157,7 @@ def cuEventRecordWithFlags(device: Device, handle: int, stream: int, flags: int)
 
     def run() -> None:
         event.recorded_ns = device.now_ns()
+        event.stream = target
 
     event.capture, event.nodes = None, []
     device.submit(target, NODE_RECORD, run, event=handle)
@@ -166,6 +172,9 @@ def cuEventQuery(device: Device, handle: int) -> None:
 @entry
 def cuEventSynchronize(device: Device, handle: int) -> None:
     cuEventQuery(device, handle)
+    recorded = device.get(handle, Event).stream
+    if recorded is not None:
+        device.synchronized(recorded)
 
 
 @entry

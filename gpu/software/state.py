@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import attrs
 
 from .memory import AddressSpace, PhysicalAllocation
+from .pool import Pool
 from .ptx import Instance, Kernel
 
 T = TypeVar("T")
@@ -130,6 +131,7 @@ class Event:
     recorded_ns: int = 0
     capture: Capture | None = None
     nodes: list[Node] = attrs.Factory(list)
+    stream: Stream | None = None
 
 
 @attrs.define(eq=False)
@@ -153,15 +155,6 @@ class LoadedModule:
     functions: dict[str, Function] = attrs.Factory(dict)
 
 
-@attrs.define(eq=False)
-class Pool:
-    """A memory pool: attributes only, as freed memory goes back at once."""
-
-    attributes: dict[int, int] = attrs.Factory(dict)
-    used: int = 0
-    high: int = 0
-
-
 # What a context takes with it. Graphs, pools and physical memory outlive the context they were made in.
 _OWNED = (Stream, Event, LoadedModule, Function)
 
@@ -179,7 +172,7 @@ class Device:
         self.current: int = 0
         self.legacy = Stream()
         self.per_thread = Stream()
-        self.default_pool = self.add(Pool())
+        self.default_pool = self.add(Pool(self.space))
         self.pool = self.default_pool
         self.captures: list[Capture] = []
         # Error that poisoned the context; every later call returns it.
@@ -189,8 +182,8 @@ class Device:
         self.launches = 0
         self.physical: dict[int, PhysicalAllocation] = {}
         self.windows: dict[int, int] = {}
-        # Pool and size of an address that came from one; freeing it must give the bytes back to that one.
-        self.pool_of: dict[int, tuple[Pool, int]] = {}
+        # The pool of an address that came from one, also of one that was destroyed.
+        self.pool_of: dict[int, Pool] = {}
         # Asked now and then by a running kernel; true stops it.
         self.should_stop: Callable[[], bool] = lambda: False
 
@@ -229,7 +222,14 @@ class Device:
             owned.clear()
         context.limits = _default_limits()
         self.captures.clear()
+        self.synchronized(None)
         self.legacy, self.per_thread = Stream(), Stream()
+
+    def synchronized(self, stream: Stream | None) -> None:
+        """A stream was synchronized with, or all were: pools get back what was freed in its order."""
+        for value in self.objects.values():
+            if isinstance(value, Pool):
+                value.synchronized(stream)
 
     def get(self, handle: int, kind: type[T]) -> T:
         """The object behind a handle.

@@ -18,7 +18,8 @@ from vgpu.transport._generated_calls import CallId
 
 MIB = 1 << 20
 QUOTA = 100 * MIB
-DEVICE_BUSY, IN_USE, WAITED = 1001, 1008, 1009  # of cuCtxSetLimit and cuCtxGetLimit: fake_driver.c, fake_memory.c
+# Of cuCtxSetLimit and cuCtxGetLimit: fake_driver.c, fake_memory.c.
+DEVICE_BUSY, IN_USE, WAITED = 1001, 1008, 1009
 HEAP_SIZE = 2
 RELEASE_THRESHOLD, RESERVED_NOW = 4, 5  # the second cannot be set but here: the pool's next piece is so large
 FIRST, SECOND, THIRD = (1 << 42 | 1 << 28 | number << 4 for number in (1, 8, 9))
