@@ -251,7 +251,7 @@ class Bench:
     async def latency(
         self, greedy_us: float, kernels: int, kernel_us: float, period_us: int
     ) -> dict[str, Any]:
-        """A high-priority VM's requests, without and with a greedy neighbour."""
+        """A high-priority VM's requests, without and with a greedy neighbour, in turns; percentiles of all turns' requests."""
         tenants = (Tenant("urgent", 50, kernel_us, priority="high"), Tenant("a", 50, greedy_us))
         await self.place(tenants, {})
         guest = await self.guest("urgent")
@@ -259,21 +259,26 @@ class Bench:
         count = max(int(seconds * 1e6 / period_us), 1)
         command = f"requests {count} {period_us} {kernels} {self.iterations(kernel_us)}"
         await self.greedy(tenants[0], WARM_SECONDS)
-        alone = sorted(map(int, await guest.ask(command)))
-        beside: list[int] = []
+        turns: list[tuple[list[int], list[int]]] = []
+        for _ in range(ROUNDS):
+            alone = sorted(map(int, await guest.ask(command)))
+            beside: list[int] = []
 
-        async def ask() -> None:
-            await trio.sleep(0.2)
-            beside.extend(sorted(map(int, await guest.ask(command))))
+            async def ask(into: list[int]) -> None:
+                await trio.sleep(0.2)
+                into.extend(sorted(map(int, await guest.ask(command))))
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            await self.greedy(tenants[1], seconds + 0.4)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, beside)
+                await self.greedy(tenants[1], seconds + 0.4)
+            turns.append((alone, beside))
+        all_alone, all_beside = (sorted(n for turn in turns for n in turn[k]) for k in (0, 1))
         return {
-            "requests": count,
-            "alone_ms": _percentiles(alone),
-            "beside_ms": _percentiles(beside),
-            "slowdown_p99": _at(beside, 99) / _at(alone, 99),
+            "requests": len(all_alone),
+            "alone_ms": _percentiles(all_alone),
+            "beside_ms": _percentiles(all_beside),
+            "slowdown_p99": _at(all_beside, 99) / _at(all_alone, 99),
+            "rounds": [_at(beside, 99) / _at(alone, 99) for alone, beside in turns],
         }
 
 
@@ -335,7 +340,7 @@ async def measure(options: argparse.Namespace) -> None:
             title = f"{variant}, {quantum_us} us"
             async with running(options.gpu, quantum_us * 1000, options.seconds, tuning) as bench:
                 found["iterations_per_us"] = bench.iterations_per_us
-                for name, (pools, tenants) in SCENARIOS.items():
+                for name, (pools, tenants) in () if options.no_shares else SCENARIOS.items():
                     found["shares"][name] = one = await bench.shares(pools, tenants)
                     keep()
                     _print_shares(f"{title}, {name}", one)
@@ -363,7 +368,7 @@ def _print_latency(title: str, one: dict[str, Any]) -> None:
     print(
         f"{title}: P50 {one['alone_ms']['p50']:.3f} -> {one['beside_ms']['p50']:.3f} ms,"
         f" P99 {one['alone_ms']['p99']:.3f} -> {one['beside_ms']['p99']:.3f} ms:"
-        f" {one['slowdown_p99']:.2f} {'ok' if one['slowdown_p99'] <= SLOWDOWN else 'MISSED'}",
+        f" {one['slowdown_p99']:.2f} ({', '.join(f'{r:.2f}' for r in one['rounds'])}) {'ok' if one['slowdown_p99'] <= SLOWDOWN else 'MISSED'}",
         flush=True,
     )
 
@@ -375,6 +380,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each round together")
     parser.add_argument("--quantum-us", type=int, nargs="+", default=[2000])
     parser.add_argument("--no-latency", action="store_true", help="shares alone")
+    parser.add_argument("--no-shares", action="store_true", help="latency alone")
     parser.add_argument("--variant", choices=sorted(VARIANTS), nargs="+", default=["default"])
     parser.add_argument("--commit", help="what the record shall say; git is asked otherwise")
     parser.add_argument("--out", type=Path)

@@ -141,6 +141,7 @@ def contexts_own_registrations(p: Probe) -> None:
     p.ok("cuMemHostRegister_v2", address, size, REGISTER_FLAGS)
     p.ok("cuCtxSetCurrent", primary)
     p.equal(p.value("cuMemHostGetDevicePointer_v2", address, 0), address, "its address in another context")
+    p.ok("cuCtxSetCurrent", created)  # so that ending it leaves the stack of contexts as it was
     p.ok("cuCtxDestroy_v2", created)
     p.ok("cuCtxSetCurrent", primary)
     p.expect(1, "cuMemHostGetDevicePointer_v2", p.cell(), address, 0)

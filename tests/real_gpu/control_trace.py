@@ -2,6 +2,8 @@
 """Step ``trace`` of ``control.py``: launches a second and the time of a small wait, while ``vgpu-trace record`` runs and while not.
 
 One program, in turns: off, on, off, on. A turn's recording is a command of its own, begun before the turn and ended after it.
+Where there are processors enough, the program's thread and the worker's replay loop each have one of their own, and everything
+else the rest: a new process would else have them moved about, which costs more on a shared host than what is measured.
 What "off" costs over a build without any hook is not seen here; bench/trace_cost.py measures that.
 """
 
@@ -23,9 +25,10 @@ from typing import Any
 from tests.e2e.mediator import wait_until
 from vgpu.gpu.trace import EVENT_SIZE
 
-from .control_host import Findings, Host, Scene, open_host, spread
+from .control_host import Findings, Host, Load, Scene, open_host, spread
 
 COST = 0.05
+ENOUGH_PROCESSORS = 12
 RECORD_SECONDS = 60
 WORKER_EVENTS = 5_000_000  # more than a turn has, so that all of it is recorded
 
@@ -37,6 +40,8 @@ def measure(scene: Scene, found: Findings) -> None:
         host.settle()
         seconds, count = scene.long(0.6, 0.3), scene.pick(4000, 200)
         load.ask("launch", scene.long(0.5))
+        places = _apart(host, load)
+        found.put("processors", places)
         turns: list[dict[str, Any]] = []
 
         def turn(is_on: bool) -> None:
@@ -53,7 +58,7 @@ def measure(scene: Scene, found: Findings) -> None:
         turn(False)
         for number in range(scene.times(16, 3)):
             out = Path(folder) / f"{number}.jsonl"
-            with _recording(host, out):
+            with _recording(host, out, places):
                 turn(True)
                 status = host.ask("trace.status")
                 lost.append(status["worker_lost"] + status["worker_missed"])
@@ -63,6 +68,35 @@ def measure(scene: Scene, found: Findings) -> None:
         found.put("events_lost_in_each_recording", lost)
         _compare(turns, found)
         found.judge("every recording has calls in it", min(recorded) > 0)
+
+
+def _apart(host: Host, load: Load) -> dict[str, list[int]] | None:
+    """Give the two threads that never rest processors of their own; None where there are too few."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < ENOUGH_PROCESSORS:
+        return None
+    # Not side by side: those may be two halves of one core, whatever this kernel is told.
+    places = {"program": cpus[1:2], "replay loop": cpus[4:5], "all else": cpus[7:]}
+    (session,) = host.of_vm("traced")
+    threads: dict[str | None, dict[int, int]] = {
+        None: _threads(host.pid),
+        "program": _threads(load.pid),
+        "replay loop": _threads(session["info"]["worker_pid"]),
+    }
+    for place, used in threads.items():
+        for thread in used:
+            is_busiest = place is not None and thread == max(used, key=used.__getitem__)
+            os.sched_setaffinity(thread, places[place] if place and is_busiest else places["all else"])
+    return places
+
+
+def _threads(pid: int) -> dict[int, int]:
+    """Ticks of processor time that each thread has used."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+        found[int(task.name)] = int(fields[11]) + int(fields[12])
+    return found
 
 
 def _compare(turns: list[dict[str, Any]], found: Findings) -> None:
@@ -87,7 +121,7 @@ def _compare(turns: list[dict[str, Any]], found: Findings) -> None:
 
 
 @contextlib.contextmanager
-def _recording(host: Host, out: Path) -> Iterator[None]:
+def _recording(host: Host, out: Path, places: dict[str, list[int]] | None) -> Iterator[None]:
     command = [sys.executable, "-P", "-m", "vgpu.trace_main", "--run-dir", str(host.run_dir), "record"]
     command += [
         f"--seconds={RECORD_SECONDS}",
@@ -100,6 +134,8 @@ def _recording(host: Host, out: Path) -> Iterator[None]:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ
     )
+    if places is not None:
+        os.sched_setaffinity(process.pid, places["all else"])
     try:
         wait_until(lambda: _is_recording(host), 20, "it records")
         yield
