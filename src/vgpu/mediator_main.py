@@ -278,6 +278,11 @@ def _plan(settings: Settings, arguments: Sequence[str] | None) -> MediatorPlan:
     return plan
 
 
+def _fail(what: object, status: int) -> int:
+    print(f"run-mediator: {what}", file=sys.stderr)
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0 after an ordered end, 1 if it failed, 2 if it was told what cannot be meant."""
     parser = build_parser()
@@ -288,26 +293,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = _plan(settings, arguments)
         plan.describe["configuration"] = str(configuration_path(arguments).absolute())
     except DriverNotFound as error:
-        print(f"run-mediator: {error}; use --gpu software to run without a GPU", file=sys.stderr)
-        return 1
+        return _fail(f"{error}; use --gpu software to run without a GPU", 1)
     except ConfigError as error:
-        print(f"run-mediator: {error}", file=sys.stderr)
-        return 2
+        return _fail(error, 2)
     except BadPlace as error:
-        print(f"run-mediator: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
     start_logging(settings)
     try:
         trio.run(serve, plan)
     except DirectoryTaken as error:
-        print(f"run-mediator: {error.strerror}", file=sys.stderr)
-        return 1
+        return _fail(error.strerror, 1)
     except CannotServe as error:
-        print(f"run-mediator: {settings.blame(ConfigError(str(error), 'metrics'))}", file=sys.stderr)
-        return 2
+        return _fail(settings.blame(ConfigError(str(error), "metrics")), 2)
     except (StartFailed, SystemFailed) as error:
-        print(f"run-mediator: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
     return 0
 
 
