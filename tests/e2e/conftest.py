@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.mediator import Mediator
+from tests.e2e.steady import Steady
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,9 @@ def own_mediator() -> Iterator[Mediator]:
     """A mediator of the test's own, to be ill-treated."""
     with Mediator() as running:
         yield running
+
+
+@pytest.fixture
+def steady(driver_program: Callable[[str], Path], kernels: Path) -> Steady:
+    """The program that computes steadily."""
+    return Steady(driver_program("steady"), kernels)

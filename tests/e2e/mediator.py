@@ -230,6 +230,10 @@ class Mediator:
         (found,) = [s for s in self.sessions() if s["info"]["guest_pid"] == guest.process.pid]
         return found
 
+    def worker_of(self, guest: Guest) -> int:
+        """The worker process of a guest's living session."""
+        return int(self.session_of(guest)["info"]["worker_pid"])
+
     def workers(self) -> list[int]:
         """Worker processes of this mediator and of its predecessors that live."""
         marker = str(self.run_dir).encode()

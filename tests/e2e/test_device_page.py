@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mediator import GPU, Mediator, wait_until
+from tests.e2e.steady import Steady
 from tests.e2e.vm_device import DeviceMediator, VirtualMachine, VmGuest
 from vgpu.shim.locate import library_directory
 from vgpu.transport._generated_calls import TABLE_HASH
@@ -162,12 +163,9 @@ def test_memory_and_processes_are_the_vms_own(
     other.finish()
 
 
-def test_utilisation_rises_while_a_program_computes(
-    own_mediator: Mediator, driver_program: Build, kernels: Path
-) -> None:
+def test_utilisation_rises_while_a_program_computes(own_mediator: Mediator, steady: Steady) -> None:
     with page_of(own_mediator, "red") as page:
-        guest = own_mediator.begin(driver_program("steady"), kernels, vm="red")
-        guest.until("turn 1")
+        guest = steady.begin(own_mediator, "red")
         deadline = time.monotonic() + 20
         seen: list[tuple[int, int]] = []
         while not any(0 < busy <= 100 and 0 < own <= 100 for busy, own in seen):

@@ -6,17 +6,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.mediator import is_alive, wait_until
+from tests.e2e.steady import Steady, ends_well
 from tests.e2e.vm_device import DeviceMediator
 from tests.src.test_admin import admin, answer
 from vgpu.doctor import WARN
-
-Build = Callable[[str], Path]
 
 
 @pytest.fixture
@@ -25,14 +23,11 @@ def mediator() -> Iterator[DeviceMediator]:
         yield running
 
 
-def test_an_administrator_sees_and_changes_all_that_is_left(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
-) -> None:
+def test_an_administrator_sees_and_changes_all_that_is_left(mediator: DeviceMediator, steady: Steady) -> None:
     assert admin(mediator, "register-vm", "--vm-name=red", "--bar1=16MiB").returncode == 0
     assert admin(mediator, "register-vm", "--vm-name=blue", "--no-device").returncode == 0
     assert answer(mediator, "show-health")["draining"] is False
-    guest = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    guest.until("turn 3")
+    guest = steady.begin(mediator, "blue")
     device = int(mediator.device("red")["pid"])
     os.kill(mediator.pid, signal.SIGTERM)
     wait_until(lambda: answer(mediator, "show-health")["draining"], 60, "it drains")
@@ -63,7 +58,7 @@ def test_an_administrator_sees_and_changes_all_that_is_left(
         assert "is draining" in done.stderr, words
     assert [vm["vm"]["name"] for vm in answer(mediator, "list-vms")] == ["blue", "red"]
     assert is_alive(device)
-    assert guest.finish()[0] == 0
+    ends_well(guest)
     assert mediator._process is not None
     assert mediator._process.wait(60) == 0
     mediator.start()

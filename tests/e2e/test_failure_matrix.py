@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.mediator import is_alive, wait_until
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.vm_device import DeviceMediator, VirtualMachine, VmGuest
 from tests.gpu.replay.guest import DEAD, STATE, STICKY
 from vgpu.transport._generated_calls import CallId
@@ -37,11 +38,6 @@ def device_of(mediator: DeviceMediator, vm: str, **how: object) -> Path:
     return Path(answer["result"]["device"]["socket"])
 
 
-def worker_of(mediator: DeviceMediator, session: int) -> int:
-    (pid,) = [s["info"]["worker_pid"] for s in mediator.sessions() if s["info"]["session"] == session]
-    return int(pid)
-
-
 def used_by(mediator: DeviceMediator, vm: str) -> int:
     """Bytes of the GPU's memory that the VM's account has on it, whichever sessions they were for."""
     (account,) = [a for a in mediator.ask("accounts") if a["vm"] == vm]
@@ -49,13 +45,10 @@ def used_by(mediator: DeviceMediator, vm: str) -> int:
 
 
 def test_a_kernel_that_faults_ends_its_own_context_and_no_other(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, driver_program: Build, kernels: Path, steady: Steady
 ) -> None:
     """The same code as natively, from the next synchronization on and for ever; the VM's other program computes on."""
-    sibling = mediator.begin(driver_program("steady"), kernels, vm="red")
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    for other in (sibling, neighbour):
-        other.until("turn 3")
+    sibling, neighbour = steady.begin_together(mediator, "red", "blue")
     guest = mediator.begin(driver_program("wild_store"), kernels, vm="red")
     guest.until("ready")
     guest.say()
@@ -65,16 +58,13 @@ def test_a_kernel_that_faults_ends_its_own_context_and_no_other(
         assert guest.until(call) == f"{call} {ILLEGAL_ADDRESS}"
     assert guest.finish()[0] == 0
     for other in (sibling, neighbour):
-        turn = int(other.until("turn").split()[1])
-        other.until(f"turn {turn + 10}")
-        assert other.finish()[0] == 0
+        goes_on(other)
+        ends_well(other)
     wait_until(lambda: mediator.ask("faults") != [], 60, "the fault is written down")
     (fault,) = mediator.ask("faults")
     assert (fault["vm"], fault["kind"], fault["error"]) == ("red", "kernel", ILLEGAL_ADDRESS)
     assert mediator.ask("quarantines") == []
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
+    steady.run(mediator, "red")
 
 
 def test_a_vm_dies_with_all_its_sessions_and_their_memory(mediator: DeviceMediator) -> None:
@@ -89,7 +79,7 @@ def test_a_vm_dies_with_all_its_sessions_and_their_memory(mediator: DeviceMediat
                 guest.retain()
                 assert guest.ask(CallId.cuMemAlloc_v2, 64 * MIB).status == 0
             assert guests[0].ask(CallId.cuMemAlloc_v2, 1).status == OUT_OF_MEMORY
-            workers = [worker_of(mediator, guest.session) for guest in guests]
+            workers = [mediator.worker_of_session(guest.session) for guest in guests]
             assert used_by(mediator, "red") == 256 * MIB
         died = (
             time.monotonic()
@@ -121,7 +111,7 @@ def test_garbage_in_the_ring_of_a_vm_ends_that_session_alone(mediator: DeviceMed
         neighbour = VmGuest(untouched, 0, 1, 10)
         for one in (guest, sibling, neighbour):
             one.retain()
-        worker = worker_of(mediator, guest.session)
+        worker = mediator.worker_of_session(guest.session)
         guest.write(b"\xa5" * 4096)
         guest.publish()
         guest.ring_bell()
@@ -137,39 +127,25 @@ def test_garbage_in_the_ring_of_a_vm_ends_that_session_alone(mediator: DeviceMed
             one.close()
 
 
-def test_a_stopped_worker_holds_up_its_own_program_alone(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
-) -> None:
+def test_a_stopped_worker_holds_up_its_own_program_alone(mediator: DeviceMediator, steady: Steady) -> None:
     """SIGSTOP while two compete for the GPU: the neighbour gets it, and after SIGCONT nothing was lost."""
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    guest.until("turn 3")
-    neighbour.until("turn 3")
-    worker = int(mediator.session_of(guest)["info"]["worker_pid"])
+    guest, neighbour = steady.begin_together(mediator, "red", "blue")
+    worker = mediator.worker_of(guest)
     os.kill(worker, signal.SIGSTOP)
-    turn = int(neighbour.until("turn").split()[1])
-    neighbour.until(f"turn {turn + 200}")  # more than lay in the pipe
+    goes_on(neighbour, 200)  # more than lay in the pipe
     assert is_alive(worker)
     assert guest.process.poll() is None
     os.kill(worker, signal.SIGCONT)
-    last = int(guest.lines[-1].split()[1])
-    guest.until(f"turn {last + 200}")
+    goes_on(guest, 200)
     for one in (guest, neighbour):
-        status, lines = one.finish()
-        assert (status, lines[-1].split()[0]) == (0, "done")
+        ends_well(one)
     assert mediator.ask("faults") == []
 
 
-def test_a_worker_that_crashes_is_its_own_programs_error(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
-) -> None:
+def test_a_worker_that_crashes_is_its_own_programs_error(mediator: DeviceMediator, steady: Steady) -> None:
     """A signal of its own making: the program gets CUDA_ERROR_UNKNOWN at once and for ever, and the crash is written down."""
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    neighbour.until("turn 3")
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    guest.until("turn 3")
-    worker = int(mediator.session_of(guest)["info"]["worker_pid"])
-    os.kill(worker, signal.SIGSEGV)
+    guest, neighbour = steady.begin_together(mediator, "red", "blue")
+    os.kill(mediator.worker_of(guest), signal.SIGSEGV)
     crashed = time.monotonic()
     assert guest.until("error").split()[1] == str(UNKNOWN)
     assert time.monotonic() - crashed < GONE_SECONDS
@@ -178,9 +154,6 @@ def test_a_worker_that_crashes_is_its_own_programs_error(
     wait_until(lambda: mediator.ask("faults") != [], 60, "the fault is written down")
     (fault,) = mediator.ask("faults")
     assert (fault["vm"], fault["kind"]) == ("red", "crash")
-    turn = int(neighbour.until("turn").split()[1])
-    neighbour.until(f"turn {turn + 10}")
-    assert neighbour.finish()[0] == 0
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
+    goes_on(neighbour)
+    ends_well(neighbour)
+    steady.run(mediator, "red")

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.mediator import Mediator
+from tests.e2e.steady import Steady
 
 Window = tuple[str, str]
 
@@ -31,12 +31,9 @@ def gpu_times(mediator: Mediator) -> dict[Window, float]:
     }
 
 
-def test_a_program_at_work_is_counted_and_the_card_agrees(
-    mediator: Mediator, driver_program: Callable[[str], Path], kernels: Path
-) -> None:
+def test_a_program_at_work_is_counted_and_the_card_agrees(mediator: Mediator, steady: Steady) -> None:
     gpu_times(mediator)  # who asks first begins it
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    guest.until("turn 3")
+    guest = steady.begin(mediator, "red")
     deadline = time.monotonic() + 60
     while True:
         found = gpu_times(mediator)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mediator import Guest, wait_until
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.vm_device import DeviceMediator
 
 MIB = 1 << 20
@@ -63,17 +64,15 @@ def records(mediator: DeviceMediator, guest: Guest) -> int:
 
 
 def test_a_flooder_slows_to_its_rate_and_its_neighbour_does_not_notice(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, driver_program: Build, steady: Steady
 ) -> None:
     rate, count = 400, 1600
     change(mediator, "register_vm", vm_name="flooder", rate=rate)
     change(mediator, "register_vm", vm_name="calm")
-    calm = mediator.begin(driver_program("steady"), kernels, vm="calm")
-    calm.until("turn 3")
+    calm = steady.begin(mediator, "calm")
     flooder = mediator.begin(driver_program("flood"), str(count), vm="flooder")
     flooder.until("ready")
     before = records(mediator, flooder)
-    turn = int(calm.until("turn").split()[1])
     began = time.monotonic()
     flooder.say()
     time.sleep(1.5)
@@ -89,8 +88,8 @@ def test_a_flooder_slows_to_its_rate_and_its_neighbour_does_not_notice(
     assert flooder.finish()[0] == 0
     assert account(mediator, "flooder")["held_back"] > 10
     assert not account(mediator, "calm")["held_back"]
-    calm.until(f"turn {turn + 20}")
-    assert calm.finish()[0] == 0
+    goes_on(calm, 20)
+    ends_well(calm)
 
 
 def test_two_sessions_of_a_vm_share_its_rate(mediator: DeviceMediator, driver_program: Build) -> None:
@@ -139,7 +138,7 @@ def test_a_quota_is_one_number_for_all_sessions(mediator: DeviceMediator, driver
     other = Teller(mediator, driver_program, "other")
     assert other.tell(128 * MIB)[0] == 0
     # A worker that is killed gives back what it held.
-    os.kill(int(mediator.session_of(one.guest)["info"]["worker_pid"]), signal.SIGKILL)
+    os.kill(mediator.worker_of(one.guest), signal.SIGKILL)
     wait_until(lambda: two.tell("info") == (0, 40 * MIB, quota, quota), 60, "the dead one's memory is back")
     assert two.tell(40 * MIB) == (0, 0, quota, quota)
     assert two.tell("free") == (0, quota, quota, quota)

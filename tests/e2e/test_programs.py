@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.mediator import GPU, PROGRAMS, Guest, Mediator
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.toolchain import STATIC_CUDART_RELEASES
 from vgpu.gpu.software.attributes import NAME
 
@@ -106,19 +107,16 @@ def test_visible_devices(mediator: Mediator, compile_cuda: Compile) -> None:
     assert mediator.run(program, CUDA_VISIBLE_DEVICES="") == [json.dumps({"devices": 0, "status": 100})]
 
 
-def test_two_at_once(mediator: Mediator, driver_program: Callable[[str], Path], kernels: Path) -> None:
+def test_two_at_once(mediator: Mediator, steady: Steady) -> None:
     """Two processes, two sessions, two workers; both right all the time."""
-    guests = [mediator.begin(driver_program("steady"), kernels) for _ in range(2)]
-    for guest in guests:
-        guest.until("turn 5")
+    guests = steady.begin_together(mediator, None, None)
     sessions = [mediator.session_of(guest)["info"] for guest in guests]
     assert sessions[0]["session"] != sessions[1]["session"]
     assert sessions[0]["worker_pid"] != sessions[1]["worker_pid"]
     for guest in guests:
-        guest.until("turn 50")
+        goes_on(guest, 50)
     for guest in guests:
-        status, lines = guest.finish()
-        assert (status, lines[-1].split()[0]) == (0, "done")
+        ends_well(guest)
 
 
 def _settled(mediator: Mediator, guest: Guest) -> dict[str, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.mediator import Guest, is_alive, wait_until
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.test_device_page import Page, page_of
 from tests.e2e.test_watchdog import DEVICE_UNAVAILABLE, admin, first_word
 from tests.e2e.vm_device import DeviceMediator, VirtualMachine, VmGuest
@@ -49,7 +50,7 @@ def nvml_init(mediator: DeviceMediator, vm: str) -> int:
 
 def end_worker(mediator: DeviceMediator, guest: Guest, number: signal.Signals) -> None:
     """Have the worker of a guest die of a signal; returns when its program knows."""
-    worker = int(mediator.session_of(guest)["info"]["worker_pid"])
+    worker = mediator.worker_of(guest)
     os.kill(worker, number)
     assert int(guest.until("error", 60).split()[1]) != 0
     guest.finish()
@@ -73,15 +74,12 @@ def is_refused(vm: VirtualMachine, number: int) -> None:
 
 
 def test_workers_that_crash_quarantine_their_vm(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, driver_program: Build, steady: Steady
 ) -> None:
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    neighbour.until("turn 3")
+    neighbour = steady.begin(mediator, "blue")
     for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
         assert mediator.ask("quarantines") == []
-        guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-        guest.until("turn 3")
-        end_worker(mediator, guest, number)
+        end_worker(mediator, steady.begin(mediator, "red"), number)
     wait_until(lambda: len(mediator.ask("quarantines")) == 1, 60, "the VM is quarantined")
     (record,) = mediator.ask("quarantines")
     assert (record["vm"], record["by"], record["reason"]) == ("red", "watchdog", "3 faults within 600 s")
@@ -99,12 +97,9 @@ def test_workers_that_crash_quarantine_their_vm(
     with page_of(mediator, "red") as page:
         wait_until(lambda: page["device_state"] & STATE_QUARANTINED == 0, 60, "its page says no more of it")
     assert nvml_init(mediator, "red") == NVML_OK
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
-    turn = int(neighbour.until("turn").split()[1])
-    neighbour.until(f"turn {turn + 5}")
-    assert neighbour.finish()[0] == 0
+    steady.run(mediator, "red")
+    goes_on(neighbour, 5)
+    ends_well(neighbour)
 
 
 def test_garbage_in_the_ring_quarantines_the_vm(mediator: DeviceMediator) -> None:
@@ -156,7 +151,7 @@ def test_workers_that_are_ended_from_outside_never_count(
     for count in range(1, 5):
         guest = mediator.begin(driver_program("idle"), vm="red")
         guest.until("idle")
-        os.kill(int(mediator.session_of(guest)["info"]["worker_pid"]), signal.SIGKILL)
+        os.kill(mediator.worker_of(guest), signal.SIGKILL)
         has_faults(mediator, count)
         guest.say()
         assert guest.line(60) != "called 0"
@@ -173,7 +168,7 @@ def test_a_program_that_crashes_its_worker_and_leaves_is_counted_too(
     for count in range(1, 4):
         guest = mediator.begin(driver_program("idle"), vm="red")
         guest.until("idle")
-        worker = int(mediator.session_of(guest)["info"]["worker_pid"])
+        worker = mediator.worker_of(guest)
         os.kill(mediator.pid, signal.SIGSTOP)  # so that it finds both ends at once
         try:
             os.kill(worker, signal.SIGSEGV)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mediator import is_alive, wait_until
+from tests.e2e.mediator import Guest, is_alive, wait_until
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.vm_device import DeviceMediator
 from vgpu.actors.worker_look import is_stopped
 from vgpu.gpu.process import WARM_SECONDS
@@ -30,39 +31,31 @@ def mediator() -> Iterator[DeviceMediator]:
         yield running
 
 
-def stop(mediator: DeviceMediator, session: dict[str, object]) -> int:
-    """Stop the worker of a session; its process."""
-    info = session["info"]
-    assert isinstance(info, dict)
-    pid = int(info["worker_pid"])
+def stop(mediator: DeviceMediator, guest: Guest) -> int:
+    """Stop the worker of a guest; its process."""
+    pid = mediator.worker_of(guest)
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: is_stopped(pid), 60, "the worker is stopped")
     return pid
 
 
 def test_a_worker_stopped_between_calls_is_ended_after_the_deadline(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, steady: Steady
 ) -> None:
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    neighbour.until("turn 3")
-    guest.until("turn 3")
-    worker, began = stop(mediator, mediator.session_of(guest)), time.monotonic()
+    guest, neighbour = steady.begin_together(mediator, "red", "blue")
+    worker, began = stop(mediator, guest), time.monotonic()
     assert int(guest.until("error", 60).split()[1]) == UNKNOWN
     assert time.monotonic() - began >= DEADLINE
     assert guest.line(60) == f"then {UNKNOWN}"  # it stays
     assert guest.finish()[0] == 3
     wait_until(lambda: not is_alive(worker), 60, "the worker is gone")
-    turn = int(neighbour.until("turn").split()[1])
-    neighbour.until(f"turn {turn + 10}")
-    assert neighbour.finish()[0] == 0
+    goes_on(neighbour)
+    ends_well(neighbour)
     wait_until(lambda: len(mediator.ask("faults")) == 1, 60, "the fault is kept")
     (fault,) = mediator.ask("faults")
     assert (fault["vm"], fault["kind"], fault["error"]) == ("red", "stopped", UNKNOWN)
     assert fault["what"] == f"the worker was stopped (SIGSTOP), and may be for {DEADLINE:g} s"
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
+    steady.run(mediator, "red")
 
 
 def test_an_idle_worker_that_is_stopped_is_found_too_and_never_counts_for_quarantine(
@@ -72,7 +65,7 @@ def test_an_idle_worker_that_is_stopped_is_found_too_and_never_counts_for_quaran
     for count in range(1, 5):
         guest = mediator.begin(driver_program("idle"), vm="red")
         guest.until("idle")
-        worker, began = stop(mediator, mediator.session_of(guest)), time.monotonic()
+        worker, began = stop(mediator, guest), time.monotonic()
         wait_until(lambda worker=worker: not is_alive(worker), 60, "the worker is gone")  # type: ignore[misc]
         assert time.monotonic() - began >= DEADLINE
         guest.say()
@@ -83,25 +76,21 @@ def test_an_idle_worker_that_is_stopped_is_found_too_and_never_counts_for_quaran
     assert mediator.ask("quarantines") == []
 
 
-def test_a_worker_that_goes_on_in_time_has_lost_nothing(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
-) -> None:
+def test_a_worker_that_goes_on_in_time_has_lost_nothing(mediator: DeviceMediator, steady: Steady) -> None:
     """Each stop is shorter than the deadline, all of them together are longer."""
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    guest.until("turn 3")
+    guest = steady.begin(mediator, "red")
 
     def resumes(before: int) -> None:
         wait_until(lambda: mediator.session_of(guest)["grant"]["records"] > before, 60, "it goes on")
 
     for _ in range(4):
-        worker = stop(mediator, mediator.session_of(guest))
+        worker = stop(mediator, guest)
         records = mediator.session_of(guest)["grant"]["records"]
         time.sleep(0.4 * DEADLINE)
         os.kill(worker, signal.SIGCONT)
         resumes(records)
-    turn = int(guest.until("turn").split()[1])
-    guest.until(f"turn {turn + 5}")
-    assert guest.finish()[0] == 0
+    goes_on(guest, 5)
+    ends_well(guest)
     assert mediator.ask("faults") == []
 
 
@@ -112,7 +101,7 @@ def test_a_kernel_is_not_charged_with_the_time_its_worker_was_stopped(
     guest = mediator.begin(driver_program("spin"), kernels, vm="red")
     guest.until("launching")
     wait_until(lambda: mediator.session_of(guest)["grant"]["current_call"] != 0, 60, "the kernel runs")
-    worker = stop(mediator, mediator.session_of(guest))
+    worker = stop(mediator, guest)
     time.sleep(0.8 * DEADLINE)
     os.kill(worker, signal.SIGCONT)
     went_on = time.monotonic()
@@ -123,37 +112,30 @@ def test_a_kernel_is_not_charged_with_the_time_its_worker_was_stopped(
     assert fault["kind"] == "hang"
 
 
-def test_a_warm_worker_that_is_stopped_is_replaced(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
-) -> None:
-    first = mediator.begin(driver_program("steady"), kernels, vm="red")
-    first.until("turn 3")
+def test_a_warm_worker_that_is_stopped_is_replaced(mediator: DeviceMediator, steady: Steady) -> None:
+    first = steady.begin(mediator, "red")
     sockets = mediator.run_dir / "workers"
     wait_until(
         lambda: len(list(sockets.glob("*.sock"))) == len(mediator.workers()) == 2, 30, "a worker is warm"
     )
-    (warm,) = set(mediator.workers()) - {mediator.session_of(first)["info"]["worker_pid"]}
+    (warm,) = set(mediator.workers()) - {mediator.worker_of(first)}
     time.sleep(1)  # its socket is there before it is warm
     os.kill(warm, signal.SIGSTOP)
-    guest = mediator.begin(driver_program("steady"), kernels, vm="red")
-    guest.until("turn 3")
-    assert guest.finish()[0] == 0
-    assert first.finish()[0] == 0
+    steady.run(mediator, "red")
+    ends_well(first)
     # At once, as it is found when it is taken; had it not been warm yet, when a start takes too long.
     wait_until(lambda: not is_alive(warm), WARM_SECONDS + 15, "the stopped one is gone")
 
 
 def test_a_worker_that_is_stopped_while_the_mediator_starts_is_adopted_when_it_goes_on(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, steady: Steady
 ) -> None:
-    guest = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    guest.until("turn 3")
-    worker = stop(mediator, mediator.session_of(guest))
+    guest = steady.begin(mediator, "blue")
+    worker = stop(mediator, guest)
     mediator.kill()
     mediator.start()
     assert mediator.sessions() == []
     os.kill(worker, signal.SIGCONT)
     wait_until(lambda: len(mediator.sessions()) == 1, 60, "the session is adopted")
-    turn = int(guest.until("turn").split()[1])
-    guest.until(f"turn {turn + 10}")
-    assert guest.finish()[0] == 0
+    goes_on(guest)
+    ends_well(guest)

@@ -37,7 +37,7 @@ def test_the_programs_of_a_vm_without_a_device_end_with_it(
     change(mediator, "register_vm", vm_name="tenant", memory_limit_bytes=64 * MIB, bar1_bytes=0)
     tenant = Teller(mediator, driver_program, "tenant")
     neighbour = Teller(mediator, driver_program, "neighbour")
-    worker = mediator.session_of(tenant.guest)["info"]["worker_pid"]
+    worker = mediator.worker_of(tenant.guest)
     assert change(mediator, "unregister_vm", vm_name="tenant") == {"vm": "tenant", "was_connected": False}
     # At once, and not some time later: its limits are gone now.
     assert not is_alive(worker)

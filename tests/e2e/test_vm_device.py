@@ -44,11 +44,6 @@ def register(mediator: DeviceMediator, name: str, **how: object) -> Path:
     return Path(device["socket"])
 
 
-def worker_of(mediator: DeviceMediator, session: int) -> int:
-    (pid,) = [s["info"]["worker_pid"] for s in mediator.sessions() if s["info"]["session"] == session]
-    return int(pid)
-
-
 def test_a_session_and_the_next_in_its_slot(mediator: DeviceMediator) -> None:
     path = register(mediator, "red", memory_limit_bytes=512 * MIB)
     with VirtualMachine(path) as vm:
@@ -67,7 +62,7 @@ def test_a_session_and_the_next_in_its_slot(mediator: DeviceMediator) -> None:
         assert info["session"] == guest.session
         assert mediator.device("red")["connected"]
         assert vm.qemu.read(0, 0x1C) == before  # nothing it did was refused
-        worker = worker_of(mediator, guest.session)
+        worker = mediator.worker_of_session(guest.session)
         guest.release()
         wait_until(lambda: vm.state(1) is SlotState.FREE, GONE_SECONDS, "the slot is given back")
         assert not is_alive(worker)
@@ -114,7 +109,7 @@ def test_a_session_outlives_the_mediator(own_mediator: DeviceMediator) -> None:
     with VirtualMachine(path) as vm:
         guest = VmGuest(vm, 0, 1, 10)
         guest.retain()
-        worker = worker_of(mediator, guest.session)
+        worker = mediator.worker_of_session(guest.session)
         device = mediator.device("red")["pid"]
         mediator.kill()
         wait_until(lambda: not vm.head("status") & DeviceStatus.HOST_PRESENT, 60, "the host is away")
@@ -128,7 +123,7 @@ def test_a_session_outlives_the_mediator(own_mediator: DeviceMediator) -> None:
         assert (late.counted(2), guest.counted(3)) == (2, 3)
         assert {s["info"]["session"] for s in mediator.sessions()} == {guest.session, late.session}
         assert {s["info"]["slot"] for s in mediator.sessions()} == {0, 2}
-        assert worker_of(mediator, guest.session) == worker
+        assert mediator.worker_of_session(guest.session) == worker
         assert (mediator.device("red")["pid"], mediator.device("red")["claimed"]) == (device, 2)
         assert vm.head("status") & DeviceStatus.HOST_PRESENT
         guest.release()
@@ -146,7 +141,7 @@ def test_a_device_that_dies_comes_back(own_mediator: DeviceMediator) -> None:
         guest, neighbour = VmGuest(vm, 0, 1, 10), VmGuest(untouched, 0, 1, 10)
         guest.retain()
         neighbour.retain()
-        worker = worker_of(mediator, guest.session)
+        worker = mediator.worker_of_session(guest.session)
         device = mediator.device("red")["pid"]
         os.kill(device, signal.SIGKILL)
         # BAR1 stays mapped in QEMU, so the guest reads in its session page what has happened.
@@ -179,7 +174,7 @@ def test_sessions_are_ended_from_outside(mediator: DeviceMediator) -> None:
         guest.close()
         guest = VmGuest(vm, 0, 2, 10)
         guest.retain()
-        worker = worker_of(mediator, guest.session)
+        worker = mediator.worker_of_session(guest.session)
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: vm.state(0) is SlotState.DEAD, GONE_SECONDS, "a crashed worker is noticed")
         assert guest.u32(STATE) == DEAD
@@ -187,7 +182,7 @@ def test_sessions_are_ended_from_outside(mediator: DeviceMediator) -> None:
         guest.close()
         other = VmGuest(vm, 1, 3, 10)
         other.retain()
-        worker = worker_of(mediator, other.session)
+        worker = mediator.worker_of_session(other.session)
         assert mediator.call("unregister_vm", vm_name="ended")["result"] == {
             "vm": "ended",
             "was_connected": True,

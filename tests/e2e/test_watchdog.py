@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mediator import is_alive, wait_until
+from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.vm_device import DeviceMediator, VirtualMachine, VmGuest
 from tests.gpu.replay.guest import DEAD, STATE, STICKY
 from vgpu.supervision._progress import PATIENCE
@@ -74,7 +75,7 @@ def admin(mediator: DeviceMediator, *words: str) -> Any:
 
 @pytest.mark.parametrize("how", ["stream", "event"])
 def test_a_hung_kernel_is_found_while_its_program_polls(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path, how: str
+    mediator: DeviceMediator, driver_program: Build, kernels: Path, steady: Steady, how: str
 ) -> None:
     register(mediator, "red")
     neighbour = mediator.begin(driver_program("paced"), kernels, vm="blue")
@@ -82,9 +83,7 @@ def test_a_hung_kernel_is_found_while_its_program_polls(
     error, seconds = hang(mediator, driver_program("polls"), kernels, "red", how)
     assert error == LAUNCH_TIMEOUT
     assert DEADLINE <= seconds < LATEST
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
+    steady.run(mediator, "red")
     turn, longest = neighbour.until("turn").split()[1:]
     assert int(turn) > 5
     assert float(longest) < 1.0
@@ -105,16 +104,14 @@ def test_a_hung_kernel_is_found_while_its_program_polls(
 
 
 def test_a_third_hang_quarantines_until_it_is_cleared(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, driver_program: Build, kernels: Path, steady: Steady
 ) -> None:
     register(mediator, "red", watchdog_seconds=0.3)
-    neighbour = mediator.begin(driver_program("steady"), kernels, vm="blue")
-    neighbour.until("turn 3")
+    neighbour = steady.begin(mediator, "blue")
     for _ in range(2):
         assert hang(mediator, driver_program("polls"), kernels, "red")[0] == LAUNCH_TIMEOUT
     assert mediator.ask("quarantines") == []
-    bystander = mediator.begin(driver_program("steady"), kernels, vm="red")
-    bystander.until("turn 3")
+    bystander = steady.begin(mediator, "red")
     assert hang(mediator, driver_program("polls"), kernels, "red")[0] == LAUNCH_TIMEOUT
     wait_until(lambda: len(mediator.ask("quarantines")) == 1, 60, "the VM is quarantined")
     assert int(bystander.until("error", 60).split()[1]) == DEVICE_UNAVAILABLE
@@ -126,43 +123,38 @@ def test_a_third_hang_quarantines_until_it_is_cleared(
     assert first_word(mediator, driver_program("init"), "red") == DEVICE_UNAVAILABLE
     assert first_word(mediator, driver_program("init"), "blue") == 0
     assert "red may have the GPU again" in admin(mediator, "clear-quarantine", "--vm-name=red")
-    again = mediator.begin(driver_program("steady"), kernels, vm="red")
-    again.until("turn 3")
-    assert again.finish()[0] == 0
+    steady.run(mediator, "red")
     mediator.kill()
     mediator.start()
     assert first_word(mediator, driver_program("init"), "red") == 0  # the three do not count again
     (record,) = mediator.call("quarantines", all=True)["result"]
     assert record["ended"] > record["began"]
     assert record["ended_by"]
-    turn = int(neighbour.until("turn").split()[1])
-    neighbour.until(f"turn {turn + 5}")
-    assert neighbour.finish()[0] == 0
+    goes_on(neighbour, 5)
+    ends_well(neighbour)
 
 
-def test_an_administrator_quarantines(mediator: DeviceMediator, driver_program: Build, kernels: Path) -> None:
-    programs = {vm: mediator.begin(driver_program("steady"), kernels, vm=vm) for vm in ("red", "blue")}
-    for program in programs.values():
-        program.until("turn 3")
+def test_an_administrator_quarantines(
+    mediator: DeviceMediator, driver_program: Build, steady: Steady
+) -> None:
+    guest, neighbour = steady.begin_together(mediator, "red", "blue")
     admin(mediator, "quarantine", "--vm-name=red", "--reason=mines coins")
-    assert int(programs["red"].until("error", 60).split()[1]) == DEVICE_UNAVAILABLE
+    assert int(guest.until("error", 60).split()[1]) == DEVICE_UNAVAILABLE
     assert first_word(mediator, driver_program("init"), "red") == DEVICE_UNAVAILABLE
     assert "mines coins" in admin(mediator, "list-quarantines")
-    turn = int(programs["blue"].until("turn").split()[1])
-    programs["blue"].until(f"turn {turn + 5}")
-    assert programs["blue"].finish()[0] == 0
+    goes_on(neighbour, 5)
+    ends_well(neighbour)
     wait_until(lambda: mediator.sessions() == [], 60, "no session is left")
     assert mediator.ask("faults") == []
 
 
 def test_a_session_that_ends_without_a_mediator_is_closed_in_the_ledger(
-    mediator: DeviceMediator, driver_program: Build, kernels: Path
+    mediator: DeviceMediator, steady: Steady
 ) -> None:
     from vgpu.actors.ledger import LedgerFile
 
-    guest = mediator.begin(driver_program("steady"), kernels)
-    guest.until("turn 3")
-    worker = mediator.session_of(guest)["info"]["worker_pid"]
+    guest = steady.begin(mediator)
+    worker = mediator.worker_of(guest)
     mediator.kill()
     guest.kill()
     wait_until(lambda: not is_alive(worker), 60, "the worker is gone")

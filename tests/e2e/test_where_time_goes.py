@@ -108,7 +108,7 @@ def enqueued(mediator: Mediator, guest: Guest) -> tuple[int, int]:
     """Nanoseconds of encoding as the library measured them, and as the program did."""
     guest.until("ready")
     before = said(mediator, guest)
-    worker = mediator.session_of(guest)["info"]["worker_pid"]
+    worker = mediator.worker_of(guest)
     # Nobody replays: no room is awaited, and what is enqueued is all there is.
     os.kill(worker, signal.SIGSTOP)
     try:

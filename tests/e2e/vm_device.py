@@ -57,6 +57,11 @@ class DeviceMediator(Mediator):
         (found,) = [state for state in self.ask("devices") if state["vm"] == vm]
         return dict(found)
 
+    def worker_of_session(self, session: int) -> int:
+        """The worker process of a living session, whose program may be in a VM: process numbers say nothing there."""
+        (pid,) = [s["info"]["worker_pid"] for s in self.sessions() if s["info"]["session"] == session]
+        return int(pid)
+
     def stop(self) -> None:
         """End mediator, workers and devices."""
         super().stop()
