@@ -277,9 +277,6 @@ def run_top(options: argparse.Namespace) -> int:
             return _plain(look, options)
         except KeyboardInterrupt:
             return 0
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
 
 
 def _plain(look: Callable[[], dict[str, Any]], options: argparse.Namespace) -> int:
