@@ -33,6 +33,7 @@ _THREADS = {
 }
 
 Event = dict[str, Any]
+SECOND = 10**9
 
 
 def convert(recording: Recording) -> dict[str, Any]:
@@ -90,11 +91,15 @@ class _Converter:
             self._worker(session, events)
         # What happened at one time stays in the order in which it was written down.
         self.out.sort(key=lambda row: row[0])
+        # Viewers count in floating microseconds, which since the boot of a host that has long been up are too coarse for
+        # slices that end in the nanosecond in which the next begins.
+        zero = min([began, *(at_ns for at_ns, _ in self.out)]) // SECOND * SECOND
         return {
-            "traceEvents": self.names + [event for _, event in self.out],
+            "traceEvents": self.names + [{**event, "ts": _us(at_ns - zero)} for at_ns, event in self.out],
             "displayTimeUnit": "ns",
             "otherData": {
                 "clock": "CLOCK_MONOTONIC",
+                "zero_ns": str(zero),
                 "started_ns": str(head["started_ns"]),
                 "version": str(head.get("version", "")),
                 "vm": str(head.get("vm") or ""),
@@ -110,7 +115,7 @@ class _Converter:
     # -- writing
 
     def _put(self, at_ns: int, event: Event) -> None:
-        self.out.append((at_ns, {**event, "ts": _us(at_ns)}))
+        self.out.append((at_ns, event))
 
     def _name(self, what: str, pid: int, thread: int, name: str) -> None:
         self.names.append({"ph": "M", "name": what, "pid": pid, "tid": thread, "args": {"name": name}})

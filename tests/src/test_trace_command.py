@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from tests.src.trace_schema import problems
 from vgpu import __version__
 from vgpu.actors.trace_desk import MOST_SECONDS
 from vgpu.admin_client import AdminClient, RequestRefused
-from vgpu.gpu.trace import EVENT_SIZE, TraceKind, decode_events
+from vgpu.gpu.trace import EVENT_SIZE, TraceEvent, TraceKind, decode_events
+from vgpu.trace_convert import convert
 from vgpu.trace_main import LONGEST_RECORDING_SECONDS, main
+from vgpu.trace_recording import Recording
+from vgpu.transport._generated_calls import CallId
 
 TRACE = "vgpu.trace_main"
 VM = "red"
@@ -94,7 +98,9 @@ def test_a_recording_joins_actors_leases_calls_and_the_gpu(
     recorded = json.loads(out.read_text())
     assert problems(recorded) == []
     events = recorded["traceEvents"]
-    assert all(before / 1e3 <= e["ts"] <= after / 1e3 + 1e4 for e in events if e.get("cat") == "worker")
+    zero = int(recorded["otherData"]["zero_ns"])
+    taken = [zero + e["ts"] * 1e3 for e in events if e.get("cat") == "worker"]
+    assert all(before - 1 <= at <= after + 1e7 for at in taken)
     processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     worker = session["info"]["worker_pid"]
     assert processes[mediator.pid] == f"mediator {__version__}"
@@ -115,7 +121,8 @@ def test_a_recording_joins_actors_leases_calls_and_the_gpu(
     # Launches lie within the time that the device, or the loop, was at it: one clock.
     launch = next(e for e in events if e["name"] == "wireLaunch")
     assert recorded["otherData"]["clock"] == "CLOCK_MONOTONIC"
-    assert float(recorded["otherData"]["started_ns"]) / 1e3 <= launch["ts"]
+    about = recorded["otherData"]
+    assert int(about["started_ns"]) <= int(about["zero_ns"]) + launch["ts"] * 1e3
 
 
 def test_a_raw_recording_is_converted_later(mediator: Mediator, guest: Guest, tmp_path: Path) -> None:
@@ -389,6 +396,22 @@ def test_a_file_that_cannot_be_written_is_called_as_it_was_typed(
     done(mediator, "record", "--seconds=0.1", "--raw", "-o", raw)
     result = trace(mediator, "convert", raw, out)
     assert (result.returncode, result.stderr) == (1, f"vgpu-trace: {out}: No such file or directory\n")
+
+
+def test_slices_touch_on_a_host_that_has_long_been_up() -> None:
+    """Three years: microseconds since the boot, as floats, would be 16 ns apart."""
+    began = 94_608_000_000_000_003
+    head = {"started_ns": began, "pid": 1, "vm": "a", "sessions": [], "actors": []}
+    times = [began + 7 * n for n in range(50)]
+    calls = [
+        TraceEvent(TraceKind.CALL, begin, end, int(CallId.wireLaunch), 0) for begin, end in pairwise(times)
+    ]
+    trace = convert(Recording(head, workers={3: calls}))
+    assert problems(trace) == []
+    zero = int(trace["otherData"]["zero_ns"])
+    slices = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert [zero + round(e["ts"] * 1000) for e in slices] == times[:-1]
+    assert [round((e["ts"] + e["dur"]) * 1000) for e in slices] == [t - zero for t in times[1:]]
 
 
 def test_converting_asks_no_mediator() -> None:

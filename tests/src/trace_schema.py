@@ -49,7 +49,7 @@ def problems(trace: dict[str, Any]) -> list[str]:
         elif phase == "X":
             if event["dur"] < 0:
                 found.append(f"{where}: a length below 0")
-            covered[thread].append((event["ts"], event["ts"] + event["dur"]))
+            covered[thread].append((event["ts"], round(event["ts"] + event["dur"], 3)))
         elif phase == "s":
             if event["id"] in flows:
                 found.append(f"{where}: flow {event['id']} begins twice")
@@ -84,7 +84,7 @@ def _crossings(slices: list[tuple[float, float]]) -> list[str]:
     for begin, end in sorted(slices, key=lambda s: (s[0], -s[1])):
         while stack and stack[-1] <= begin:
             stack.pop()
-        if stack and end > stack[-1] + 1e-6:
+        if stack and end > stack[-1]:
             found.append(f"slice {begin} to {end} crosses one that ends at {stack[-1]}")
         stack.append(end)
     return found
