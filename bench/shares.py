@@ -51,7 +51,9 @@ WARM_SECONDS = 0.5
 CALIBRATE_NS = 8_000_000
 ROUNDS = 3
 ALONE = 1 / 3  # of the time together, for each VM and round
-LATENCY = 2.0  # times the time together: enough requests for a 99th percentile
+REQUESTS = (
+    170  # in each round, for each second of the time together: the rounds' are enough for a 99th percentile
+)
 VARIANTS = {
     "default": Tuning(),
     "plain": Tuning(
@@ -79,6 +81,7 @@ SCENARIOS: dict[str, tuple[dict[str, int], tuple[Tenant, ...]]] = {
     "75/25, 1 ms against 20 us": ({}, (Tenant("a", 75, 1000), Tenant("b", 25, 20))),
     "75/25, 20 us against 1 ms": ({}, (Tenant("a", 75, 20), Tenant("b", 25, 1000))),
     "90/10, 20 us against 1 ms": ({}, (Tenant("a", 90, 20), Tenant("b", 10, 1000))),
+    "90/10, 1 ms against 20 us": ({}, (Tenant("a", 90, 1000), Tenant("b", 10, 20))),
     "two pools 50/50: 60/40 in one, one VM in the other": (
         {"p": 50, "q": 50},
         (Tenant("a", 60, 1000, "p"), Tenant("b", 40, 20, "p"), Tenant("c", 10, 100, "q")),
@@ -255,8 +258,8 @@ class Bench:
         tenants = (Tenant("urgent", 50, kernel_us, priority="high"), Tenant("a", 50, greedy_us))
         await self.place(tenants, {})
         guest = await self.guest("urgent")
-        seconds = self.seconds * LATENCY
-        count = max(int(seconds * 1e6 / period_us), 1)
+        count = max(round(REQUESTS * self.seconds), 1)
+        seconds = count * period_us / 1e6
         command = f"requests {count} {period_us} {kernels} {self.iterations(kernel_us)}"
         await self.greedy(tenants[0], WARM_SECONDS)
         turns: list[tuple[list[int], list[int]]] = []

@@ -42,6 +42,8 @@ def measure(scene: Scene, found: Findings) -> None:
             _rate(scene, host, limited, found.child("rate"))
             _quota(scene, host, limited, found)
             _shares(scene, host, one, two, found)
+        longest = found.values["neighbour"].get("longest_turn_ms", float("inf"))
+        found.judge("neighbour waits for no turn longer than 100 ms", longest <= AT_ONCE_MS, of_speed=True)
 
 
 def _judge(found: Findings, times: list[float], wanted: int) -> None:

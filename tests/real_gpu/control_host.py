@@ -29,6 +29,7 @@ SOURCE = Path(__file__).resolve().parent / "programs" / "control_load.c"
 MIB = 1 << 20
 READY_SECONDS = 40.0
 SLACK_SECONDS = 30.0
+ENOUGH_PROCESSORS = 12
 
 
 def without_paths(text: str) -> str:
@@ -225,6 +226,49 @@ class Host(DeviceMediator):
                 found.append(float(line.rsplit(" ", 1)[1]))
         assert found, f"no metric {name} {labels}"
         return sum(found)
+
+
+def put_apart(programs: list[int], workers: list[int], others: list[int]) -> dict[str, list[int]] | None:
+    """Give the threads that never rest processors of their own: one for programs, one for workers; only one of each may run at
+    a time. All else gets the rest. None, and nothing is done, where there are too few.
+
+    Args:
+        programs: process numbers, as are ``workers`` and ``others``. The busiest thread so far is the one that never rests.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < ENOUGH_PROCESSORS:
+        return None
+    # Not side by side: those may be two halves of one core, whatever this kernel is told.
+    places = {"program": cpus[1:2], "replay loop": cpus[4:5], "all else": cpus[7:]}
+    for pids, place in ((programs, "program"), (workers, "replay loop"), (others, "all else")):
+        for pid in pids:
+            used = _ticks_of_threads(pid)
+            busiest = max(used, key=used.__getitem__, default=0)
+            for thread in used:
+                os.sched_setaffinity(thread, places[place if thread == busiest else "all else"])
+    return places
+
+
+def _ticks_of_threads(pid: int) -> dict[int, int]:
+    """Ticks of processor time that each thread has used."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
+        found[int(task.name)] = int(fields[11]) + int(fields[12])
+    return found
+
+
+def busiest_descendant(pid: int) -> int:
+    """Of the process and all that it started: the one that has used the most processor time."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return max(found, key=lambda each: sum(_ticks_of_threads(each).values()))
 
 
 @contextlib.contextmanager

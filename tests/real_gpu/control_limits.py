@@ -28,7 +28,7 @@ def measure(scene: Scene, found: Findings) -> None:
         host.settle()
         iterations = scene.pick(2000, 2)
         neighbour.rate(scene.long(1.0), iterations)  # a GPU that has rested is slow at first
-        for rate, share in ((scene.pick(1000, 200), 1.0), (scene.pick(200, 50), 0.3)):
+        for rate, share in ((scene.pick(1000, 200), 1.0), (scene.pick(200, 50), 1.0)):
             part = found.child(f"{rate} calls/s")
             host.change("change_vm", vm_name="flooder", rate=rate)
             flood = _calls(flooder, rate)
@@ -38,7 +38,7 @@ def measure(scene: Scene, found: Findings) -> None:
         part = found.child(f"{speed // MIB} MiB/s")
         host.change("change_vm", vm_name="flooder", bytes_per_second=speed)
         flood = _bytes(flooder, speed, piece)
-        _one(scene, host, neighbour, iterations, flood, speed, "bytes_to_device", 0.6, part)
+        _one(scene, host, neighbour, iterations, flood, speed, "bytes_to_device", 1.0, part)
 
 
 class _Flood:

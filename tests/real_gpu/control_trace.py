@@ -25,10 +25,9 @@ from typing import Any
 from tests.e2e.mediator import wait_until
 from vgpu.gpu.trace import EVENT_SIZE
 
-from .control_host import Findings, Host, Load, Scene, open_host, spread
+from .control_host import Findings, Host, Scene, open_host, put_apart, spread
 
 COST = 0.05
-ENOUGH_PROCESSORS = 12
 RECORD_SECONDS = 60
 WORKER_EVENTS = 5_000_000  # more than a turn has, so that all of it is recorded
 
@@ -40,7 +39,8 @@ def measure(scene: Scene, found: Findings) -> None:
         host.settle()
         seconds, count = scene.long(0.6, 0.3), scene.pick(4000, 200)
         load.ask("launch", scene.long(0.5))
-        places = _apart(host, load)
+        (session,) = host.of_vm("traced")
+        places = put_apart([load.pid], [session["info"]["worker_pid"]], [host.pid])
         found.put("processors", places)
         turns: list[dict[str, Any]] = []
 
@@ -68,35 +68,6 @@ def measure(scene: Scene, found: Findings) -> None:
         found.put("events_lost_in_each_recording", lost)
         _compare(turns, found)
         found.judge("every recording has calls in it", min(recorded) > 0)
-
-
-def _apart(host: Host, load: Load) -> dict[str, list[int]] | None:
-    """Give the two threads that never rest processors of their own; None where there are too few."""
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < ENOUGH_PROCESSORS:
-        return None
-    # Not side by side: those may be two halves of one core, whatever this kernel is told.
-    places = {"program": cpus[1:2], "replay loop": cpus[4:5], "all else": cpus[7:]}
-    (session,) = host.of_vm("traced")
-    threads: dict[str | None, dict[int, int]] = {
-        None: _threads(host.pid),
-        "program": _threads(load.pid),
-        "replay loop": _threads(session["info"]["worker_pid"]),
-    }
-    for place, used in threads.items():
-        for thread in used:
-            is_busiest = place is not None and thread == max(used, key=used.__getitem__)
-            os.sched_setaffinity(thread, places[place] if place and is_busiest else places["all else"])
-    return places
-
-
-def _threads(pid: int) -> dict[int, int]:
-    """Ticks of processor time that each thread has used."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
-        found[int(task.name)] = int(fields[11]) + int(fields[12])
-    return found
 
 
 def _compare(turns: list[dict[str, Any]], found: Findings) -> None:

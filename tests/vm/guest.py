@@ -73,7 +73,7 @@ class GuestMachine(Machine):
 
     def worker_of(self, process: Process) -> int:
         """The worker that serves a process of this machine."""
-        return self.host.worker_of(self.vm, process)
+        return self.host.worker_in(self.vm, process)
 
     def replug(self) -> None:
         """Take the device out and put the one that is served now in, as an administrator does after a crash."""

@@ -119,7 +119,7 @@ class Host(Mediator):
         (found,) = [s for s in self.sessions_of(vm) if s["info"]["guest_pid"] == process.pid]
         return found
 
-    def worker_of(self, vm: str, process: Process) -> int:
+    def worker_in(self, vm: str, process: Process) -> int:
         """The worker process of a process in a VM."""
         return int(self.session_in(vm, process)["info"]["worker_pid"])
 
