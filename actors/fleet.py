@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 import attrs
 import trio
 
+from vgpu.transport.host_memory import HostMemory, host_memory
 from vgpu.transport.names import is_name
 from vgpu.transport.stub.launch import vfio_socket_path
 
@@ -100,6 +101,7 @@ class Fleet(Actor):
     run_dir: Path
     gpus: tuple[str, ...] = ()
     is_draining: Callable[[], bool] = bool
+    memory: Callable[[], HostMemory] = host_memory
     _turn: trio.Lock = attrs.Factory(trio.Lock)  # one change at a time
 
     async def started(self) -> None:
@@ -155,6 +157,7 @@ class Fleet(Actor):
                 )
             if not message.overcommit:
                 await self._admit(vm)
+                await self._admit_bar1(vm)
             await self.find(LEDGER).ask(SaveVm(vm))
             await self._make_pool(vm.pool)
             self._tell(vm)
@@ -244,7 +247,7 @@ class Fleet(Actor):
             raise NoSuchPool(f"no pool {name!r}; create-pool makes one, list-pools has those there are")
 
     async def _admit(self, vm: VmRecord) -> None:
-        """Can the memory that this VM is to have be promised, beside what the others were?
+        """Can the GPU memory that this VM is to have be promised, beside what the others were?
 
         Raises:
             NotAdmitted: no, or nobody can say.
@@ -259,6 +262,25 @@ class Fleet(Actor):
                 f"VM {vm.name!r} cannot be promised {_mebibytes(vm.memory_limit_bytes)} of GPU memory:"
                 f" there are {_mebibytes(total)}, and {_mebibytes(promised)} of them are promised to others;"
                 " less memory, or --overcommit"
+            )
+
+    async def _admit_bar1(self, vm: VmRecord) -> None:
+        """The same for its BAR1, which is the host's memory.
+
+        Raises:
+            NotAdmitted: no, or the host does not say how much it has.
+        """
+        if not vm.bar1_bytes:
+            return
+        memory = self.memory()
+        if not memory.total_bytes:
+            raise NotAdmitted("this host does not say how much memory it has; --overcommit does without")
+        others = [o.bar1_bytes for o in await self.find(LEDGER).ask(ListVms()) if o.name != vm.name]
+        if not memory.can_promise((vm.bar1_bytes, *others)):
+            raise NotAdmitted(
+                f"VM {vm.name!r} cannot be promised a BAR1 of {_mebibytes(vm.bar1_bytes)}, which is memory of the"
+                f" host: there are {_mebibytes(memory.total_bytes)}, and {_mebibytes(sum(others))} of them are"
+                " promised to others; a smaller --bar1, or --overcommit"
             )
 
     async def _memory_of(self, gpu: str) -> int:

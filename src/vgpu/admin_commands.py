@@ -71,7 +71,7 @@ def _overcommit_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overcommit",
         action="store_true",
-        help="promise the memory even if all promises together are more than the GPU has",
+        help="promise the memory even if all promises together are more than there is",
     )
 
 

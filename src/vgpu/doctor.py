@@ -33,6 +33,7 @@ from vgpu.gpu.driver import CONTROL_DEVICE, DriverNotFound, find_library, versio
 from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.places_check import SHORTEST_NAME, name_room
 from vgpu.shim.locate import library_directory
+from vgpu.transport.host_memory import memory_from
 from vgpu.units import show_size
 
 OK: Final = "ok"
@@ -397,15 +398,16 @@ def check_limits(host: Host) -> Iterator[Finding]:
 
 def check_memory(host: Host, vms: list[dict[str, Any]]) -> Iterator[Finding]:
     """Room for what VMs share with the host."""
-    about = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
-    total, available = (int(about.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
-    promised = sum(vm["bar1_bytes"] for vm in vms)
-    with_device = sum(vm["bar1_bytes"] > 0 for vm in vms)
+    memory = memory_from(host.text("proc/meminfo"))
+    sizes = [vm["bar1_bytes"] for vm in vms]
+    promised, available = sum(sizes), memory.available_bytes
+    with_device = sum(size > 0 for size in sizes)
     whom = "1 VM" if with_device == 1 else f"{with_device} VMs"
     words = (
-        f"{show_size(promised)} promised to {whom}, {show_size(available)} of {show_size(total)} available"
+        f"{show_size(promised)} promised to {whom},"
+        f" {show_size(available)} of {show_size(memory.total_bytes)} available"
     )
-    if promised > total:
+    if not memory.can_promise(sizes):
         yield Finding("memory for BAR1", FAIL, words, "register VMs with a smaller --bar1")
     elif promised > available:
         yield Finding(

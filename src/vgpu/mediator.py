@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ from vgpu.holding import DirectoryTaken, hold_directory
 from vgpu.supervision import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec, WaitJittered
 from vgpu.supervision.quarantine import QuarantineKeeper
 from vgpu.supervision.watchdog import Watchdog
+from vgpu.transport.host_memory import HostMemory, host_memory
 
 # A crash here and there is survived; a mediator that cannot keep an actor alive for long says so by ending.
 INTENSITY = 10
@@ -122,6 +123,7 @@ class MediatorPlan:
     keeping: Keeping = attrs.field(factory=Keeping)
     starts: StartRate = attrs.field(factory=StartRate)  # of each VM
     stuck_seconds: float | None = STUCK_SECONDS
+    memory: Callable[[], HostMemory] = host_memory  # of which VMs' BAR1s are promised
 
 
 def _supervisor(
@@ -197,7 +199,7 @@ def mediator_spec(plan: MediatorPlan, system: list[ActorSystem]) -> SupervisorSp
             ChildSpec("limits", LimitKeeper, (plan.run_dir, gpus)),
             _supervisor("gpus", tuple(gpu_spec(g, plan.run_dir, plan.live) for g in plan.gpus)),
             _supervisor("devices", (device,), Strategy.SIMPLE_ONE_FOR_ONE),
-            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus, is_draining)),
+            ChildSpec("fleet", Fleet, ("mediator/devices", plan.run_dir, gpus, is_draining, plan.memory)),
             _supervisor("connections", (connection,), Strategy.SIMPLE_ONE_FOR_ONE),
             ChildSpec(
                 "quarantine",

@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from tests.e2e.mediator import Guest, wait_until
+from tests.e2e.mediator import GPU, SMALL, Guest, wait_until
 from tests.e2e.steady import Steady, ends_well, goes_on
 from tests.e2e.vm_device import DeviceMediator
+from tests.src.test_commands import command
+from vgpu.gpu.process import WorkerOptions, start_worker
+from vgpu.mediator import GpuPlan, MediatorPlan, open_mediator
+from vgpu.transport.host_memory import HostMemory
 
 MIB = 1 << 20
 OUT_OF_MEMORY = 2
@@ -219,3 +226,65 @@ def test_promises_that_cannot_be_kept_are_refused(mediator: DeviceMediator) -> N
     (schedule,) = mediator.ask("schedule").values()
     assert schedule["pools"]["Q"]["weight"] == 7
     assert list(schedule["pools"]["Q"]["vms"]) == ["third"]
+
+
+# Devices and workers outlive the mediator, on purpose; what it had of them is dropped while they run.
+@pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning", "ignore:unclosed file:ResourceWarning"
+)
+async def test_promises_of_the_hosts_memory_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host that is made up and small, so that the test asks for no more than any machine has."""
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    outside = DeviceMediator()
+    memory = HostMemory(300 * MIB, 1)  # what is free just now decides nothing
+    plan = MediatorPlan(
+        outside.run_dir,
+        outside.state_dir,
+        (GpuPlan(0, partial(start_worker, WorkerOptions(outside.run_dir, GPU))),),
+        memory=lambda: memory,
+    )
+    try:
+        async with open_mediator(plan):
+            await trio.to_thread.run_sync(_register_until_it_is_full, outside)
+            memory = HostMemory(0, 0)
+            why = await trio.to_thread.run_sync(
+                lambda: refusal(outside, "register_vm", vm_name="x", **SMALLEST)
+            )
+            assert "does not say how much memory it has" in why
+    finally:
+        outside.__exit__()
+        gc.collect()
+
+
+SMALLEST = {"bar1_bytes": 16 * MIB, "slots": 1}
+
+
+def _register_until_it_is_full(mediator: DeviceMediator) -> None:
+    def register(name: str, *words: str) -> tuple[int, str]:
+        done = command(
+            "vgpu.admin_main", "register-vm", f"--vm-name={name}", *words, VGPU_RUN_DIR=str(mediator.run_dir)
+        )
+        return done.returncode, done.stderr
+
+    def names() -> list[str]:
+        return [vm["name"] for vm in mediator.ask("vms")]
+
+    assert register("first") == (0, "")  # whose BAR1 has the 256 MiB that nobody said
+    assert register("second", "--bar1=32MiB") == (0, "")
+    status, why = register("third")
+    assert status == 1
+    assert why == (
+        "vgpu-admin: VM 'third' cannot be promised a BAR1 of 256 MiB, which is memory of the host: there are"
+        " 300 MiB, and 288 MiB of them are promised to others; a smaller --bar1, or --overcommit\n"
+    )
+    assert register("third", "--bar1=16MiB")[0] == 1
+    assert names() == ["first", "second"]
+    # One without a device is promised nothing; one that says so is let in; and one that leaves makes room.
+    assert register("third", "--no-device") == (0, "")
+    assert register("fourth", "--bar1=16MiB", "--overcommit") == (0, "")
+    assert "304 MiB of them" in refusal(mediator, "register_vm", vm_name="fifth", **SMALLEST)
+    change(mediator, "change_vm", vm_name="fourth", weight=7)
+    change(mediator, "unregister_vm", vm_name="first")
+    assert register("fifth", "--bar1=128MiB") == (0, "")
+    assert names() == ["fifth", "fourth", "second", "third"]
