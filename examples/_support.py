@@ -28,7 +28,7 @@ from vgpu.admin_client import AdminClient, NoMediator
 HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "programs"
 START_SECONDS = 60.0
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 # A device that leaves room for several on a small machine.
 MEMORY_BYTES = 1 << 30
 LAUNCH_TIMEOUT = 702  # CUDA_ERROR_LAUNCH_TIMEOUT
@@ -110,6 +110,11 @@ class Guest:
             if has_ended or time.monotonic() > deadline:
                 raise NotSo(f"{self.name} did not say {word!r}; it said {self.lines[-3:]}")
             time.sleep(0.005)
+
+    def hang(self) -> tuple[int, float]:
+        """What ``hang.py`` was told of its kernel, and how many seconds after the launch, by the program's own clock."""
+        code, seconds = self.until("synchronize").split()[1:]
+        return int(code), float(seconds)
 
     def turn(self) -> int:
         """The last turn a neighbour has told of."""
@@ -370,6 +375,20 @@ class Example:
             )
             if guest.process.poll() is not None:
                 raise NotSo(f"{guest.name} ended: {guest.lines[-1:]}")
+
+    def hung(self, name: str, guest: Guest, deadline: float) -> None:
+        """State when a program with a kernel that hangs was told so: never before its deadline.
+
+        How late is said and not judged: a session's time without a processor does not count (docs/failures.md), so it says
+        how busy this machine is. That it was told at all is a fact, for later the kernel ends by itself, without an error.
+        """
+        code, seconds = guest.hang()
+        self.fact(code == LAUNCH_TIMEOUT, f"{name} was told CUDA_ERROR_LAUNCH_TIMEOUT ({code})")
+        # The watchdog's clock begins with the call as its worker shows it, which is a moment after the program's.
+        self.fact(
+            seconds >= deadline, f"its deadline: {deadline:g} s after the launch; it was not told before"
+        )
+        self.say(f"lateness: it was told {seconds - deadline:.2f} s after the deadline")
 
     def settle(self, name: str, guest: Guest, pause_ms: float | None = None) -> None:
         """End a neighbour, and state what became of it."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program with a kernel that hangs: launches it, waits for it, and prints what CUDA says, now and afterwards.
+"""A program with a kernel that hangs: launches it, waits for it, and prints what CUDA says, how many seconds after the launch,
+and what it says afterwards.
 
 It does end, after twenty seconds by the GPU's own clock, so that a real card is not left with it whatever goes wrong. That is
 far behind the deadlines that the examples give their VMs, and nobody looks at the program before.
@@ -8,6 +9,7 @@ far behind the deadlines that the examples give their VMs, and nobody looks at t
 from __future__ import annotations
 
 import ctypes
+import time
 
 from cuda import Gpu
 
@@ -20,8 +22,10 @@ def main() -> int:
     gpu.spin(0)  # the first launch of a kernel compiles it
     gpu.synchronize()
     print("launching", flush=True)
+    began = time.monotonic()
     gpu.spin(HANGS_SECONDS)
-    print("synchronize", gpu.status("cuCtxSynchronize"), flush=True)
+    code = gpu.status("cuCtxSynchronize")
+    print("synchronize", code, round(time.monotonic() - began, 3), flush=True)
     address = ctypes.c_uint64()
     print("allocate", gpu.status("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(4096)), flush=True)
     return 0
