@@ -19,13 +19,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, final
 
 import attrs
 import trio
 
-from ._trace import current_incarnation
+from ._trace import current_incarnation, subject_of
 
 if TYPE_CHECKING:
     from ._incarnation import Envelope, Incarnation
@@ -61,6 +61,8 @@ class StuckHandler:
     """How long the loop was held in all; how long the message had been handled so far."""
     stack: tuple[str, ...]
     """Where it was, outermost call first; empty where the step ended before anybody could look."""
+    subject: Mapping[str, object] = attrs.field(factory=dict, eq=False)
+    """Whom it is about, for the log: the actor, and what VM and session that knows."""
 
     def __str__(self) -> str:
         who = f"actor {self.actor}" if self.actor is not None else f"task {self.task}"
@@ -164,7 +166,8 @@ class StuckDetector(trio.abc.Instrument):
             step.message_type = None if envelope is None else type(envelope.message).__name__
             step.stack = stack
             # Now, and not when the step has ended: it may never end.
-            _log.error("so far: %s", self._held(step, seconds, math.nan))
+            found = self._held(step, seconds, math.nan)
+            _log.error("so far: %s", found, extra=dict(found.subject))
 
     def _watch_loop(self) -> None:
         while not self._closing.wait(self._threshold / LOOKS):
@@ -181,6 +184,7 @@ class StuckDetector(trio.abc.Instrument):
             step.message_type,
             seconds,
             step.stack or (),
+            subject_of(life),
         )
 
     # -- which message takes too long
@@ -215,6 +219,7 @@ class StuckDetector(trio.abc.Instrument):
                         type(envelope.message).__name__,
                         now - handling.since,
                         _await_stack(life.task),
+                        subject_of(life),
                     )
                 )
         self._handled = seen

@@ -204,10 +204,14 @@ class ActorSystem:
         self.tracer = None if tracer is None else GuardedTracer(tracer, lambda: self.set_tracer(None))
 
     def report(self, report: object) -> None:
-        """Publish a structured report; its `str()` is for people. Kept, and given to the reporter or the log."""
+        """Publish a structured report; its `str()` is for people. Kept, and given to the reporter or the log.
+
+        Where it has a `subject`, that says whom the line of the log is about (see `Actor.subject`).
+        """
         self._reports.append(report)
         if self._reporter is None:
-            _log.error("%s", report)
+            about = getattr(report, "subject", {})
+            _log.error("%s", report, extra={field: about.get(field) for field in ("actor", "vm", "session")})
             return
         try:
             self._reporter(report)

@@ -18,7 +18,14 @@ from ._exit import ExitReason
 if TYPE_CHECKING:
     from ._incarnation import Incarnation
 
-__all__ = ["GuardedTracer", "Tracer", "current_actor_name", "current_incarnation", "current_subject"]
+__all__ = [
+    "GuardedTracer",
+    "Tracer",
+    "current_actor_name",
+    "current_incarnation",
+    "current_subject",
+    "subject_of",
+]
 
 _log = logging.getLogger("vgpu.actors")
 
@@ -34,7 +41,11 @@ def current_actor_name() -> str | None:
 
 def current_subject() -> dict[str, object]:
     """``actor``, and ``vm`` and ``session`` as that actor knows them, for whoever writes a log; empty outside of actors."""
-    life = current_incarnation.get()
+    return subject_of(current_incarnation.get())
+
+
+def subject_of(life: Incarnation | None) -> dict[str, object]:
+    """The same of any actor; empty for none."""
     return {} if life is None else {"actor": life.name, **life.actor.subject}
 
 

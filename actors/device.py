@@ -292,7 +292,8 @@ class Device(Actor):
                 with contextlib.suppress(MailboxFull):
                     executor.notify(GuestLeft())
         elif isinstance(event, Granted):
-            _log.info("session %d of %s in slot %d", event.session, self.vm, event.slot)
+            about = {"session": event.session}
+            _log.info("session %d of %s in slot %d", event.session, self.vm, event.slot, extra=about)
 
     # -- claims
 

@@ -83,7 +83,9 @@ class DeviceStarter:
             return OpenedDevice(link)
         if hello.connected:
             _log.warning(
-                "the device of %s is of another version or shape; it stays until its QEMU ends", vm.name
+                "the device of %s is of another version or shape; it stays until its QEMU ends",
+                vm.name,
+                extra={"vm": vm.name},
             )
             return OpenedDevice(link)
         await _end(link)
@@ -128,7 +130,8 @@ async def _end(link: DeviceLink) -> None:
         with trio.move_on_after(LEAVE_SECONDS):
             await trio.lowlevel.wait_readable(process)
             return
-        _log.error("the device of %s does not leave; it is killed", link.described.vm)
+        name = link.described.vm
+        _log.error("the device of %s does not leave; it is killed", name, extra={"vm": name})
         signal.pidfd_send_signal(process, signal.SIGKILL)
     finally:
         os.close(process)

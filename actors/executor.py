@@ -370,7 +370,7 @@ class Executor(Actor):
         self._info = info
         self._place = place
         opened = self._opened(info, is_new=is_new)
-        watch = Watch(info.session, self.ref)
+        watch = Watch(info.session, self.ref, info.vm)
         self.monitor(self.find(f"{self.gpu}/scheduler"))
         await self.find(f"{self.gpu}/scheduler").send(opened)
         for name in (f"{self.gpu}/watchdog", "mediator/telemetry"):
@@ -397,7 +397,7 @@ class Executor(Actor):
             if not opened.holding:
                 await peer.send(Demand(info.session))
         else:
-            await peer.send(Watch(info.session, self.ref))
+            await peer.send(Watch(info.session, self.ref, info.vm))
 
     async def _check_quarantine(self, vm: str) -> None:
         """Raises Quarantined."""

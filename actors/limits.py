@@ -132,7 +132,12 @@ class LimitKeeper(Actor):
         try:
             self._of(message.vm.name).account.set_limits(message.vm.limits)
         except OSError as error:
-            _log.error("the limits of %s cannot be written: %s", message.vm.name, error)
+            _log.error(
+                "the limits of %s cannot be written: %s",
+                message.vm.name,
+                error,
+                extra={"vm": message.vm.name},
+            )
             return
         self.find(TELEMETRY).notify(VmChanged(message.vm))
         # Rates are read for every call; a quota shows in a session's device page once its worker has looked.
@@ -170,14 +175,14 @@ class LimitKeeper(Actor):
                 try:
                     self._of(vm)
                 except OSError as error:
-                    _log.error("the account of %s cannot be read: %s", vm, error)
+                    _log.error("the account of %s cannot be read: %s", vm, error, extra={"vm": vm})
 
     @handles(SessionRefused)
     def session_refused(self, message: SessionRefused) -> None:
         try:
             self._of(message.vm).sessions_refused += 1
         except OSError as error:
-            _log.error("the account of %s cannot be read: %s", message.vm, error)
+            _log.error("the account of %s cannot be read: %s", message.vm, error, extra={"vm": message.vm})
 
     @handles(ListAccounts)
     def list_accounts(self, message: ListAccounts) -> tuple[AccountState, ...]:
@@ -191,5 +196,10 @@ def _sweep(vm: str, account: Account) -> None:
     """Executors give back what their workers held; these died when no mediator was there."""
     for holding in list(account.holdings()):
         if not Path(f"/proc/{holding.worker_pid}").exists():
-            _log.info("session %d of %s has gone unseen; what it held is given back", holding.session_id, vm)
+            _log.info(
+                "session %d of %s has gone unseen; what it held is given back",
+                holding.session_id,
+                vm,
+                extra={"vm": vm, "session": holding.session_id},
+            )
             account.clear(holding.entry)

@@ -451,6 +451,7 @@ class Watch:
 
     session: SessionId
     executor: Ref[object]
+    vm: str = ""  # for who logs; "": not said
 
 
 @attrs.frozen

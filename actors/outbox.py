@@ -36,6 +36,12 @@ LIMIT = 100_000
 Record = RecordStart | RecordEnd | RecordFault
 
 
+def _about(record: Record) -> dict[str, object]:
+    """Whom a line of the log about it is about."""
+    info = record.sample.info if isinstance(record, RecordEnd) else record.info
+    return {"vm": info.vm, "session": info.session}
+
+
 @attrs.define(eq=False)
 class Outbox(Actor):
     """Records on their way to the ledger."""
@@ -58,9 +64,9 @@ class Outbox(Actor):
     @handles(Keep)
     def keep(self, message: Keep) -> None:
         if len(self.waiting) >= LIMIT:
-            self.waiting.popleft()
+            oldest = self.waiting.popleft()
             self.lost += 1
-            _log.error("the ledger takes nothing: %d records lost so far", self.lost)
+            _log.error("the ledger takes nothing: %d records lost so far", self.lost, extra=_about(oldest))
         self.waiting.append(message.record)
         self._wake.set()
 
@@ -80,11 +86,11 @@ class Outbox(Actor):
             except CannotKeep as error:
                 # It never will: what is behind it must not wait for it.
                 self.lost += 1
-                _log.error("a record is lost: %s", error)
+                _log.error("a record is lost: %s", error, extra=_about(record))
                 self._done(record)
                 continue
             except ActorError as error:
-                _log.warning("the ledger did not take a record yet: %s", error)
+                _log.warning("the ledger did not take a record yet: %s", error, extra=_about(record))
                 await trio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 continue

@@ -183,7 +183,12 @@ class Telemetry(Actor):
         try:
             self._writer.attach(message.vm, message.bar1_fd)
         except OSError as error:
-            _log.error("the device of %s has no page that can be written: %s", message.vm, error)
+            _log.error(
+                "the device of %s has no page that can be written: %s",
+                message.vm,
+                error,
+                extra={"vm": message.vm},
+            )
         finally:
             os.close(message.bar1_fd)
         self._wanted.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import traceback
+from collections.abc import Mapping
 
 import attrs
 
@@ -50,6 +51,8 @@ class CrashReport:
     """How often this child has been restarted so far."""
     retry_in_seconds: float | None = None
     """When the supervisor tries (again), where that is not at once; None also where it does not."""
+    subject: Mapping[str, object] = attrs.field(factory=dict, eq=False)
+    """What VM and session the child knew of, for the log (see `Actor.subject`)."""
 
     def __str__(self) -> str:
         return render_report(self)

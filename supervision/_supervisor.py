@@ -12,7 +12,7 @@ It must never start one name twice, never leave a child behind, and never let a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -84,6 +84,8 @@ class _Child:
     monitor: int = 0
     restarts: int = 0
     last_exit: ExitReason | None = None
+    # Whom its present or last life was about, for the log.
+    subject: Mapping[str, object] = attrs.Factory(dict)
     # Counts failures, from the first until the child has recovered (see Backoff.reset_after_seconds); while a try
     # is pending, `timer` is the wait for it.
     retry: RetrySchedule | None = None
@@ -461,6 +463,8 @@ class Supervisor(Actor):
         self.life.system.registry.forget(child.name)
 
     def _note_end(self, child: _Child, reason: ExitReason) -> None:
+        if child.life is not None:
+            child.subject = dict(child.life.actor.subject)
         child.life = None
         child.monitor = 0
         child.last_exit = reason
@@ -499,6 +503,7 @@ class Supervisor(Actor):
                 shutdown=child.spec.shutdown,
                 restarts=child.restarts,
                 retry_in_seconds=retry_in,
+                subject=child.subject if child.life is None else child.life.actor.subject,
             )
         )
 

@@ -83,7 +83,7 @@ class QuarantineKeeper(Actor):
         try:
             await self._judge(message.vm)
         except ActorError as error:
-            _log.warning("cannot judge %s yet: %s", message.vm, error)
+            _log.warning("cannot judge %s yet: %s", message.vm, error, extra={"vm": message.vm})
             self.send_after(AGAIN_SECONDS, Review())
 
     async def _in_force(self) -> tuple[QuarantineRecord, ...]:
@@ -125,7 +125,8 @@ class QuarantineKeeper(Actor):
             )
         except (NotQuarantined, ActorError) as error:
             raise Refused(error) from error
-        _log.warning("the quarantine of %s is over, says %s", message.vm, message.by)
+        about = {"vm": message.vm}
+        _log.warning("the quarantine of %s is over, says %s", message.vm, message.by, extra=about)
         self._marked.discard(message.vm)
         self._tell(message.vm, is_quarantined=False)
         return record
@@ -134,7 +135,8 @@ class QuarantineKeeper(Actor):
 
     async def _apply(self, record: QuarantineRecord) -> None:
         if record.vm not in self._marked:
-            _log.warning("%s is quarantined by %s: %s", record.vm, record.by, record.reason)
+            about = {"vm": record.vm}
+            _log.warning("%s is quarantined by %s: %s", record.vm, record.by, record.reason, extra=about)
         self._marked.add(record.vm)
         if not self._monitors:
             self._monitors = True

@@ -16,7 +16,7 @@ import time
 import attrs
 import trio
 
-from vgpu.actors import Actor, ActorError, Ref, handles
+from vgpu.actors import Actor, ActorError, handles
 from vgpu.actors.fault_messages import FaultKind, MeasureProgress, SessionProgress
 from vgpu.actors.messages import Fault, SessionId, Unwatch, Watch
 
@@ -57,14 +57,14 @@ def progress_of(found: SessionProgress) -> Progress:
 class Watchdog(Actor):
     """Ends hung sessions."""
 
-    _watched: dict[SessionId, tuple[Ref[object], ProgressWatch | None]] = attrs.Factory(dict)
+    _watched: dict[SessionId, tuple[Watch, ProgressWatch | None]] = attrs.Factory(dict)
 
     async def started(self) -> None:
         self.send_after(0, Check())
 
     @handles(Watch)
     def watch(self, message: Watch) -> None:
-        self._watched[message.session] = (message.executor, None)
+        self._watched[message.session] = (message, None)
 
     @handles(Unwatch)
     def unwatch(self, message: Unwatch) -> None:
@@ -73,8 +73,8 @@ class Watchdog(Actor):
     @handles(Check)
     async def check(self, message: Check) -> None:
         async with trio.open_nursery() as nursery:
-            for session, (executor, _) in list(self._watched.items()):
-                nursery.start_soon(self._look, session, executor)
+            for whom, _ in list(self._watched.values()):
+                nursery.start_soon(self._look, whom)
         self.send_after(self._pause(), Check())
 
     def _pause(self) -> float:
@@ -85,23 +85,29 @@ class Watchdog(Actor):
             return CHECK_SECONDS
         return min(CHECK_SECONDS, max(AFTER_SECONDS, (due - time.monotonic_ns()) / 1e9 + AFTER_SECONDS))
 
-    async def _look(self, session: SessionId, executor: Ref[object]) -> None:
+    async def _look(self, whom: Watch) -> None:
+        session, executor = whom.session, whom.executor
         try:
             found = await executor.ask(MeasureProgress(), timeout_seconds=ASK_SECONDS)
         except ActorError:
             return
         known = self._watched.get(session)
-        if known is None or known[0] != executor:
+        if known is None or known[0].executor != executor:
             return
         deadline = int(found.watchdog_seconds * 1e9)
         watch = known[1] or ProgressWatch(deadline)
         watch.deadline_ns = deadline
-        self._watched[session] = (executor, watch)
+        self._watched[session] = (whom, watch)
         was_stopped = watch.is_stopped
         hang = watch.observe(progress_of(found), time.monotonic_ns())
         if watch.is_stopped != was_stopped:
             what = f"is stopped, and may be for {found.watchdog_seconds:g} s"
-            _log.warning("the worker of session %d %s", session, what if watch.is_stopped else "goes on")
+            _log.warning(
+                "the worker of session %d %s",
+                session,
+                what if watch.is_stopped else "goes on",
+                extra={"vm": whom.vm or None, "session": session},
+            )
         if hang is not None:
             with contextlib.suppress(ActorError):  # its mailbox is full: the next look finds it again
                 executor.notify(self._fault(hang, found.watchdog_seconds))

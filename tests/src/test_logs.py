@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import attrs
 import pytest
@@ -151,3 +153,60 @@ def test_the_journal_gets_priorities_on_every_line_and_nobody_else_does() -> Non
 def test_a_stream_without_a_descriptor_is_not_the_journal() -> None:
     assert not is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
     assert not is_journal(sys.__stderr__ or io.StringIO(), {})
+
+
+# -- every line that names a VM or a session says so in its fields
+
+ROOT = Path(__file__).resolve().parents[2]
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+# How the code calls what it has at hand.
+NAMED = {"vm": "vm", "session": "session", "session_id": "session"}
+
+
+def unsaid(source: str) -> list[str]:
+    """Log calls that put a VM or a session into their text, and neither pass ``extra`` nor are of an actor that knows it."""
+    found: list[str] = []
+
+    def look(node: ast.AST, known: set[str]) -> None:
+        if isinstance(node, ast.ClassDef):
+            subjects = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "subject"]
+            constants = {c.value for f in subjects for c in ast.walk(f) if isinstance(c, ast.Constant)}
+            known = {field for field in ("vm", "session") if field in constants}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            is_log = ast.unparse(node.func.value).endswith("log") and node.func.attr in LEVELS
+            names = {
+                NAMED[name]
+                for argument in (node.args if is_log else ())
+                for part in ast.walk(argument)
+                for name in (getattr(part, "attr", None), getattr(part, "id", None))
+                if name in NAMED
+            }
+            if names - known and "extra" not in {keyword.arg for keyword in node.keywords}:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        for child in ast.iter_child_nodes(node):
+            look(child, known)
+
+    look(ast.parse(source), set())
+    return found
+
+
+def test_whoever_names_a_vm_or_a_session_says_so_in_fields() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}, {what}"
+        for folder in ("actors", "supervision", "transport", "gpu", "src/vgpu")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for what in unsaid(path.read_text())
+    ]
+    assert found == [], 'pass extra={"vm": ..., "session": ...} to these'
+
+
+def test_the_look_at_the_code_sees_what_it_should() -> None:
+    assert unsaid("_log.info('of %s', record.vm)")
+    assert unsaid("log.error('of %s', vm.name)")
+    assert not unsaid("_log.info('of %s', record.vm, extra={'vm': record.vm})")
+    assert not unsaid("_log.info('of %d', worker.pid)")
+    knowing = (
+        "class A:\n  def subject(self):\n    return {'vm': self.vm}\n  def f(self):\n    _log.info('', %s)\n"
+    )
+    assert not unsaid(knowing % "self.vm")
+    assert unsaid(knowing % "event.session")
