@@ -34,7 +34,7 @@ from vgpu.paths import configuration_file, run_directory, state_directory
 from vgpu.places_check import SHORTEST_NAME, name_room
 from vgpu.shim.locate import library_directory
 from vgpu.transport.host_memory import memory_from
-from vgpu.units import show_size
+from vgpu.units import show_seconds, show_size
 
 OK: Final = "ok"
 WARN: Final = "WARN"
@@ -46,6 +46,8 @@ LITTLE_DISK: Final = 64 << 20
 FEW_FILES: Final = 1024
 LITTLE_MEMLOCK: Final = 64 << 20
 MUCH_DRIFT: Final = 0.2
+LETTERS_SHOWN: Final = 3
+LATELY_SECONDS: Final = 3600.0
 COMMAND_SECONDS: Final = 20.0
 PACKAGES: Final = ("trio", "attrs", "cffi", "numpy", "prometheus-client", "rich")
 
@@ -448,6 +450,7 @@ def check_mediator(host: Host) -> Iterator[Finding]:
     else:
         yield from _mediator(health, devices)
         yield from _handlers(runtime)
+        yield from _dead_letters(runtime)
         yield from _gpu_time(gpu_time)
     yield from check_memory(host, vms)
 
@@ -516,6 +519,27 @@ def _handlers(runtime: dict[str, Any]) -> Iterator[Finding]:
         WARN,
         f"{total} found stuck since it began, last: {last[-1].splitlines()[0] if last else 'not known'}",
         "its log has where each of them waited; please report that",
+    )
+
+
+def _dead_letters(runtime: dict[str, Any]) -> Iterator[Finding]:
+    """Messages that nobody read: how many, and when, from whom and to whom the last ones were."""
+    total, last = runtime["statistics"]["dead_letters"], runtime["dead_letters"]
+    if not last:
+        yield Finding("dead letters", OK, "none: its actors have read every message")
+        return
+    now = runtime.get("now", last[-1]["time"])
+    words = [
+        f"{show_seconds(now - letter['time'])} ago {letter['message_type']}"
+        f" from {letter['sender'] or 'somebody'} to {letter['target']}"
+        for letter in reversed(last[-LETTERS_SHOWN:])
+    ]
+    is_old = now - last[-1]["time"] > LATELY_SECONDS
+    yield Finding(
+        "dead letters",
+        OK if is_old else WARN,
+        f"{total} not read since it began, the last: {'; '.join(words)}",
+        "vgpu-trace tree has more of them; where its log does not say that the reader had just ended, please report it",
     )
 
 

@@ -32,7 +32,7 @@ from vgpu.paths import run_directory
 from vgpu.standard_output import parse_arguments, run_command
 from vgpu.trace_convert import convert
 from vgpu.trace_recording import BadRecording, fetch_recording, read_recording
-from vgpu.trace_views import Look, Table, as_text, top_json, top_tables, tree_lines
+from vgpu.trace_views import Look, Table, as_text, dead_letter_lines, top_json, top_tables, tree_lines
 from vgpu.transport.text import printable
 
 EXAMPLES = """examples:
@@ -316,8 +316,8 @@ def _tree(options: argparse.Namespace) -> int:
     with _client(options) as client:
 
         def look() -> tuple[Any, tuple[Table, ...]]:
-            tree = client.ask("tree")
-            return tree, (tree_lines(tree),)
+            tree, letters = client.ask("tree"), dead_letter_lines(client.ask("runtime"))
+            return tree, (tree_lines(tree), letters) if letters.rows else (tree_lines(tree),)
 
         return _show(look, options)
 

@@ -14,7 +14,7 @@ import attrs
 from vgpu.time_shares import time_percent
 from vgpu.units import show_size, show_table
 
-__all__ = ["Look", "Table", "as_text", "top_json", "top_tables", "tree_lines"]
+__all__ = ["Look", "Table", "as_text", "dead_letter_lines", "top_json", "top_tables", "tree_lines"]
 
 # Shares of a session's life that its worker can tell (docs/tracing.md), and what is left of it.
 SHARES = ("replay_ns", "lease_wait_ns", "gpu_wait_ns")
@@ -64,6 +64,19 @@ def tree_lines(tree: list[dict[str, Any]]) -> Table:
         )
     header = ("ACTOR", "KIND", "STATE", "RESTARTS", "MAILBOX", "DEEPEST", "MESSAGES", "AGE")
     return Table("actors", header, tuple(rows))
+
+
+def dead_letter_lines(runtime: dict[str, Any]) -> Table:
+    """The last messages that nobody read, by who did not: the newest first, those that are alike in one line."""
+    letters = runtime["dead_letters"]
+    now = runtime.get("now", letters[-1]["time"] if letters else 0.0)  # which an older mediator does not say
+    found: dict[tuple[str, str, str], tuple[int, float]] = {}
+    for letter in reversed(letters):
+        who = (letter["target"], letter["message_type"], letter["sender"] or "-")
+        count, newest = found.get(who, (0, letter["time"]))
+        found[who] = (count + 1, newest)
+    rows = tuple((*who, str(count), f"{_age(now - newest)} ago") for who, (count, newest) in found.items())
+    return Table("dead letters, the last ones", ("NOT READ BY", "MESSAGE", "FROM", "COUNT", "LAST"), rows)
 
 
 def _age(seconds: float) -> str:

@@ -200,6 +200,31 @@ def test_counted_gpu_time_that_is_not_the_cards_is_told() -> None:
     assert "nvidia-smi" in found[1].remedy
 
 
+def test_messages_that_nobody_read_are_told(host: Host) -> None:
+    def runtime(now: float, *letters: dict[str, object]) -> dict[str, object]:
+        return {"now": now, "statistics": {"dead_letters": len(letters)}, "dead_letters": list(letters)}
+
+    def letter(time: float, kind: str, sender: str | None = "a") -> dict[str, object]:
+        return {"time": time, "target": "b", "message_type": kind, "text": f"{kind}()", "sender": sender}
+
+    (none,) = doctor._dead_letters(runtime(5.0))
+    assert (none.level, none.found) == (OK, "none: its actors have read every message")
+    letters = [letter(1.0, "Ping"), letter(2.0, "Pong"), letter(3.0, "Note", None), letter(100.0, "Pong")]
+    (found,) = doctor._dead_letters(runtime(110.0, *letters))
+    assert found.level == WARN
+    assert found.found == (
+        "4 not read since it began, the last: 10.0s ago Pong from a to b; 1m47s ago Note from somebody to b;"
+        " 1m48s ago Pong from a to b"
+    )
+    assert "vgpu-trace tree" in found.remedy
+    # What is long past stays to be seen, and is nothing to be warned of for ever.
+    (old,) = doctor._dead_letters(runtime(100.0 + 3601, *letters))
+    assert (old.level, old.found.partition(",")[0]) == (OK, "4 not read since it began")
+    without_now = {name: value for name, value in runtime(0, letter(7.0, "Ping")).items() if name != "now"}
+    (of_an_older_one,) = doctor._dead_letters(without_now)
+    assert "0.0s ago Ping" in of_an_older_one.found
+
+
 def test_it_looks_where_the_mediator_that_runs_has_its_things(tmp_path: Path) -> None:
     """Its state directory and configuration are those of its command line, which nobody has to repeat."""
     with tempfile.TemporaryDirectory(prefix="vgpu-", dir="/tmp") as name:
