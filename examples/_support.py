@@ -390,6 +390,47 @@ class Example:
         )
         self.say(f"lateness: it was told {seconds - deadline:.2f} s after the deadline")
 
+    def held_to_rate(self, host: Host, guest: Guest, vm: str, rate: int, seconds: float) -> None:
+        """Watch a flooding VM for a while, and state that it saw BUSY and was slowed to its rate, neither more nor less.
+
+        By the counters of its worker and of its account. Both bounds hold on a machine of any load:
+
+        - At most: it has its rate for as long as it was watched, and a burst of one second, which it may have saved where its
+          worker had no processor; five in a hundred more are allowed.
+        - At least: who waits for its rate has spent all it had, and waits again only once what came in meanwhile is spent
+          too. So its calls are its rate times the time it was held back, whatever else it waited for. Only what came in
+          during a wait of more than a second is lost, where the whole machine stood still: a fifth is asked.
+        """
+
+        def sample() -> tuple[int, int]:
+            (found,) = [s for s in host.ask("sessions") if s["info"]["session"] == session]
+            return found["grant"]["records"], found["taken_ns"]
+
+        def account() -> tuple[int, int]:
+            (found,) = [a for a in host.ask("accounts") if a["vm"] == vm]
+            return found["held_back"], found["held_back_ns"]
+
+        session = host.session_of(guest)["info"]["session"]
+        wait_until(lambda: account()[1] > 0, f"VM {vm} is held back")
+        calls, taken = sample()
+        # Accounts are looked at twice a second. The next look is behind that sample, so no wait before it counts.
+        stale = account()
+        wait_until(lambda: account()[1] > stale[1], f"VM {vm} is held back again")
+        times, waited = account()
+        time.sleep(seconds)
+        last_times, last_waited = account()
+        last_calls, last_taken = sample()
+        calls, times = last_calls - calls, last_times - times
+        watched, held = (last_taken - taken) / 1e9, (last_waited - waited) / 1e9
+        self.fact(
+            times > 0 and held > 0,
+            f"VM {vm} saw BUSY: held back {times} times, {held:.2f} s of {watched:.2f} s",
+        )
+        self.fact(
+            rate * held / 5 <= calls <= rate * 1.05 * (watched + 1),
+            f"its worker took {calls} calls of it, {calls / watched:.0f} a second; its rate is {rate}",
+        )
+
     def settle(self, name: str, guest: Guest, pause_ms: float | None = None) -> None:
         """End a neighbour, and state what became of it."""
         status, last = guest.finish()
