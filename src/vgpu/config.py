@@ -23,6 +23,7 @@ MOST_ROWS = 10_000_000
 # The number behind it is no group's: chown takes it for "leave it as it is".
 MAX_GROUP = 0xFFFFFFFE
 MAX_GROUP_DIGITS = 10
+MOST_SHOWN = 80  # of a line that is not TOML
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # What a running mediator can take over; the rest is said to need a restart.
 LIVE: Final = ("warm_workers", "quantum_ms", "log_level", "log_format", "metrics", "socket_group")
@@ -163,10 +164,7 @@ def read_file(path: Path) -> FileValues:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}, line {line}: this is not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        what, _, place = str(error).rpartition(" (at ")
-        found = re.match(r"line (\d+)", place)
-        line = int(found[1]) if found else max(len(text.splitlines()), 1)  # else it says: end of document
-        raise ConfigError(f"{path}, line {line}: {what}") from None
+        raise ConfigError(f"{path}, {_syntax_error(text, str(error))}") from None
     for name in document:
         if name != "mediator":
             line = line_of(text, name)
@@ -188,6 +186,23 @@ def read_file(path: Path) -> FileValues:
             names = " or ".join(k.__name__ for k in _KINDS[key])
             raise ConfigError(f"{known.place(key)}: {key} is {value!r}, expected {names}", key)
     return known
+
+
+def _syntax_error(text: str, message: str) -> str:
+    """What the parser says, with the line that it says it of."""
+    what, _, place = message.rpartition(" (at ")
+    lines = text.removesuffix("\n").split("\n")
+    found = re.match(r"line (\d+), column (\d+)", place)
+    # Without a place it says: end of document.
+    line, column = (int(found[1]), int(found[2])) if found else (len(lines), 0)
+    shown = lines[line - 1]
+    begin = max(column - MOST_SHOWN // 2, 0) if len(shown) > MOST_SHOWN else 0
+    cut = shown[begin : begin + MOST_SHOWN].strip()
+    if begin:
+        cut = f"...{cut}"
+    if begin + MOST_SHOWN < len(shown):
+        cut = f"{cut}..."
+    return f"line {line}: {what}: {cut!r}" if cut else f"line {line}: {what}"
 
 
 def make_settings(defaults: Settings, *layers: Mapping[str, Any]) -> Settings:

@@ -49,7 +49,7 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(
         ("[mediator]\ngup = 1\n", "unknown key 'gup'"),
         ("[mediator]\nwarm_workers = true\n", "warm_workers is True"),
         ("[other]\n", r"unknown table \[other\]"),
-        ("nonsense", "mediator.toml, line 1: Expected"),
+        ("nonsense", "mediator.toml, line 1: Expected .*: 'nonsense'$"),
         (
             "[mediator]\ngpu = 'auto'\n\n# about it\ngup = [\n  1,\n]\nwarm_workers = 1\n",
             "toml, line 5: unknown key 'gup'",
@@ -62,8 +62,14 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(
         ("gpu = 'auto'\n[mediator]\n", r"toml, line 1: gpu stands before \[mediator\]"),
         ("\n[mediator]\nlog_level = 'info'\n[other]\n", r"toml, line 4: unknown table \[other\]"),
         ("mediator = 3\n", "toml, line 1: mediator is 3"),
-        ("[mediator]\nquantum_ms = \n", "line 2: Invalid value"),
-        ("[mediator]\ngpu = 'auto'\ngpu = 1\n", "line 3: Cannot overwrite"),
+        ("[mediator]\nquantum_ms = \n", "line 2: Invalid value: 'quantum_ms ='$"),
+        ("[mediator]\r\nquantum_ms = \r\ngpu = 'auto'\r\n", "line 2: Invalid value: 'quantum_ms ='$"),
+        ("[mediator]\ngpu = 'auto'\ngpu = 1\n", "line 3: Cannot overwrite a value: 'gpu = 1'$"),
+        ("[mediator]\ndevices = [0,\n", r"line 2: .*: 'devices = \[0,'$"),  # at the end of the file
+        ("[mediator]\ndevices = [0,\n\n", "line 3: Invalid value$"),
+        ("[mediator]\ngpu = 'au\x1bto'\n", r"line 2: .*: \"gpu = 'au\\x1bto'\"$"),
+        ("[mediator]\ngpu = " + "x" * 500 + "\n", f"line 2: Invalid value: 'gpu = {'x' * 74}...'$"),
+        ("[mediator]\nwarm_workers = " + "1" * 500 + " y\n", r"line 2: .*: '\.\.\.1{37,38} y'$"),
         ("[mediator]\n# caf\xe9\n", "line 2: this is not UTF-8"),
         (
             '[mediator]\nlibrary = """\nwarm_workers = 1\n"""\nwarm_workers = "1"\n',
@@ -75,6 +81,13 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, messa
     path = tmp_path / "mediator.toml"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=message):
+        read_file(path)
+
+
+def test_the_last_line_is_the_parsers_whatever_else_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "mediator.toml"
+    path.write_text("[mediator]\nlibrary = '\u2028'\ndevices = [0", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"line 3: .*: 'devices = \[0'$"):
         read_file(path)
 
 
