@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from bench import sides
 from bench.sides import SideError
 
 from tests.real_gpu import llama
+from tests.real_gpu.control_host import without_paths
 from tests.real_gpu.run_all import compile_cuda
 from tests.vm.guest import INSTALL_SECONDS, INSTALLER, GuestMachine
 from tests.vm.host import Host
@@ -287,16 +287,14 @@ def run(session: Session) -> bool:
 def _write(session: Session) -> None:
     options = session.options
     head = {
-        "commit": options.commit,
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
+        "machine": sides.machine_facts(options.commit or None),
         "bar1_bytes": BAR1_BYTES,
         "guest_memory_mib": options.memory_mib,
         "guest_processors": options.processors,
     }
     options.out.write_text(json.dumps(head | session.record, indent=1) + "\n")
     if options.transcript:
-        options.transcript.write_text("\n".join(session.transcript) + "\n")
+        options.transcript.write_text(without_paths("\n".join(session.transcript)) + "\n")
 
 
 def main() -> int:
