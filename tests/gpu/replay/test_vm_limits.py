@@ -105,6 +105,18 @@ def test_a_flooder_gets_its_burst_and_then_its_rate(account: Account, pair: tupl
     assert holding.held_back_ns > 0.9 * SECONDS * 1e9
 
 
+def test_a_flooder_comes_in_bursts(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """Each time it comes the device changes hands, so it comes twenty times a second at most, however slow its rate is."""
+    session = pair[0]
+    account.set_limits(Limits(calls_per_second=200))
+    before = records(session)
+    flood(session, 500)
+    assert until(lambda: records(session) - before == 500)
+    holding = next(h for h in account.holdings() if h.session_id == 1)
+    # 200 went at once; of the others at least a twentieth of 200 each time it had been held back.
+    assert 0 < holding.held_back <= 300 / (200 / 20) + 1
+
+
 def test_sessions_share_one_bucket(account: Account, pair: tuple[Replayed, ...]) -> None:
     account.set_limits(Limits(calls_per_second=200))
     began, before = time.monotonic(), sum(map(records, pair))
