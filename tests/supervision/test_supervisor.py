@@ -485,6 +485,103 @@ async def test_not_deaf_to_shutdown_during_a_slow_start(
     assert system.statistics().alive == 0
 
 
+class NeverUp(Worker):
+    """Does not come out of its start."""
+
+    async def started(self) -> None:
+        self.diary.lines.append(("begin", self.label))
+        await trio.sleep_forever()
+
+
+def never_up(diary: Diary, child_id: str) -> ChildSpec:
+    return ChildSpec(child_id, NeverUp, (diary, child_id), start_timeout_seconds=5000)
+
+
+@pytest.mark.parametrize("ends_by", ["the block", "a stop", "its own supervisor"])
+async def test_an_end_while_a_start_is_under_way(ends_by: str, autojump_clock: MockClock) -> None:
+    """Whoever asked is told, the one that was starting is cut off, and those beside it stop as at any other time."""
+    diary = Diary()
+    inner = SupervisorSpec("inner", [diary.worker(i) for i in "ab"], restart=X)
+    refused: list[str] = []
+
+    async def add(system: ActorSystem, request: AddChild) -> None:
+        # Behind the first one, which is being started, the second waits unread.
+        with pytest.raises((StartFailed, ActorGone)) as failure:
+            await system.ref("top/inner").ask(request, timeout_seconds=1000)
+        refused.append(type(failure.value).__name__)
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_system(SupervisorSpec("top", [inner]), reporter=quiet) as system,
+    ):
+        for child in (never_up(diary, "c"), diary.worker("d")):
+            nursery.start_soon(add, system, AddChild(child))
+            await wait_all_tasks_blocked()
+        assert diary.take() == [("start", "a"), ("start", "b"), ("begin", "c")]
+        began = trio.current_time()
+        if ends_by == "a stop":
+            system.ref("top/inner").stop()
+        elif ends_by == "its own supervisor":
+            await system.ref("top").ask(TerminateChild("inner"))
+        if ends_by != "the block":
+            await wait_all_tasks_blocked()
+            assert system.registry.names() == ("top",)
+    assert trio.current_time() == began
+    assert diary.lines == [("stop Killed", "c"), ("stop Shutdown", "b"), ("stop Shutdown", "a")]
+    assert refused == ["StartFailed", "ActorGone"]
+    assert system.statistics().alive == 0
+
+
+async def test_an_end_while_a_tree_is_coming_up(autojump_clock: MockClock) -> None:
+    """The first start of a supervisor is broken off too, and what is up already in it goes."""
+    diary = Diary()
+    inner = SupervisorSpec("inner", [diary.worker("b"), never_up(diary, "c"), diary.worker("d")])
+    async with open_system(SupervisorSpec("top", [diary.worker("a")]), reporter=quiet) as system:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_fails_to_add, system, inner.as_child())
+            await wait_all_tasks_blocked()
+            assert diary.take() == [("start", "a"), ("start", "b"), ("begin", "c")]
+            began = trio.current_time()
+            system.ref("top").stop()
+        await wait_all_tasks_blocked()
+        assert trio.current_time() == began
+        assert system.registry.names() == ()
+    # What was up in the one that was not is cut off with it; the rest is asked.
+    assert sorted(diary.lines[:2]) == [("stop Killed", "b"), ("stop Killed", "c")]
+    assert diary.lines[2:] == [("stop Shutdown", "a")]
+
+
+async def test_an_end_while_a_dynamic_child_starts(autojump_clock: MockClock) -> None:
+    diary = Diary()
+    template = ChildSpec("session", _one_of, (diary,), start_timeout_seconds=5000)
+    spec = SupervisorSpec("top", [template], Strategy.SIMPLE_ONE_FOR_ONE)
+    async with open_system(spec, reporter=quiet) as system:
+        await system.ref("top").ask(StartChild((Worker, "x")))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_fails_to_start, system, StartChild((NeverUp, "y")))
+            await wait_all_tasks_blocked()
+            assert diary.take() == [("start", "x"), ("begin", "y")]
+            began = trio.current_time()
+            system.ref("top").stop()
+        await wait_all_tasks_blocked()
+        assert trio.current_time() == began
+    assert diary.lines == [("stop Killed", "y"), ("stop Shutdown", "x")]
+
+
+def _one_of(diary: Diary, kind: type[Worker], label: str) -> Actor:
+    return kind(diary, label)
+
+
+async def _fails_to_add(system: ActorSystem, spec: ChildSpec) -> None:
+    with pytest.raises(StartFailed, match="the supervisor is stopping"):
+        await system.ref("top").ask(AddChild(spec), timeout_seconds=1000)
+
+
+async def _fails_to_start(system: ActorSystem, request: StartChild) -> None:
+    with pytest.raises(StartFailed, match="the supervisor is stopping"):
+        await system.ref("top").ask(request, timeout_seconds=1000)
+
+
 async def test_a_start_may_not_take_for_ever(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -879,6 +976,37 @@ async def test_a_dynamic_child_is_restarted_with_its_arguments() -> None:
         await wait_all_tasks_blocked()
         # A dynamic child that has ended for good is forgotten.
         assert [info.name for info in await system.ref("sessions").ask(WhichChildren())] == [refs[1].name]
+
+
+async def test_what_simple_one_for_one_forbids(autojump_clock: MockClock) -> None:
+    diary = Diary()
+    async with open_system(sessions(diary, P, intensity=9, backoff=fixed(5)), reporter=quiet) as system:
+        top = system.ref("sessions")
+        for label in "xy":
+            await top.ask(StartChild((label,), id=label))
+        diary.failures["y"] = 1
+        await system.ref("sessions/y").send(Crash())
+        await wait_all_tasks_blocked()
+        diary.take()
+        before = await top.ask(WhichChildren())
+        assert [info.state for info in before] == ["running", "restarting"]
+        # As in OTP, whatever the child does; there is none that has ended and is still known.
+        for child_id, why in (("x", "is running"), ("y", "is restarting"), ("session", "there is no child")):
+            for request in (RestartChild(child_id), DeleteChild(child_id)):
+                with pytest.raises(ChildError, match=why):
+                    await top.ask(request)
+        for spec in (diary.worker("z"), SupervisorSpec("inner", [diary.worker("z")]).as_child()):
+            with pytest.raises(ChildError, match="use StartChild"):
+                await top.ask(AddChild(spec))
+        assert await top.ask(WhichChildren()) == before
+        assert diary.lines == []
+        # The one that waits for its next try is forgotten when it is terminated: not even then is it for RestartChild.
+        await top.ask(TerminateChild("y"))
+        with pytest.raises(ChildError, match="there is no child 'y'"):
+            await top.ask(RestartChild("y"))
+        await trio.sleep(60)
+        assert diary.lines == []
+        assert await system.ref("sessions/x").ask(Count()) == 1
 
 
 async def test_dynamic_children_stop_together(autojump_clock: MockClock) -> None:
