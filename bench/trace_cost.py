@@ -9,6 +9,8 @@ session whose handler does next to nothing (the driver is the tests' stand-in): 
 until it is empty is taken. Without hooks: the same worker, compiled with a trace that is never on;
 both are built from what is committed.
 
+``--instructions`` counts, with valgrind, the instructions between taking a record and its end, which noise does not move.
+
 Times are processor time of the thread that does the work, so that others on the machine disturb less. The variants take turns,
 `repetitions` times over; a cost is the median of the differences within one turn, over the median without hooks.
 """
@@ -22,6 +24,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -133,30 +136,33 @@ def measure_hops(repetitions: int) -> dict[str, list[float]]:
 # -- calls
 
 
-def measure_calls(repetitions: int) -> dict[str, list[float]]:
-    """As `measure_hops`, of records in a worker; each variant's worker is a process of its own."""
+def measure_calls(repetitions: int, *, counts: bool) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """As `measure_hops`, of records in a worker; each variant's worker is a process of its own. Then, if asked for, instructions."""
     with tempfile.TemporaryDirectory(prefix="vgpu-trace-cost-") as name:
         folder = Path(name)
-        plain = _build(folder / "plain", without_trace=False)
-        without = _build(folder / "without", without_trace=True)
+        roots = {"off": _build(folder / "plain", without_trace=False)}
+        roots["on"] = roots["off"]
+        roots["without hooks"] = _build(folder / "without", without_trace=True)
 
-        def once(variant: str) -> float:
-            root = without if variant == "without hooks" else plain
-            command = [
-                sys.executable,
-                "-P",
-                str(Path(__file__).resolve()),
-                "--worker",
-                str(root),
-                variant,
-                name,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        def run(variant: str, rounds: int, *under: str) -> list[float]:
+            own = str(Path(__file__).resolve())
+            words = [sys.executable, "-P", own, "--worker", str(roots[variant]), variant, name, str(rounds)]
+            done = subprocess.run([*under, *words], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise SystemExit(f"{variant}: {done.stderr}")
-            return float(done.stdout)
+            return [float(word) for word in done.stdout.split()]
 
-        return _in_turns(repetitions, once)
+        def instructions(variant: str) -> float:
+            out = folder / "callgrind.out"
+            words = ["--tool=callgrind", f"--callgrind-out-file={out}", "--toggle-collect=replay_record"]
+            _, records = run(variant, 1, "valgrind", *words)
+            found = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
+            if found is None:
+                raise SystemExit("valgrind counted nothing")
+            return int(found[1]) / records
+
+        samples = _in_turns(repetitions, lambda variant: run(variant, CALL_ROUNDS)[0])
+        return samples, {variant: instructions(variant) for variant in VARIANTS} if counts else {}
 
 
 def _build(copy: Path, *, without_trace: bool) -> Path:
@@ -175,8 +181,8 @@ def _build(copy: Path, *, without_trace: bool) -> Path:
     return copy
 
 
-def worker(root: Path, variant: str, folder: Path) -> float:
-    """In a process of its own: nanoseconds of processor time a record."""
+def worker(root: Path, variant: str, folder: Path, rounds: int) -> tuple[float, int]:
+    """In a process of its own: nanoseconds of processor time a record, and how many records there were."""
     sys.path[:0] = [str(root / "src"), str(root)]
     # An editable install has put a finder before the path, which would bring this checkout's modules.
     sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
@@ -200,7 +206,7 @@ def worker(root: Path, variant: str, folder: Path) -> float:
         assert thread is not None
         count = RING_BYTES // 2 // 80  # half a ring of bare headers
         times = []
-        for _ in range(CALL_ROUNDS):
+        for _ in range(rounds):
             while guest.u64(HEAD) != guest.tail:
                 time.sleep(0.001)
             for _ in range(count):
@@ -211,7 +217,8 @@ def worker(root: Path, variant: str, folder: Path) -> float:
             while guest.u64(HEAD) != guest.tail:
                 time.sleep(0.0005)
             times.append((_thread_ns(thread) - before) / count)
-    return statistics.median(times[2:])
+        records = session.grant.get("records")
+    return statistics.median(times[2:] or times), records
 
 
 def _thread_ns(thread: int) -> int:
@@ -252,13 +259,14 @@ def summary(samples: dict[str, list[float]]) -> dict[str, Any]:
 def main() -> int:
     """Measure and print."""
     if sys.argv[1:2] == ["--worker"]:
-        print(worker(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))
+        print(*worker(Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])))
         return 0
     sys.path.insert(0, str(ROOT / "src"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--instructions", action="store_true", help="count them with valgrind, too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     commit = subprocess.run(
@@ -273,12 +281,18 @@ def main() -> int:
         "python": platform.python_version(),
         "repetitions": options.repetitions,
     }
-    for name, measure in (("hop", measure_hops), ("call", measure_calls)):
-        result[name] = found = summary(measure(options.repetitions))
+    calls, counted = measure_calls(options.repetitions, counts=options.instructions)
+    for name, samples in (("hop", measure_hops(options.repetitions)), ("call", calls)):
+        result[name] = found = summary(samples)
         off, on = found["off_over_without_hooks"], found["on_over_off"]
         print(
             f"{name}: {found['median_ns']['without hooks']:.0f} ns without hooks; "
             f"off {off['ns']:+.1f} ns ({off['percent']:+.2f} %), on {on['ns']:+.1f} ns ({on['percent']:+.1f} %)"
+        )
+    if counted:
+        result["call"]["instructions"] = counted
+        print(
+            "call: instructions " + ", ".join(f"{count:.1f} {variant}" for variant, count in counted.items())
         )
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
