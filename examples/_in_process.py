@@ -14,7 +14,7 @@ import types
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import trio
@@ -27,7 +27,8 @@ from vgpu.gpu.process import WorkerOptions, start_worker
 from vgpu.mediator import GpuPlan, MediatorPlan, mediator_spec
 from vgpu.supervision import ChildKind, ChildSpec, SupervisorSpec
 
-RESTART_SECONDS = 20.0
+RESTART_SECONDS = 60.0
+SUPERVISOR = "Supervisor"  # the kind of all of them
 T = TypeVar("T")
 
 
@@ -62,11 +63,11 @@ def _faulty(start: Callable[..., Actor]) -> Callable[..., Actor]:
 
 
 def with_faults(spec: SupervisorSpec) -> SupervisorSpec:
-    """A tree whose every actor, supervisors apart, handles ``RaiseNow``."""
+    """A tree whose every actor handles ``RaiseNow``, supervisors too; but for the one at the top."""
 
     def change(child: ChildSpec) -> ChildSpec:
         if child.kind is ChildKind.SUPERVISOR:
-            return with_faults(child.start.__self__).as_child()  # type: ignore[attr-defined]
+            child = with_faults(child.start.__self__).as_child()  # type: ignore[attr-defined]
         return attrs.evolve(child, start=_faulty(child.start))
 
     return attrs.evolve(spec, children=tuple(change(child) for child in spec.children))
@@ -127,19 +128,14 @@ class MediatorHere:
 
     def actors(self) -> list[str]:
         """Names of all actors that are no supervisors."""
-        return self.run(self._list)
+        return [name for name, kind in self.run(self._list) if kind != SUPERVISOR]
 
-    async def _list(self) -> list[str]:
-        found: list[str] = []
+    def supervisors(self) -> list[str]:
+        """Names of all supervisors below the one at the top."""
+        return [name for name, kind in self.run(self._list) if kind == SUPERVISOR][1:]
 
-        def add(snapshots: Any) -> None:
-            for snapshot in snapshots:
-                if snapshot.kind != "Supervisor":
-                    found.append(snapshot.name)
-                add(snapshot.children)
-
-        add(self._system.tree())
-        return found
+    async def _list(self) -> list[tuple[str, str]]:
+        return [(one.name, one.kind) for top in self._system.tree() for one in top.walk()]
 
     def make_raise(self, name: str, *, comes_back: bool = True) -> ExitReason:
         """Have an actor raise; how its life ended, once its successor lives.

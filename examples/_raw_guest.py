@@ -27,8 +27,8 @@ READY, DEAD = 1, 3
 INVALID_VALUE = 1  # CUDA_ERROR_INVALID_VALUE
 SLOT_SIZE = 4096
 CONTEXT = 1 << 42 | 1 << 28 | 1 << 4  # a handle of a context, as guests number them
-ATTACH_SECONDS = 30.0
-ANSWER_SECONDS = 10.0
+ATTACH_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
 
 
 class SessionDead(Exception):
@@ -67,19 +67,27 @@ class RawGuest:
         self.lifeline = socket.socket(fileno=lifeline)
         self.map = mmap.mmap(segment, welcome.segment_size)
         os.close(segment)
-        self.bytes = memoryview(self.map)
-        self._u32, self._u64 = self.bytes.cast("I"), self.bytes.cast("Q")
-        self.ring, self.ring_size, self.slots, _, _, self.arena, _ = struct.unpack_from(
-            "<7Q", self.map, PAGE + 32
+        self.look(memoryview(self.map))
+
+    def look(self, segment: memoryview) -> None:
+        """Take the segment for what its session page says it is."""
+        self.bytes = segment
+        self._u32, self._u64 = segment.cast("I"), segment.cast("Q")
+        self.ring, self.ring_size, self.slots, _, self.fences, self.arena, _ = struct.unpack_from(
+            "<7Q", segment, PAGE + 32
         )
         self.tail = self.sequence = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def unlook(self) -> None:
+        """Let go of the segment."""
         for view in (self._u32, self._u64, self.bytes):
             view.release()
+
+    def __exit__(self, *_: object) -> None:
+        self.unlook()
         self.map.close()
         self.lifeline.close()
         self.socket.close()
@@ -87,6 +95,10 @@ class RawGuest:
     def u32(self, offset: int) -> int:
         """A word of the segment."""
         return int(self._u32[offset // 4])
+
+    def u64(self, offset: int) -> int:
+        """A double word of the segment."""
+        return int(self._u64[offset // 8])
 
     @property
     def is_dead(self) -> bool:

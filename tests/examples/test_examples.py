@@ -19,6 +19,25 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PROGRAMS = {"demo", "cupy_program", "scale_words"}
 FAULTS = sorted(p.stem for p in EXAMPLES.glob("[a-z]*.py") if p.stem not in PROGRAMS)
 SECONDS = 180
+# What one of them is there to show, and could leave out unnoticed.
+SHOWN = {
+    "flooding_vm": (
+        r"VM floods saw BUSY: held back [1-9]\d* times",
+        r"took \d+ calls of it, .* its rate is \d+",
+    ),
+    "hung_kernel": (
+        r"its deadline: 2 s after the launch",
+        r"lateness: it was told [\d.]+ s after the deadline",
+    ),
+    "raising_actors": (
+        r"mediator/devices/in-vm raised, was restarted",
+        r"mediator/gpus/gpu0/executors raised",
+    ),
+    "three_vms": (
+        r"(?s)(watch it:  .* --run-dir \S+ top\n.*){3}",
+        r"VM vm2 saw BUSY: held back [1-9]\d* times",
+    ),
+}
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -41,6 +60,8 @@ def test_an_example(name: str) -> None:
     facts = [line for line in lines if line.startswith("  [ok] ")]
     assert len(facts) == int(verdict[1])
     assert "[WRONG]" not in out
+    for shown in SHOWN.get(name, ()):
+        assert re.search(shown, out), f"{shown}\n{out}"
     # A neighbour was there, computed, and lost nothing.
     neighbours = [re.search(r": (\d+) calls, 0 lost; (\d+) sums, 0 wrong;", line) for line in facts]
     assert any(found is not None and int(found[2]) > 0 for found in neighbours), out
