@@ -51,9 +51,15 @@ print(name.value.decode(), memory[0], memory[2], [(p.pid, p.used) for p in found
 
 
 class Page:
-    """A connection that has been given a device page, as our NVML library makes one."""
+    """A connection that has been given a device page, as our NVML library makes one.
+
+    Nobody can say what GPU it is before the first worker is up, and who asks is told so after some seconds: it asks again.
+    """
 
     def __init__(self, mediator: Mediator, vm: str) -> None:
+        wait_until(lambda: self._asked(mediator, vm), 60, "there is a page")
+
+    def _asked(self, mediator: Mediator, vm: str) -> bool:
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.link.settimeout(60)
         self.link.connect(str(mediator.run_dir / "mediator.sock"))
@@ -61,19 +67,26 @@ class Page:
         self.link.sendall(hello.encode())
         data, descriptors, _, _ = socket.recv_fds(self.link, WELCOME_SIZE, 4)
         self.welcome = Welcome.decode(data)
-        assert self.welcome.status is Status.WELCOME
+        if self.welcome.status is not Status.WELCOME:
+            self.link.close()
+            return False
         (self.file,) = descriptors
+        return True
 
     def close(self) -> None:
         self.link.close()
         os.close(self.file)
+
+    def name(self) -> str:
+        """The GPU's, which does not change: also of a page that its writer left in the middle of a round."""
+        return self._read()[16:272].split(b"\0")[0].decode()
 
     def _read(self) -> bytes:
         return os.pread(self.file, DEVICE_PAGE_SIZE, 0)
 
     def consistent(self) -> dict[str, Any]:
         """All numbers, the name and the processes, of one round."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline, "the page is never of one round"
             data = self._read()
@@ -111,7 +124,7 @@ def test_a_page_lives_while_its_connection_stands(own_mediator: Mediator) -> Non
         assert first["driver_version"] == page.welcome.driver_version >= 12000
         assert first["total_memory_bytes"] > 0
         assert first["process_count"] == 0
-        assert abs(first["telemetry_ns"] - time.time_ns()) < 5 * 10**9
+        assert abs(first["telemetry_ns"] - time.time_ns()) < 60 * 10**9
         if GPU == "software":
             assert first["gpu_utilization_percent"] == 0
             assert (first["temperature_celsius"], first["power_milliwatts"]) == (UNKNOWN, UNKNOWN)
@@ -122,10 +135,13 @@ def test_a_page_lives_while_its_connection_stands(own_mediator: Mediator) -> Non
             os.pwrite(page.file, b"x", 0)
         assert own_mediator.sessions() == []  # it costs no session
         page.link.close()
-        time.sleep(1.2)
-        stopped = page["telemetry_sequence"]
-        time.sleep(1.2)
-        assert page["telemetry_sequence"] == stopped
+
+        def stands() -> bool:
+            before = page["telemetry_sequence"]
+            time.sleep(1.2)  # more than two rounds
+            return bool(page["telemetry_sequence"] == before)
+
+        wait_until(stands, 60, "nobody writes it any more")
 
 
 def test_memory_and_processes_are_the_vms_own(
@@ -166,7 +182,7 @@ def test_memory_and_processes_are_the_vms_own(
 def test_utilisation_rises_while_a_program_computes(own_mediator: Mediator, steady: Steady) -> None:
     with page_of(own_mediator, "red") as page:
         guest = steady.begin(own_mediator, "red")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         seen: list[tuple[int, int]] = []
         while not any(0 < busy <= 100 and 0 < own <= 100 for busy, own in seen):
             assert time.monotonic() < deadline, seen
@@ -225,7 +241,7 @@ def test_a_reader_is_told_when_telemetry_was_restarted(own_mediator: Mediator) -
     with page_of(own_mediator, "red") as page:
         own_mediator.kill()
         assert page.link.recv(1) == b""
-        assert page["name"]
+        assert page.name()
 
 
 def test_a_virtual_machines_page() -> None:
