@@ -619,6 +619,6 @@ enum vgpu_call_id {
     VGPU_CALL_COUNT = 612
 };
 
-#define VGPU_TABLE_HASH 0x10bc1072dc32e29eull
+#define VGPU_TABLE_HASH 0xfcd62724818ad23dull
 
 #endif

@@ -1237,4 +1237,4 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuWaitExternalSemaphoresAsync: "refused",
 }
 
-TABLE_HASH = 0x10BC1072DC32E29E
+TABLE_HASH = 0xFCD62724818AD23D

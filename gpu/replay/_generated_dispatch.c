@@ -769,14 +769,6 @@ static CUresult replay_cuFuncLoad(REPLAY_PARAMETERS)
     CUresult status = (CUresult)replay->driver.cuFuncLoad(function);
     return status;
 }
-static CUresult replay_cuMemPoolTrimTo(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *pool;
-    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuMemPoolTrimTo(pool, (size_t)call->argument[1]);
-    return status;
-}
 static CUresult replay_cuStreamCopyAttributes(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -1020,6 +1012,7 @@ extern replay_handler replay_cuMemFreeAsync __attribute__((weak));
 extern replay_handler replay_cuMemAllocFromPoolAsync __attribute__((weak));
 extern replay_handler replay_cuMemPoolCreate __attribute__((weak));
 extern replay_handler replay_cuMemPoolDestroy __attribute__((weak));
+extern replay_handler replay_cuMemPoolTrimTo __attribute__((weak));
 extern replay_handler replay_cuMemPoolSetAttribute __attribute__((weak));
 extern replay_handler replay_cuMemPoolGetAttribute __attribute__((weak));
 extern replay_handler replay_cuMemPoolSetAccess __attribute__((weak));

@@ -8,7 +8,6 @@
 
 #include <stdlib.h>
 
-#define RESERVED_NOW 5u             /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
 #define PATIENCE_NS 50000u          /* a stream's last work may be seen to be done a moment before the stream is */
 #define ALLOCATIONS_MOST (4u << 20) /* of 40 bytes each: a session that leaks pointers must not take the host's memory with it */
 

@@ -44,6 +44,7 @@ struct replay_allocation *replay_allocation_before(struct vgpu_replay *replay, u
  * that no other allocation lies in. Where the driver counts bytes, the size. */
 uint64_t replay_allocation_cost(struct vgpu_replay *replay, uint64_t address, uint64_t size);
 
+#define RESERVED_NOW 5u /* CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT */
 /* What a pool holds counts, also what it keeps for later. */
 struct replay_pool { void *pool; uint64_t live, charged; bool has_ended; /* destroyed; what it holds goes with its last allocation */ };
 /* So much more (or, negative, less) of the pool is allocated. False: the quota is at its end; nothing has changed. */

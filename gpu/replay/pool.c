@@ -151,6 +151,19 @@ CUresult replay_cuMemPoolDestroy(REPLAY_PARAMETERS)
     return status;
 }
 
+/* arguments: pool, bytes to keep. A program that has waited for the stream expects what was freed in it to go. */
+CUresult replay_cuMemPoolTrimTo(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    void *pool;
+    if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
+        return CUDA_ERROR_INVALID_HANDLE;
+    replay_pools_settle(replay, REPLAY_POOLS_COUNT_EXACTLY);
+    CUresult status = (CUresult)replay->driver.cuMemPoolTrimTo(pool, (size_t)call->argument[1]);
+    replay_pools_settle(replay, REPLAY_POOLS_COUNT);
+    return status;
+}
+
 /* arguments: pool, attribute, value (int or u64, little endian) */
 CUresult replay_cuMemPoolSetAttribute(REPLAY_PARAMETERS)
 {
@@ -162,7 +175,7 @@ CUresult replay_cuMemPoolSetAttribute(REPLAY_PARAMETERS)
     return (CUresult)replay->driver.cuMemPoolSetAttribute(pool, (unsigned)call->argument[1], &value);
 }
 
-/* arguments: pool, attribute; value[0] */
+/* arguments: pool, attribute; value[0]. How much it holds is asked for after a program has waited, too. */
 CUresult replay_cuMemPoolGetAttribute(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -170,6 +183,8 @@ CUresult replay_cuMemPoolGetAttribute(REPLAY_PARAMETERS)
     void *pool;
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
         return CUDA_ERROR_INVALID_HANDLE;
+    if (call->argument[1] == RESERVED_NOW)
+        replay_pools_settle(replay, REPLAY_POOLS_COUNT_EXACTLY);
     CUresult status = (CUresult)replay->driver.cuMemPoolGetAttribute(pool, (unsigned)call->argument[1], &value);
     result->value[0] = value;
     return status;

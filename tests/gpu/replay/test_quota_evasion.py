@@ -167,6 +167,23 @@ def test_what_was_freed_in_a_stream_that_is_destroyed_goes_back(pools: Path) -> 
             assert session.grant.get("memory_used_bytes") == 0
 
 
+def test_a_program_that_trims_its_pool_finds_it_empty_and_pays_no_more(pools: Path) -> None:
+    """As natively: freed, waited for, trimmed; whatever the release threshold is."""
+    with replayed(pools, memory_limit=QUOTA) as session:
+        guest = session.guest
+        guest.retain()
+        make_pool(guest)
+        assert guest.ask(CallId.cuMemPoolSetAttribute, POOL, RELEASE_THRESHOLD, 1 << 40).status == 0
+        assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 0, 0).status == 0
+        for value in range(1, 6):
+            address = guest.ask(CallId.cuMemAllocFromPoolAsync, 80 * MIB, POOL, STREAM).values[0]
+            guest.send(CallId.cuMemFreeAsync, address, STREAM)
+            guest.send(CallId.wireFence, STREAM, 3, value)
+            guest.send(CallId.cuMemPoolTrimTo, POOL, 0)
+            assert guest.ask(CallId.cuMemPoolGetAttribute, POOL, RESERVED_NOW).values[0] == 0
+            assert session.grant.get("memory_used_bytes") == 0
+
+
 def test_room_is_made_by_what_another_stream_freed(pools: Path) -> None:
     """The program waits for nothing; what its stream has come to by then can be had by others."""
     with replayed(pools, memory_limit=QUOTA) as session:
