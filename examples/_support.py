@@ -390,6 +390,18 @@ class Example:
         )
         self.say(f"lateness: it was told {seconds - deadline:.2f} s after the deadline")
 
+    def end_of_flood(self, host: Host, flood: Guest, vm: str) -> dict[str, Any]:
+        """Take the VM's rate off, have its ``flood.py`` launch no more, and wait until all that it has launched is done.
+
+        Returns:
+            What it prints at its end; ``is_right``: and nothing was lost, nothing overtaken, no call failed.
+        """
+        host.admin("set-rate-limit", f"--vm-name={vm}", "--rate=0")
+        flood.process.send_signal(signal.SIGTERM)
+        status, last = flood.finish_by_itself(120)
+        done: dict[str, Any] = json.loads(last)
+        return {**done, "is_right": status == 0 and done["is_right"]}
+
     def held_to_rate(self, host: Host, guest: Guest, vm: str, rate: int, seconds: float) -> None:
         """Watch a flooding VM for a while, and state that it saw BUSY and was slowed to its rate, neither more nor less.
 

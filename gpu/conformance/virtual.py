@@ -15,6 +15,10 @@ def _properties(p: Probe) -> Any:
     return p.pack("<IIIiQQ", PINNED, 0, ON_DEVICE, 0, 0, 0)
 
 
+def _pool(p: Probe) -> int:
+    return p.value("cuMemPoolCreate", p.pack("<IIII72x", PINNED, 0, ON_DEVICE, 0))
+
+
 def _access(p: Probe, flags: int = READ_WRITE) -> Any:
     return p.pack("<IiI", ON_DEVICE, 0, flags)
 
@@ -120,10 +124,7 @@ def stream_ordered(p: Probe) -> None:
 @check
 def pools(p: Probe) -> None:
     """A pool of one's own: attributes, allocation, trimming, end."""
-    properties = p.host(
-        b"".join([PINNED.to_bytes(4, "little"), bytes(4), ON_DEVICE.to_bytes(4, "little"), bytes(76)])
-    )
-    pool = p.value("cuMemPoolCreate", properties)
+    pool = _pool(p)
     value = p.cell("uint64_t", 12345678)
     p.ok("cuMemPoolSetAttribute", pool, 4, value)
     read = p.cell("uint64_t")
@@ -146,10 +147,7 @@ def pools(p: Probe) -> None:
 @check
 def pools_let_go(p: Probe) -> None:
     """What was freed in a stream's order goes back when the stream is synchronized with, and at nothing less."""
-    properties = p.host(
-        b"".join([PINNED.to_bytes(4, "little"), bytes(4), ON_DEVICE.to_bytes(4, "little"), bytes(76)])
-    )
-    pool, stream, other = p.value("cuMemPoolCreate", properties), p.stream(), p.stream()
+    pool, stream, other = _pool(p), p.stream(), p.stream()
     event, read = p.event(2), p.cell("uint64_t")
 
     def reserved() -> int:

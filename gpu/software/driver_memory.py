@@ -57,13 +57,13 @@ def cuMemAllocPitch_v2(device: Device, out: int, pitch: int, width: int, height:
 def cuMemFree_v2(device: Device, address: int) -> None:
     if not address:
         return
-    contexts = [c for c in device.objects.values() if isinstance(c, Context) and address in c.memory]
-    if not contexts and address not in device.pool_of:
-        raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation")
     pool = device.pool_of.pop(address, None)
     if pool is not None:
         pool.free(address)
         return
+    contexts = [c for c in device.objects.values() if isinstance(c, Context) and address in c.memory]
+    if not contexts:
+        raise CudaError(INVALID_VALUE, f"{address:#x} is not an allocation")
     device.space.free(address)
     for context in contexts:
         context.memory.discard(address)

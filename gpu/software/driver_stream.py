@@ -34,11 +34,8 @@ def cuStreamDestroy_v2(device: Device, handle: int) -> None:
 
 @entry
 def cuStreamSynchronize(device: Device, handle: int) -> None:
-    stream = device.stream(handle)
-    if stream.capture is not None:
-        stream.capture.invalid = True
-        raise CudaError(UNSUPPORTED)
-    device.synchronized(stream)
+    cuStreamQuery(device, handle)
+    device.synchronized(device.stream(handle))
 
 
 @entry

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.supervision.model import Model, ModelChild, Refuses
 from tests.supervision.steps import Steps
-from tests.supervision.workers import Crash, Diary, Finish
+from tests.supervision.workers import Diary, end_child
 from vgpu.actors import (
     ActorError,
     ActorSystem,
@@ -167,13 +167,7 @@ class SupervisorAgainstModel(RuleBasedStateMachine):
         self._break(child_id, fails)
 
         async def end(system: ActorSystem) -> None:
-            ref = system.ref(f"top/{child_id}")
-            if how == "Killed":
-                ref.kill()
-            elif how == "Shutdown":
-                ref.stop()
-            else:
-                await ref.send(Crash() if how == "Crashed" else Finish())
+            await end_child(system.ref(f"top/{child_id}"), how)
             await wait_all_tasks_blocked()
 
         self.steps.run(end)

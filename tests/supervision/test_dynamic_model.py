@@ -25,20 +25,17 @@ from trio.testing import wait_all_tasks_blocked
 from tests.supervision.model import Refuses
 from tests.supervision.steps import Steps
 from tests.supervision.test_against_model import ENDS, FAILS, TIMES, InTurn
-from tests.supervision.workers import Crash, Finish
+from tests.supervision.workers import Mortal, end_child
 from vgpu.actors import (
-    Actor,
     ActorError,
     ActorSystem,
     DeleteChild,
     ExitReason,
-    Normal,
     Request,
     RestartChild,
     StartChild,
     TerminateChild,
     WhichChildren,
-    handles,
 )
 from vgpu.supervision import (
     AddChild,
@@ -66,7 +63,7 @@ WHICH = st.integers(0, 3)
 PERIOD = 4.0
 
 
-class Session(Actor):
+class Session(Mortal):
     """Writes when it starts and has ended, and takes its time to stop."""
 
     cleanup_seconds = 2.0
@@ -90,14 +87,6 @@ class Session(Actor):
 
     async def stopped(self, reason: ExitReason) -> None:
         self.write(f"stop {type(reason).__name__}")
-
-    @handles(Crash)
-    def crash(self, message: Crash) -> None:
-        raise ValueError(message.text)
-
-    @handles(Finish)
-    def finish(self, _: Finish) -> None:
-        self.stop(Normal())
 
 
 # -- the model
@@ -535,7 +524,7 @@ class DynamicAgainstModel(RuleBasedStateMachine):
         self._break(child.label, fails)
 
         async def end(system: ActorSystem) -> None:
-            await _end(system, f"{TOP}/{POOL}/{child.id}", how)
+            await end_child(system.ref(f"{TOP}/{POOL}/{child.id}"), how)
 
         with self._until_over(end):
             model.dynamic_ends(child.id, how)
@@ -559,9 +548,9 @@ class DynamicAgainstModel(RuleBasedStateMachine):
             if what == "all":
                 system.ref(TOP).stop()
             elif what in ("first", "last"):
-                await _end(system, f"{TOP}/{what}", "Crashed")
+                await end_child(system.ref(f"{TOP}/{what}"), "Crashed")
             else:
-                await _end(system, f"{TOP}/{POOL}", what.removeprefix("pool "))
+                await end_child(system.ref(f"{TOP}/{POOL}"), what.removeprefix("pool "))
             await _kill_meanwhile(system, name)
 
         with self._until_over(end):
@@ -704,16 +693,6 @@ class DynamicAgainstModel(RuleBasedStateMachine):
             except Refuses:
                 is_refused = True
         assert self.result is not is_refused
-
-
-async def _end(system: ActorSystem, name: str, how: str) -> None:
-    ref = system.ref(name)
-    if how == "Killed":
-        ref.kill()
-    elif how == "Shutdown":
-        ref.stop()
-    else:
-        await ref.send(Crash() if how == "Crashed" else Finish())
 
 
 async def _kill_meanwhile(system: ActorSystem, victim: str | None) -> None:

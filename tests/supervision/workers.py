@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import trio
 
-from vgpu.actors import Actor, ExitReason, Normal, Request, handles
+from vgpu.actors import Actor, ExitReason, Normal, Ref, Request, handles
 from vgpu.supervision import ChildSpec
 
 
@@ -56,7 +57,29 @@ class Diary:
         return [child_id for kind, child_id in self.lines if kind == what]
 
 
-class Worker(Actor):
+async def end_child(ref: Ref[Any], how: str) -> None:
+    """End it by such a reason, named by its class."""
+    if how == "Killed":
+        ref.kill()
+    elif how == "Shutdown":
+        ref.stop()
+    else:
+        await ref.send(Crash() if how == "Crashed" else Finish())
+
+
+class Mortal(Actor):
+    """Crashes and ends on request."""
+
+    @handles(Crash)
+    def crash(self, message: Crash) -> None:
+        raise ValueError(message.text)
+
+    @handles(Finish)
+    def finish(self, _: Finish) -> None:
+        self.stop(Normal())
+
+
+class Worker(Mortal):
     """Starts, counts, crashes, ends and hangs on request."""
 
     cleanup_seconds = 2.0
@@ -78,14 +101,6 @@ class Worker(Actor):
         if self._on_stop is not None:
             self._on_stop()
         self.diary.lines.append((f"stop {type(reason).__name__}", self.label))
-
-    @handles(Crash)
-    def crash(self, message: Crash) -> None:
-        raise ValueError(message.text)
-
-    @handles(Finish)
-    def finish(self, _: Finish) -> None:
-        self.stop(Normal())
 
     @handles(Hang)
     async def hang(self, _: Hang) -> None:
