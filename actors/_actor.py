@@ -50,6 +50,8 @@ class Actor:
         trap_exit: whether the end of a linked actor comes as an `Exit` message instead of ending this one.
         stuck_after_seconds: how long a handler may take before the detector reports it, `math.inf` for
             one that may wait long; None: as the system's detector is set.
+        stop_ends_start: whether `started()` hears a stop request and ends what it has begun in good order. Where not, it
+            is cancelled.
 
     What ends an actor: `stop()` in a handler, a stop request, an error (of a handler, a hook or a background task),
     or a kill. Whichever it is, its background tasks have ended and `stopped()` has run before anybody is told.
@@ -59,6 +61,7 @@ class Actor:
     mailbox_policy: ClassVar[Policy] = Policy.BLOCK
     cleanup_seconds: ClassVar[float] = 5.0
     stuck_after_seconds: ClassVar[float | None] = None
+    stop_ends_start: ClassVar[bool] = False
     trap_exit = False  # an instance may set its own
 
     _handler_names: ClassVar[dict[type, str]] = {}

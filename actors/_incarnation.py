@@ -21,7 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import attrs
 import trio
@@ -90,7 +90,8 @@ class Incarnation:
         # Lives of actors started by this one, in start order, ended ones excluded.
         self.children: dict[int, Incarnation] = {}
         self.mailbox: Mailbox[Envelope] = Mailbox(actor.mailbox_capacity, actor.mailbox_policy, self._dropped)
-        self.stop_requested = False
+        # What the first stop request asked for; None: there was none.
+        self.stop_reason: ExitReason | None = None
         self._parent = parent
         # A supervisor decides about the name after this life: until then it is expected back.
         self._is_supervised = is_supervised
@@ -122,6 +123,11 @@ class Incarnation:
     def is_alive(self) -> bool:
         """Whether `reason` is still unknown."""
         return self.reason is None
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether it has been asked to end."""
+        return self.stop_reason is not None
 
     @property
     def current(self) -> Envelope | None:
@@ -196,7 +202,7 @@ class Incarnation:
         """Ask the actor to end after the message at hand. Later requests change nothing."""
         if self.stop_requested or not self.is_alive:
             return
-        self.stop_requested = True
+        self.stop_reason = reason
         self.mailbox.send_system(Envelope(StopRequest(reason)))
         for scope in self._interruptible:
             scope.cancel()
@@ -319,10 +325,16 @@ class Incarnation:
             finally:
                 self._interruptible.remove(scope)
 
+    async def end_as_asked(self) -> NoReturn:
+        """For a `started()` that a stop request has interrupted: end here and now, for the reason of that request."""
+        self._end_for(self.stop_reason or Killed())
+        await trio.sleep_forever()
+        raise InternalError(f"actor {self.name!r} lives on after its end")
+
     # -- the life itself
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Live. Meant for `nursery.start`, which returns once `started()` has.
+        """Live. Meant for `nursery.start`, which returns once `started()` has, or if cancelled, once all has ended.
 
         Raises:
             StartFailed: `started()` raised, or the actor was stopped before it had returned.

@@ -19,14 +19,14 @@ import attrs
 import trio
 
 from ._actor import Actor
-from ._exit import ASKED, AUTO_SHUTDOWN, Crashed, ExitReason, NoActor, Normal, Shutdown
+from ._exit import ASKED, AUTO_SHUTDOWN, Crashed, ExitReason, Killed, NoActor, Normal, Shutdown
 from ._incarnation import Incarnation
 from ._ref import Ref
 from ._registry import Registry
 from ._stuck import StuckDetector, StuckHandler
 from ._trace import GuardedTracer, Tracer, current_actor_name
 from ._tree import ActorSnapshot
-from .errors import InternalError, StartFailed, SystemFailed
+from .errors import ActorError, InternalError, NameTaken, StartFailed, SystemFailed
 
 __all__ = ["ActorSystem", "DeadLetter", "Startable", "SystemStatistics", "open_system"]
 
@@ -97,12 +97,15 @@ class SystemStatistics:
 class ActorSystem:
     """Everything the actors of one tree have in common. Made by `open_system`."""
 
-    def __init__(self, tracer: Tracer | None, reporter: Reporter | None) -> None:
+    def __init__(
+        self, tracer: Tracer | None, reporter: Reporter | None, shutdown_seconds: float = math.inf
+    ) -> None:
         self.registry = Registry()
         # Read at every hook; None is the usual case and all that it costs then.
         self.tracer: GuardedTracer | None = None
         self.set_tracer(tracer)
         self._reporter = reporter
+        self._shutdown_seconds = shutdown_seconds
         self._reports: deque[object] = deque(maxlen=REMEMBERED_REPORTS)
         # Set by the first stop or kill: from then on the end of the root is what was wanted.
         self.is_stopping = False
@@ -134,7 +137,8 @@ class ActorSystem:
     async def spawn(self, spec: Startable) -> Ref[Any]:
         """Start an actor at the top with no supervisor above it; returns once its `started()` has.
 
-        If it crashes, that is logged and nothing else happens. For tools and tests.
+        If it crashes, that is logged and nothing else happens. If this is cancelled, it has ended, a supervisor
+        with what is up below it in order. For tools and tests.
 
         Raises:
             StartFailed: it did not come up.
@@ -304,9 +308,8 @@ class ActorSystem:
         """Count a `stopped()` that was cut off."""
         self._cleanup_overruns += 1
 
-    async def start_in(
+    def new_life(
         self,
-        nursery: trio.Nursery,
         name: str,
         create: Callable[[], Actor],
         *,
@@ -315,20 +318,17 @@ class ActorSystem:
         restarts: int = 0,
         last_exit: ExitReason | None = None,
     ) -> Incarnation:
-        """Make an actor and run its life in a nursery; returns once its `started()` has.
-
-        If cancelled, the life has ended, cleanup included.
+        """Make an actor, and the life for it that whoever starts it runs by ``nursery.start(life.run)``.
 
         Raises:
-            StartFailed: the factory or `started()` raised, or it was stopped before that returned.
-            NameTaken: the name is held.
+            StartFailed: the factory raised.
         """
         try:
             actor = create()
         except Exception as error:
             # Building the actor is part of starting it: whoever starts it decides, as for an error in started().
             raise StartFailed(name, Crashed(error)) from error
-        life = Incarnation(
+        return Incarnation(
             self,
             name,
             actor,
@@ -337,16 +337,58 @@ class ActorSystem:
             restarts=restarts,
             last_exit=last_exit,
         )
-        await nursery.start(life.run)
-        return life
 
     async def _start_top(self, spec: Startable) -> Incarnation:
+        """Start an actor at the top; if cancelled, it has ended by then, in order if it can."""
         if self._nursery is None:
             raise InternalError("the system is not open")
-        life = await self.start_in(self._nursery, spec.name, spec.create)
+        nursery, life = self._nursery, self.new_life(spec.name, spec.create)
+        is_over = trio.Event()
+        is_up = False
+        failure: ActorError | None = None
+
+        async def start() -> None:
+            nonlocal failure, is_up
+            try:
+                await nursery.start(life.run)
+                is_up = True
+            except (StartFailed, NameTaken) as error:
+                failure = error
+            finally:
+                is_over.set()
+
+        # In a task of its own, where whoever waits here may be cancelled and what is up already is not.
+        nursery.start_soon(start)
+        try:
+            await is_over.wait()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._break_off(life, is_over)
+            raise
+        if failure is not None:
+            raise failure
+        if not is_up:
+            # The system was closed meanwhile.
+            raise StartFailed(life.name, life.reason or Killed())
         if life.is_alive:
             self._top.append(life)
         return life
+
+    async def _break_off(self, life: Incarnation, is_over: trio.Event) -> None:
+        """End a top-level life whose start is not over, or only just."""
+
+        async def wait() -> None:
+            await is_over.wait()
+            # One that came up all the same has to end as well; one that has no task never began, its name being taken.
+            if life.task is not None:
+                await life.wait_exited()
+
+        if life.actor.stop_ends_start:
+            life.request_stop(Shutdown("system stop"))
+            with trio.move_on_after(self._shutdown_seconds):
+                await wait()
+        life.kill()
+        await wait()
 
     async def _hold_nursery(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         """Keep the nursery of top-level actors out of reach of outside cancellation."""
@@ -376,14 +418,14 @@ async def open_system(
         root: spec of the top supervisor or actor; None for an empty system.
         tracer: sees spawns, exits, restarts and messages; can be changed later.
         reporter: gets supervisors' reports; None logs them.
-        shutdown_seconds: after that long the stop becomes a kill.
+        shutdown_seconds: after that long the stop becomes a kill, also that of a root which is still coming up.
         stuck_seconds: threshold of the stuck-handler detector; None leaves it off.
 
     Raises:
         StartFailed: the root did not start; everything it had started is stopped again.
         SystemFailed: see above.
     """
-    system = ActorSystem(tracer, reporter)
+    system = ActorSystem(tracer, reporter, shutdown_seconds)
     failed: ExitReason | None = None
     raised: BaseException | None = None
     try:

@@ -126,6 +126,7 @@ class Supervisor(Actor):
     """
 
     cleanup_seconds: ClassVar[float] = 1.0
+    stop_ends_start: ClassVar[bool] = True
     # What it waits for, starts and stops of children, has limits of its own.
     stuck_after_seconds: ClassVar[float | None] = math.inf
 
@@ -147,8 +148,12 @@ class Supervisor(Actor):
             try:
                 await self._start(child)
             except StartFailed as error:
-                self._report(ReportContext.START_ERROR, child, error.reason)
+                is_asked = self.life.stop_requested and not isinstance(error.reason, Crashed)
+                if not is_asked:
+                    self._report(ReportContext.START_ERROR, child, error.reason)
                 await self._stop_children(reversed(self._children.values()))
+                if is_asked:
+                    await self.life.end_as_asked()
                 raise
 
     async def stopping(self, reason: ExitReason) -> None:
@@ -394,27 +399,17 @@ class Supervisor(Actor):
         """
         child.call_off_retry()
         child.state = ActorState.STARTING
-        limit = child.spec.start_timeout_seconds
-        with self.interruptible() as scope:
-            scope.deadline = trio.current_time() + limit
-            try:
-                child.life = await self.life.system.start_in(
-                    self.nursery,
-                    child.name,
-                    child.create,
-                    parent=self.life,
-                    is_supervised=True,
-                    restarts=child.restarts,
-                    last_exit=child.last_exit,
-                )
-            except NameTaken as error:
-                child.state = ActorState.STOPPED
-                raise StartFailed(child.name, Crashed(error)) from error
-            except StartFailed:
-                child.state = ActorState.STOPPED
-                raise
+        try:
+            child.life = None if self.life.stop_requested else await self._bring_up(child)
+        except NameTaken as error:
+            child.state = ActorState.STOPPED
+            raise StartFailed(child.name, Crashed(error)) from error
+        except StartFailed:
+            child.state = ActorState.STOPPED
+            raise
         if child.life is None:
             child.state = ActorState.STOPPED
+            limit = child.spec.start_timeout_seconds
             why = "the supervisor is stopping" if self.life.stop_requested else f"not started in {limit} s"
             raise StartFailed(child.name, Killed(why))
         child.state = ActorState.RUNNING
@@ -423,6 +418,54 @@ class Supervisor(Actor):
             child.retry = None
         # By life and not by name: it may have ended already, and its name been taken.
         child.monitor = self.life.watch(child.life)
+
+    async def _bring_up(self, child: _Child) -> Incarnation | None:
+        """A new life that is up; None where its start was broken off, by a stop request or when its time was over."""
+        life = self.life.system.new_life(
+            child.name,
+            child.create,
+            parent=self.life,
+            is_supervised=True,
+            restarts=child.restarts,
+            last_exit=child.last_exit,
+        )
+        if life.actor.stop_ends_start and child.spec.shutdown is not ShutdownMode.BRUTAL_KILL:
+            return await self._bring_up_or_ask(life, child.spec)
+        with self.interruptible() as scope:
+            scope.deadline = trio.current_time() + child.spec.start_timeout_seconds
+            await self.nursery.start(life.run)
+            return life
+        return None
+
+    async def _bring_up_or_ask(self, life: Incarnation, spec: ChildSpec) -> Incarnation | None:
+        """The same for a supervisor: it is asked to end and not cut off, so that its children do so in order."""
+        is_broken_off = False
+
+        async def break_off(until: trio.CancelScope) -> None:
+            nonlocal is_broken_off
+            with until:
+                with self.interruptible() as scope:
+                    scope.deadline = trio.current_time() + spec.start_timeout_seconds
+                    await trio.sleep_forever()
+                if life.state is not ActorState.STARTING:
+                    return
+                is_broken_off = True
+                life.request_stop(_STOP)
+                if not isinstance(spec.shutdown, ShutdownMode):
+                    await trio.sleep(spec.shutdown)
+                    life.kill(f"did not stop in {spec.shutdown} s")
+
+        until_up = trio.CancelScope()
+        self.nursery.start_soon(break_off, until_up)
+        try:
+            await self.nursery.start(life.run)
+        except StartFailed as error:
+            if is_broken_off and not isinstance(error.reason, Crashed):
+                return None
+            raise
+        finally:
+            until_up.cancel()
+        return life
 
     async def _stop_children(self, children: Iterable[_Child], come_back: tuple[str, ...] = ()) -> None:
         for child in children:
