@@ -82,6 +82,27 @@ _Static_assert(sizeof(struct wire_kernel_node) == 48, "wire_kernel_node");
 /* Which sides of a CUDA_MEMCPY3D carry an arena offset where the host pointer stands. */
 #define VGPU_COPY_SOURCE_IN_ARENA 1u
 #define VGPU_COPY_DESTINATION_IN_ARENA 2u
+/* Which carry an array's handle in srcArray or dstArray, and where in it the box begins in XInBytes, Y and Z. */
+#define VGPU_COPY_SOURCE_IS_ARRAY 4u
+#define VGPU_COPY_DESTINATION_IS_ARRAY 8u
+
+/* ---- arrays ------------------------------------------------------------------------------------ */
+
+/* Bytes of one channel of a CUarray_format, 0 for a format that is not built: planes, compressed blocks, normalized integers. */
+static inline uint32_t vgpu_format_bytes(uint32_t format)
+{
+    switch (format) {
+    case 0x01: case 0x08: return 1; /* CU_AD_FORMAT_UNSIGNED_INT8, SIGNED_INT8 */
+    case 0x02: case 0x09: case 0x10: return 2; /* UNSIGNED_INT16, SIGNED_INT16, HALF */
+    case 0x03: case 0x0a: case 0x20: return 4; /* UNSIGNED_INT32, SIGNED_INT32, FLOAT */
+    default: return 0;
+    }
+}
+
+#define VGPU_ARRAY_LAYERED 1u
+#define VGPU_ARRAY_CUBEMAP 4u
+/* CUDA_ARRAY3D_LAYERED, SURFACE_LDST, CUBEMAP, TEXTURE_GATHER; not sparse ones and those that get their memory later. */
+#define VGPU_ARRAY_FLAGS (VGPU_ARRAY_LAYERED | 2u | VGPU_ARRAY_CUBEMAP | 8u)
 
 struct wire_memset_node {
     uint64_t destination, pitch;

@@ -106,6 +106,8 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuMemsetD2D8Async",
     "cuMemsetD2D16Async",
     "cuMemsetD2D32Async",
+    "cuArray3DCreate_v2",
+    "cuArrayDestroy",
     "cuMemAddressReserve",
     "cuMemAddressFree",
     "cuMemCreate",
@@ -314,6 +316,8 @@ static int refuse_cuMemsetD32Async(unsigned long long dstDevice, unsigned int ui
 static int refuse_cuMemsetD2D8Async(unsigned long long dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, void *hStream) { (void)dstDevice; (void)dstPitch; (void)uc; (void)Width; (void)Height; (void)hStream; return 801; }
 static int refuse_cuMemsetD2D16Async(unsigned long long dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, void *hStream) { (void)dstDevice; (void)dstPitch; (void)us; (void)Width; (void)Height; (void)hStream; return 801; }
 static int refuse_cuMemsetD2D32Async(unsigned long long dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, void *hStream) { (void)dstDevice; (void)dstPitch; (void)ui; (void)Width; (void)Height; (void)hStream; return 801; }
+static int refuse_cuArray3DCreate_v2(void *pHandle, const void *pAllocateArray) { (void)pHandle; (void)pAllocateArray; return 801; }
+static int refuse_cuArrayDestroy(void *hArray) { (void)hArray; return 801; }
 static int refuse_cuMemAddressReserve(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags) { (void)ptr; (void)size; (void)alignment; (void)addr; (void)flags; return 801; }
 static int refuse_cuMemAddressFree(unsigned long long ptr, size_t size) { (void)ptr; (void)size; return 801; }
 static int refuse_cuMemCreate(void *handle, size_t size, const void *prop, unsigned long long flags) { (void)handle; (void)size; (void)prop; (void)flags; return 801; }
@@ -521,6 +525,8 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuMemsetD2D8Async = refuse_cuMemsetD2D8Async,
     .cuMemsetD2D16Async = refuse_cuMemsetD2D16Async,
     .cuMemsetD2D32Async = refuse_cuMemsetD2D32Async,
+    .cuArray3DCreate_v2 = refuse_cuArray3DCreate_v2,
+    .cuArrayDestroy = refuse_cuArrayDestroy,
     .cuMemAddressReserve = refuse_cuMemAddressReserve,
     .cuMemAddressFree = refuse_cuMemAddressFree,
     .cuMemCreate = refuse_cuMemCreate,
@@ -997,6 +1003,8 @@ extern replay_handler replay_cuMemsetD32Async __attribute__((weak));
 extern replay_handler replay_cuMemsetD2D8Async __attribute__((weak));
 extern replay_handler replay_cuMemsetD2D16Async __attribute__((weak));
 extern replay_handler replay_cuMemsetD2D32Async __attribute__((weak));
+extern replay_handler replay_cuArray3DCreate_v2 __attribute__((weak));
+extern replay_handler replay_cuArrayDestroy __attribute__((weak));
 extern replay_handler replay_cuMemAddressReserve __attribute__((weak));
 extern replay_handler replay_cuMemAddressFree __attribute__((weak));
 extern replay_handler replay_cuMemCreate __attribute__((weak));
@@ -1288,6 +1296,18 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuMemsetD2D8Async] = {"cuMemsetD2D8Async", replay_cuMemsetD2D8Async},
     [VGPU_CALL_cuMemsetD2D16Async] = {"cuMemsetD2D16Async", replay_cuMemsetD2D16Async},
     [VGPU_CALL_cuMemsetD2D32Async] = {"cuMemsetD2D32Async", replay_cuMemsetD2D32Async},
+    [VGPU_CALL_cuArrayCreate_v2] = {"cuArrayCreate_v2", NULL},
+    [VGPU_CALL_cuArray3DCreate_v2] = {"cuArray3DCreate_v2", replay_cuArray3DCreate_v2},
+    [VGPU_CALL_cuArrayGetDescriptor_v2] = {"cuArrayGetDescriptor_v2", NULL},
+    [VGPU_CALL_cuArray3DGetDescriptor_v2] = {"cuArray3DGetDescriptor_v2", NULL},
+    [VGPU_CALL_cuArrayDestroy] = {"cuArrayDestroy", replay_cuArrayDestroy},
+    [VGPU_CALL_cuMemcpyHtoA_v2] = {"cuMemcpyHtoA_v2", NULL},
+    [VGPU_CALL_cuMemcpyAtoH_v2] = {"cuMemcpyAtoH_v2", NULL},
+    [VGPU_CALL_cuMemcpyDtoA_v2] = {"cuMemcpyDtoA_v2", NULL},
+    [VGPU_CALL_cuMemcpyAtoD_v2] = {"cuMemcpyAtoD_v2", NULL},
+    [VGPU_CALL_cuMemcpyAtoA_v2] = {"cuMemcpyAtoA_v2", NULL},
+    [VGPU_CALL_cuMemcpyHtoAAsync_v2] = {"cuMemcpyHtoAAsync_v2", NULL},
+    [VGPU_CALL_cuMemcpyAtoHAsync_v2] = {"cuMemcpyAtoHAsync_v2", NULL},
     [VGPU_CALL_cuMemAddressReserve] = {"cuMemAddressReserve", replay_cuMemAddressReserve},
     [VGPU_CALL_cuMemAddressFree] = {"cuMemAddressFree", replay_cuMemAddressFree},
     [VGPU_CALL_cuMemCreate] = {"cuMemCreate", replay_cuMemCreate},
@@ -1410,14 +1430,9 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuDeviceRegisterAsyncNotification] = {"cuDeviceRegisterAsyncNotification", NULL},
     [VGPU_CALL_cuDeviceUnregisterAsyncNotification] = {"cuDeviceUnregisterAsyncNotification", NULL},
     [VGPU_CALL_cuArray3DCreate] = {"cuArray3DCreate", NULL},
-    [VGPU_CALL_cuArray3DCreate_v2] = {"cuArray3DCreate_v2", NULL},
     [VGPU_CALL_cuArray3DGetDescriptor] = {"cuArray3DGetDescriptor", NULL},
-    [VGPU_CALL_cuArray3DGetDescriptor_v2] = {"cuArray3DGetDescriptor_v2", NULL},
     [VGPU_CALL_cuArrayCreate] = {"cuArrayCreate", NULL},
-    [VGPU_CALL_cuArrayCreate_v2] = {"cuArrayCreate_v2", NULL},
-    [VGPU_CALL_cuArrayDestroy] = {"cuArrayDestroy", NULL},
     [VGPU_CALL_cuArrayGetDescriptor] = {"cuArrayGetDescriptor", NULL},
-    [VGPU_CALL_cuArrayGetDescriptor_v2] = {"cuArrayGetDescriptor_v2", NULL},
     [VGPU_CALL_cuArrayGetMemoryRequirements] = {"cuArrayGetMemoryRequirements", NULL},
     [VGPU_CALL_cuArrayGetPlane] = {"cuArrayGetPlane", NULL},
     [VGPU_CALL_cuArrayGetSparseProperties] = {"cuArrayGetSparseProperties", NULL},
@@ -1602,25 +1617,18 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuMemcpy3DBatchAsync] = {"cuMemcpy3DBatchAsync", NULL},
     [VGPU_CALL_cuMemcpy3DBatchAsync_v2] = {"cuMemcpy3DBatchAsync_v2", NULL},
     [VGPU_CALL_cuMemcpyAtoA] = {"cuMemcpyAtoA", NULL},
-    [VGPU_CALL_cuMemcpyAtoA_v2] = {"cuMemcpyAtoA_v2", NULL},
     [VGPU_CALL_cuMemcpyAtoD] = {"cuMemcpyAtoD", NULL},
-    [VGPU_CALL_cuMemcpyAtoD_v2] = {"cuMemcpyAtoD_v2", NULL},
     [VGPU_CALL_cuMemcpyAtoH] = {"cuMemcpyAtoH", NULL},
     [VGPU_CALL_cuMemcpyAtoHAsync] = {"cuMemcpyAtoHAsync", NULL},
-    [VGPU_CALL_cuMemcpyAtoHAsync_v2] = {"cuMemcpyAtoHAsync_v2", NULL},
-    [VGPU_CALL_cuMemcpyAtoH_v2] = {"cuMemcpyAtoH_v2", NULL},
     [VGPU_CALL_cuMemcpyBatchAsync] = {"cuMemcpyBatchAsync", NULL},
     [VGPU_CALL_cuMemcpyBatchAsync_v2] = {"cuMemcpyBatchAsync_v2", NULL},
     [VGPU_CALL_cuMemcpyDtoA] = {"cuMemcpyDtoA", NULL},
-    [VGPU_CALL_cuMemcpyDtoA_v2] = {"cuMemcpyDtoA_v2", NULL},
     [VGPU_CALL_cuMemcpyDtoD] = {"cuMemcpyDtoD", NULL},
     [VGPU_CALL_cuMemcpyDtoDAsync] = {"cuMemcpyDtoDAsync", NULL},
     [VGPU_CALL_cuMemcpyDtoH] = {"cuMemcpyDtoH", NULL},
     [VGPU_CALL_cuMemcpyDtoHAsync] = {"cuMemcpyDtoHAsync", NULL},
     [VGPU_CALL_cuMemcpyHtoA] = {"cuMemcpyHtoA", NULL},
     [VGPU_CALL_cuMemcpyHtoAAsync] = {"cuMemcpyHtoAAsync", NULL},
-    [VGPU_CALL_cuMemcpyHtoAAsync_v2] = {"cuMemcpyHtoAAsync_v2", NULL},
-    [VGPU_CALL_cuMemcpyHtoA_v2] = {"cuMemcpyHtoA_v2", NULL},
     [VGPU_CALL_cuMemcpyHtoD] = {"cuMemcpyHtoD", NULL},
     [VGPU_CALL_cuMemcpyHtoDAsync] = {"cuMemcpyHtoDAsync", NULL},
     [VGPU_CALL_cuMemsetD16] = {"cuMemsetD16", NULL},

@@ -110,6 +110,8 @@ struct vgpu_driver {
     int (*cuMemsetD2D8Async)(unsigned long long dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, void *hStream);
     int (*cuMemsetD2D16Async)(unsigned long long dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, void *hStream);
     int (*cuMemsetD2D32Async)(unsigned long long dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, void *hStream);
+    int (*cuArray3DCreate_v2)(void *pHandle, const void *pAllocateArray);
+    int (*cuArrayDestroy)(void *hArray);
     int (*cuMemAddressReserve)(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags);
     int (*cuMemAddressFree)(unsigned long long ptr, size_t size);
     int (*cuMemCreate)(void *handle, size_t size, const void *prop, unsigned long long flags);
@@ -214,7 +216,7 @@ struct vgpu_driver {
     int (*cuGraphMemsetNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphMemsetNodeSetParams)(void *hNode, const void *nodeParams);
 };
-#define VGPU_DRIVER_FUNCTIONS 206
+#define VGPU_DRIVER_FUNCTIONS 208
 extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];
 /* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */
 extern const struct vgpu_driver vgpu_driver_refusing;

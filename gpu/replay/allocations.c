@@ -314,7 +314,7 @@ void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_all
         replay_memory_release(replay, replay_allocation_cost(replay, was.address, was.size));
 }
 
-static void free_physical(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)
+static void free_record(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)
 {
     (void)replay, (void)handle, (void)user;
     free(real);
@@ -323,7 +323,9 @@ static void free_physical(struct vgpu_replay *replay, uint64_t handle, void *rea
 void replay_allocations_close(struct vgpu_replay *replay)
 {
     if (replay->tables[VGPU_KIND_MEMORY] != NULL)
-        replay_each(replay, VGPU_KIND_MEMORY, free_physical, NULL);
+        replay_each(replay, VGPU_KIND_MEMORY, free_record, NULL);
+    if (replay->tables[VGPU_KIND_ARRAY] != NULL)
+        replay_each(replay, VGPU_KIND_ARRAY, free_record, NULL);
     if (replay->allocations == NULL)
         return;
     free(replay->allocations->entry);

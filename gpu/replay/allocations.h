@@ -67,6 +67,10 @@ void replay_pools_settle(struct vgpu_replay *replay, enum replay_pools_settle ho
 bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes);
 /* The driver has freed it, device memory or memory of a pool: out of the table, and what it took is the VM's again. */
 void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_allocation *freed);
+/* The driver's array, if it holds a box of `size` at `at` (bytes, rows, slices): CUDA_SUCCESS, INVALID_HANDLE or INVALID_VALUE. */
+CUresult replay_array_box(struct vgpu_replay *replay, uint64_t handle, const uint64_t at[3], const uint64_t size[3], void **real);
+/* The handle of one of the session's arrays, 0 if it is none. Slow: for what programs seldom ask. */
+uint64_t replay_array_handle(struct vgpu_replay *replay, void *real);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */
 void replay_allocations_close(struct vgpu_replay *replay);
 

@@ -6,7 +6,8 @@
  * any moment before. It is copied to this thread's stack first: ordinary memory, which the driver takes over
  * before it returns, so nothing here outlives the call.
  */
-#include "replay.h"
+#include "../../transport/code_wire.h"
+#include "allocations.h"
 
 /* A failed copy still releases who waits for its fence; the error itself is the status. */
 static CUresult fail(struct vgpu_replay *replay, uint64_t index, uint64_t value, CUresult status)
@@ -105,18 +106,49 @@ static bool box_size(uint64_t width, uint64_t height, uint64_t depth, uint64_t p
            !__builtin_mul_overflow(lines, pitch, &last) && !__builtin_add_overflow(last, width, size);
 }
 
-#define SOURCE_IN_ARENA 1u
-#define DESTINATION_IN_ARENA 2u
+/* Where a side of a copy lies: what the record says of it, checked, as the driver wants it. */
+struct side {
+    unsigned type;
+    void *host;
+    CUdeviceptr device;
+    CUarray array;
+    size_t x, y, z, pitch, rows;
+};
 
-/* arguments: stream, host flags, fence index, value; payload: CUDA_MEMCPY3D whose addresses point at the box's first
- * byte; an arena side carries its offset where the host pointer would be */
+static CUresult find_side(struct vgpu_replay *replay, struct side *side, const CUDA_MEMCPY3D *box, bool in_arena, bool is_array)
+{
+    uint64_t size;
+    if (is_array) {
+        void *real = NULL;
+        CUresult status = replay_array_box(replay, (uint64_t)(uintptr_t)side->array, (const uint64_t[3]){side->x, side->y, side->z},
+                                           (const uint64_t[3]){box->WidthInBytes, box->Height, box->Depth}, &real);
+        side->type = CU_MEMORYTYPE_ARRAY;
+        side->array = real;
+        side->pitch = side->rows = 0;
+        return in_arena ? CUDA_ERROR_INVALID_VALUE : status;
+    }
+    side->array = NULL;
+    side->x = side->y = side->z = 0;
+    if (!box_size(box->WidthInBytes, box->Height, box->Depth, side->pitch, side->rows, &size))
+        return CUDA_ERROR_INVALID_VALUE;
+    side->type = in_arena ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
+    if (!in_arena)
+        return CUDA_SUCCESS;
+    const uint64_t offset = (uint64_t)(uintptr_t)side->host;
+    if (!replay_arena_is_registered(replay, offset, size))
+        return CUDA_ERROR_INVALID_VALUE;
+    side->host = replay_arena(replay, offset, size);
+    return CUDA_SUCCESS;
+}
+
+/* arguments: stream, VGPU_COPY_*, fence index, value; payload: CUDA_MEMCPY3D whose addresses point at the box's first byte; an
+ * arena side carries its offset where the host pointer would be, an array its handle */
 CUresult replay_wireCopy3D(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
     const uint64_t *a = call->argument;
     CUDA_MEMCPY3D asked, copy = {0};
     void *stream;
-    uint64_t from_size, to_size;
     if (!replay_stream(replay, a[0], &stream))
         return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_HANDLE);
     if (call->payload_length < sizeof asked)
@@ -124,41 +156,37 @@ CUresult replay_wireCopy3D(REPLAY_PARAMETERS)
     memcpy(&asked, payload, sizeof asked);
     /* SAFETY: from here on only the private copy is looked at. */
     __asm__ volatile("" : "+m"(asked) : : "memory");
-    if (asked.WidthInBytes == 0 || asked.Height == 0 || asked.Depth == 0 ||
-        !box_size(asked.WidthInBytes, asked.Height, asked.Depth, asked.srcPitch, asked.srcHeight, &from_size) ||
-        !box_size(asked.WidthInBytes, asked.Height, asked.Depth, asked.dstPitch, asked.dstHeight, &to_size))
+    if (asked.WidthInBytes == 0 || asked.Height == 0 || asked.Depth == 0)
         return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
-    copy.WidthInBytes = asked.WidthInBytes;
-    copy.Height = asked.Height;
-    copy.Depth = asked.Depth;
-    copy.srcPitch = asked.srcPitch;
-    copy.srcHeight = asked.srcHeight;
-    copy.dstPitch = asked.dstPitch;
-    copy.dstHeight = asked.dstHeight;
-    if ((a[1] & SOURCE_IN_ARENA) != 0) {
-        uint64_t offset = (uint64_t)(uintptr_t)asked.srcHost;
-        if (!replay_arena_is_registered(replay, offset, from_size))
-            return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
-        copy.srcMemoryType = CU_MEMORYTYPE_HOST;
-        copy.srcHost = replay_arena(replay, offset, from_size);
-    } else {
-        copy.srcMemoryType = CU_MEMORYTYPE_DEVICE;
-        copy.srcDevice = asked.srcDevice;
-    }
-    if ((a[1] & DESTINATION_IN_ARENA) != 0) {
-        uint64_t offset = (uint64_t)(uintptr_t)asked.dstHost;
-        if (!replay_arena_is_registered(replay, offset, to_size))
-            return fail(replay, a[2], a[3], CUDA_ERROR_INVALID_VALUE);
-        copy.dstMemoryType = CU_MEMORYTYPE_HOST;
-        copy.dstHost = replay_arena(replay, offset, to_size);
-    } else {
-        copy.dstMemoryType = CU_MEMORYTYPE_DEVICE;
-        copy.dstDevice = asked.dstDevice;
-    }
-    uint64_t bytes = (uint64_t)asked.WidthInBytes * asked.Height * asked.Depth; /* box_size has seen that it does not overflow */
-    if ((a[1] & SOURCE_IN_ARENA) != 0)
+    struct side from = {0, (void *)(uintptr_t)asked.srcHost, asked.srcDevice, asked.srcArray, asked.srcXInBytes, asked.srcY, asked.srcZ,
+                        asked.srcPitch, asked.srcHeight};
+    struct side to = {0, asked.dstHost, asked.dstDevice, asked.dstArray, asked.dstXInBytes, asked.dstY, asked.dstZ,
+                      asked.dstPitch, asked.dstHeight};
+    const bool from_arena = (a[1] & VGPU_COPY_SOURCE_IN_ARENA) != 0, to_arena = (a[1] & VGPU_COPY_DESTINATION_IN_ARENA) != 0;
+    CUresult status = find_side(replay, &from, &asked, from_arena, (a[1] & VGPU_COPY_SOURCE_IS_ARRAY) != 0);
+    if (status == CUDA_SUCCESS)
+        status = find_side(replay, &to, &asked, to_arena, (a[1] & VGPU_COPY_DESTINATION_IS_ARRAY) != 0);
+    if (status != CUDA_SUCCESS)
+        return fail(replay, a[2], a[3], status);
+    copy = (CUDA_MEMCPY3D){
+        .srcMemoryType = from.type, .srcXInBytes = from.x, .srcY = from.y, .srcZ = from.z, .srcArray = from.array,
+        .srcPitch = from.pitch, .srcHeight = from.rows,
+        .dstMemoryType = to.type, .dstXInBytes = to.x, .dstY = to.y, .dstZ = to.z, .dstArray = to.array,
+        .dstPitch = to.pitch, .dstHeight = to.rows,
+        .WidthInBytes = asked.WidthInBytes, .Height = asked.Height, .Depth = asked.Depth,
+    };
+    if (from_arena)
+        copy.srcHost = from.host;
+    else if (from.array == NULL)
+        copy.srcDevice = from.device;
+    if (to_arena)
+        copy.dstHost = to.host;
+    else if (to.array == NULL)
+        copy.dstDevice = to.device;
+    uint64_t bytes = (uint64_t)asked.WidthInBytes * asked.Height * asked.Depth; /* of which it has been seen that it does not overflow */
+    if (from_arena)
         replay->grant->bytes_to_device += bytes;
-    if ((a[1] & DESTINATION_IN_ARENA) != 0)
+    if (to_arena)
         replay->grant->bytes_from_device += bytes;
     return finish(replay, stream, a[2], a[3], replay->driver.cuMemcpy3DAsync_v2(&copy, stream));
 }

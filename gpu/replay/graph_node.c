@@ -5,6 +5,7 @@
  * Kernel parameters come packed and are given to the driver packed. Copies name arena memory by offset; the address is
  * made here, after the bounds are checked, and turned back into an offset when a node is read.
  */
+#include "allocations.h"
 #include "code.h"
 
 struct kernel_parameters { /* CUDA_KERNEL_NODE_PARAMS_v2, handles as the driver's pointers */
@@ -88,17 +89,33 @@ static CUresult place(struct vgpu_replay *replay, unsigned type, bool in_arena, 
     return *host == NULL || !replay_arena_is_registered(replay, offset, extent) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
+/* An array's handle, and a box in it, becomes the driver's array. */
+static CUresult place_array(struct vgpu_replay *replay, unsigned type, CUarray *array, const uint64_t at[3], const CUDA_MEMCPY3D *copy)
+{
+    const uint64_t size[3] = {copy->WidthInBytes, copy->Height, copy->Depth};
+    void *real = NULL;
+    CUresult status = type != CU_MEMORYTYPE_ARRAY ? CUDA_ERROR_INVALID_VALUE
+                                                  : replay_array_box(replay, (uint64_t)(uintptr_t)*array, at, size, &real);
+    *array = real;
+    return status;
+}
+
 static CUresult read_copy(struct vgpu_replay *replay, const uint8_t *bytes, uint32_t length, uint64_t context, uint64_t flags, struct body *body)
 {
     CUDA_MEMCPY3D *copy = &body->copy;
     if (length < sizeof *copy) return CUDA_ERROR_INVALID_VALUE;
     memcpy(copy, bytes, sizeof *copy);
     copy->reserved0 = copy->reserved1 = NULL;
-    CUresult status = place(replay, copy->srcMemoryType, (flags & VGPU_COPY_SOURCE_IN_ARENA) != 0, &copy->srcHost,
+    const uint64_t from[3] = {copy->srcXInBytes, copy->srcY, copy->srcZ}, to[3] = {copy->dstXInBytes, copy->dstY, copy->dstZ};
+    CUresult status = (flags & VGPU_COPY_SOURCE_IS_ARRAY) != 0
+                          ? place_array(replay, copy->srcMemoryType, &copy->srcArray, from, copy)
+                          : place(replay, copy->srcMemoryType, (flags & VGPU_COPY_SOURCE_IN_ARENA) != 0, &copy->srcHost,
                             span(copy->srcXInBytes, copy->srcY, copy->srcZ, copy->srcPitch, copy->srcHeight, copy));
     if (status != CUDA_SUCCESS) return status;
     const void *destination = copy->dstHost;
-    status = place(replay, copy->dstMemoryType, (flags & VGPU_COPY_DESTINATION_IN_ARENA) != 0, &destination,
+    status = (flags & VGPU_COPY_DESTINATION_IS_ARRAY) != 0
+                 ? place_array(replay, copy->dstMemoryType, &copy->dstArray, to, copy)
+                 : place(replay, copy->dstMemoryType, (flags & VGPU_COPY_DESTINATION_IN_ARENA) != 0, &destination,
                    span(copy->dstXInBytes, copy->dstY, copy->dstZ, copy->dstPitch, copy->dstHeight, copy));
     if (status != CUDA_SUCCESS) return status;
     memcpy(&copy->dstHost, &destination, sizeof destination);
@@ -342,6 +359,8 @@ CUresult replay_cuGraphMemcpyNodeGetParams(REPLAY_PARAMETERS)
     else if (copy.dstMemoryType == CU_MEMORYTYPE_HOST)
         destination = NULL;
     memcpy(&copy.dstHost, &destination, sizeof destination);
+    copy.srcArray = copy.srcMemoryType == CU_MEMORYTYPE_ARRAY ? (CUarray)(uintptr_t)replay_array_handle(replay, copy.srcArray) : NULL;
+    copy.dstArray = copy.dstMemoryType == CU_MEMORYTYPE_ARRAY ? (CUarray)(uintptr_t)replay_array_handle(replay, copy.dstArray) : NULL;
     memcpy(reply, &copy, sizeof copy);
     result->payload_length = sizeof copy;
     return CUDA_SUCCESS;

@@ -39,6 +39,13 @@ ATTRIBUTES: dict[int, int] = {
     17: 0, 18: 0,  # kernel timeout, integrated
     19: 1,  # can map host memory
     20: 0,  # compute mode default
+    21: 131072,  # largest textures, and so arrays: of one dimension
+    22: 131072, 23: 65536,  # of two
+    24: 16384, 25: 16384, 26: 16384,  # of three
+    27: 32768, 28: 32768, 29: 2048,  # of two in layers
+    42: 32768, 43: 2048,  # of one in layers
+    45: 32768, 46: 32768,  # gathering
+    52: 32768, 53: 32768, 54: 2046,  # cubes
     30: 512,  # surface alignment
     31: 1,  # concurrent kernels
     32: 0,  # ECC

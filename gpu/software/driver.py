@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from . import (
+    driver_array,
     driver_context,
     driver_graph,
     driver_link,
@@ -25,7 +26,16 @@ from .entries import ENTRIES, call
 from .state import Device
 
 # Importing these fills ENTRIES.
-PARTS = (driver_context, driver_memory, driver_module, driver_link, driver_stream, driver_graph, driver_node)
+PARTS = (
+    driver_context,
+    driver_memory,
+    driver_array,
+    driver_module,
+    driver_link,
+    driver_stream,
+    driver_graph,
+    driver_node,
+)
 
 DEFAULT_CAPACITY_BYTES = 4 << 30
 

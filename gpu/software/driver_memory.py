@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .array import Array
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
@@ -224,18 +225,31 @@ def cuMemcpyDtoD_v2(device: Device, destination: int, source: int, size: int) ->
 
 
 class _Side:
-    """One side of a 2D/3D copy: where byte (x, y, z) lies."""
+    """One side of a 2D/3D copy: where byte (x, y, z) lies.
+
+    ``size``: width in bytes, height and depth of the box. ``places``: memory by its type: host address, device address, array.
+    """
 
     def __init__(
-        self, kind: int, host: int, address: int, x: int, y: int, z: int, pitch: int, height: int
+        self,
+        device: Device,
+        kind: int,
+        places: tuple[int, int, int],
+        at: tuple[int, int, int],
+        pitch: int,
+        height: int,
+        size: tuple[int, int, int],
     ) -> None:
-        if kind == ARRAY:
-            raise CudaError(801, "arrays are not built")
-        if kind not in (HOST, DEVICE, UNIFIED):
+        if kind not in (HOST, DEVICE, ARRAY, UNIFIED):
             raise CudaError(INVALID_VALUE, f"memory type {kind}")
         self.is_host = kind == HOST
-        self.base = host if kind == HOST else address
-        self.x, self.y, self.z, self.pitch, self.height = x, y, z, pitch, height
+        self.base = places[0] if kind == HOST else places[1]
+        self.x, self.y, self.z = at
+        self.pitch, self.height = pitch or size[0], height or size[1]
+        if kind == ARRAY:
+            array = device.get(places[2], Array)
+            array.check_box(at, size)
+            self.base, self.pitch, self.height = array.address, array.row_bytes, array.rows
 
     def row(self, y: int, z: int) -> int:
         """Address of a row's first byte."""
@@ -268,12 +282,13 @@ def _check_pitches(width: int, *sides: int) -> None:
 
 @entry
 def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
-    (sx, sy, sk, sh, sd, _sa, sp, dx, dy, dk, dh, dd, _da, dp, width, height) = unpack(MEMCPY_2D, parameters)
+    (sx, sy, sk, sh, sd, sa, sp, dx, dy, dk, dh, dd, da, dp, width, height) = unpack(MEMCPY_2D, parameters)
     if not width or not height:
         return
     _check_pitches(width, sx, sp, dx, dp)
-    source = _Side(sk, sh, sd, sx, sy, 0, sp or width, 0)
-    destination = _Side(dk, dh, dd, dx, dy, 0, dp or width, 0)
+    size = (width, height, 1)
+    source = _Side(device, sk, (sh, sd, sa), (sx, sy, 0), sp, 0, size)
+    destination = _Side(device, dk, (dh, dd, da), (dx, dy, 0), dp, 0, size)
     target = device.stream(stream)
     fields = (
         sx,
@@ -283,7 +298,7 @@ def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
         sk,
         sh,
         sd,
-        0,
+        sa,
         0,
         sp,
         height,
@@ -294,7 +309,7 @@ def cuMemcpy2DAsync_v2(device: Device, parameters: int, stream: int) -> None:
         dk,
         dh,
         dd,
-        0,
+        da,
         0,
         dp,
         height,
@@ -323,14 +338,14 @@ class _Copy3D:
     def __init__(self, device: Device, raw: bytes) -> None:
         buffer = ctypes.create_string_buffer(raw, len(raw))
         (
-            sx, sy, sz, _sl, sk, sh, sd, _sa, _r0, sp, sheight, dx, dy, dz, _dl, dk, dh, dd, _da, _r1, dp, dheight,
+            sx, sy, sz, _sl, sk, sh, sd, sa, _r0, sp, sheight, dx, dy, dz, _dl, dk, dh, dd, da, _r1, dp, dheight,
             width, height, depth,
         ) = unpack(MEMCPY_3D, ctypes.addressof(buffer))  # fmt: skip
         _check_pitches(width, sx, sp, dx, dp)
         self.device, self.raw = device, raw
-        self.source = _Side(sk, sh, sd, sx, sy, sz, sp or width, sheight or height)
-        self.destination = _Side(dk, dh, dd, dx, dy, dz, dp or width, dheight or height)
         self.shape = (width, height, depth)
+        self.source = _Side(device, sk, (sh, sd, sa), (sx, sy, sz), sp, sheight, self.shape)
+        self.destination = _Side(device, dk, (dh, dd, da), (dx, dy, dz), dp, dheight, self.shape)
 
     def __call__(self) -> None:
         _copy_rows(self.device, self.source, self.destination, *self.shape)

@@ -657,6 +657,65 @@ CUresult cuMemsetD2D32Async_ptsz(unsigned long long dstDevice, size_t dstPitch, 
     SHIM_PER_THREAD_STREAM;
     return cuMemsetD2D32Async(dstDevice, dstPitch, ui, Width, Height, hStream);
 }
+__attribute__((weak)) CUresult cuArrayCreate_v2(void *pHandle, const void *pAllocateArray)
+{ (void)pHandle; (void)pAllocateArray; return shim_refuse(VGPU_CALL_cuArrayCreate_v2); }
+__attribute__((weak)) CUresult cuArray3DCreate_v2(void *pHandle, const void *pAllocateArray)
+{ (void)pHandle; (void)pAllocateArray; return shim_refuse(VGPU_CALL_cuArray3DCreate_v2); }
+__attribute__((weak)) CUresult cuArrayGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray)
+{ (void)pArrayDescriptor; (void)hArray; return shim_refuse(VGPU_CALL_cuArrayGetDescriptor_v2); }
+__attribute__((weak)) CUresult cuArray3DGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray)
+{ (void)pArrayDescriptor; (void)hArray; return shim_refuse(VGPU_CALL_cuArray3DGetDescriptor_v2); }
+__attribute__((weak)) CUresult cuArrayDestroy(CUarray hArray)
+{ (void)hArray; return shim_refuse(VGPU_CALL_cuArrayDestroy); }
+__attribute__((weak)) CUresult cuMemcpyHtoA_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount)
+{ (void)dstArray; (void)dstOffset; (void)srcHost; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyHtoA_v2); }
+CUresult cuMemcpyHtoA_v2_ptds(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyHtoA_v2(dstArray, dstOffset, srcHost, ByteCount);
+}
+__attribute__((weak)) CUresult cuMemcpyAtoH_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{ (void)dstHost; (void)srcArray; (void)srcOffset; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyAtoH_v2); }
+CUresult cuMemcpyAtoH_v2_ptds(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyAtoH_v2(dstHost, srcArray, srcOffset, ByteCount);
+}
+__attribute__((weak)) CUresult cuMemcpyDtoA_v2(CUarray dstArray, size_t dstOffset, unsigned long long srcDevice, size_t ByteCount)
+{ (void)dstArray; (void)dstOffset; (void)srcDevice; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyDtoA_v2); }
+CUresult cuMemcpyDtoA_v2_ptds(CUarray dstArray, size_t dstOffset, unsigned long long srcDevice, size_t ByteCount)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyDtoA_v2(dstArray, dstOffset, srcDevice, ByteCount);
+}
+__attribute__((weak)) CUresult cuMemcpyAtoD_v2(unsigned long long dstDevice, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{ (void)dstDevice; (void)srcArray; (void)srcOffset; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyAtoD_v2); }
+CUresult cuMemcpyAtoD_v2_ptds(unsigned long long dstDevice, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyAtoD_v2(dstDevice, srcArray, srcOffset, ByteCount);
+}
+__attribute__((weak)) CUresult cuMemcpyAtoA_v2(CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{ (void)dstArray; (void)dstOffset; (void)srcArray; (void)srcOffset; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyAtoA_v2); }
+CUresult cuMemcpyAtoA_v2_ptds(CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset, size_t ByteCount)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyAtoA_v2(dstArray, dstOffset, srcArray, srcOffset, ByteCount);
+}
+__attribute__((weak)) CUresult cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount, CUstream hStream)
+{ (void)dstArray; (void)dstOffset; (void)srcHost; (void)ByteCount; (void)hStream; return shim_refuse(VGPU_CALL_cuMemcpyHtoAAsync_v2); }
+CUresult cuMemcpyHtoAAsync_v2_ptsz(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount, CUstream hStream)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyHtoAAsync_v2(dstArray, dstOffset, srcHost, ByteCount, hStream);
+}
+__attribute__((weak)) CUresult cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount, CUstream hStream)
+{ (void)dstHost; (void)srcArray; (void)srcOffset; (void)ByteCount; (void)hStream; return shim_refuse(VGPU_CALL_cuMemcpyAtoHAsync_v2); }
+CUresult cuMemcpyAtoHAsync_v2_ptsz(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount, CUstream hStream)
+{
+    SHIM_PER_THREAD_STREAM;
+    return cuMemcpyAtoHAsync_v2(dstHost, srcArray, srcOffset, ByteCount, hStream);
+}
 __attribute__((weak)) CUresult cuMemAddressReserve(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags)
 { (void)ptr; (void)size; (void)alignment; (void)addr; (void)flags; return shim_refuse(VGPU_CALL_cuMemAddressReserve); }
 __attribute__((weak)) CUresult cuMemAddressFree(unsigned long long ptr, size_t size)
@@ -1161,22 +1220,12 @@ __attribute__((weak)) CUresult cuDeviceUnregisterAsyncNotification(int device, v
 { (void)device; (void)callback; return shim_refuse(VGPU_CALL_cuDeviceUnregisterAsyncNotification); }
 VGPU_EXPORT CUresult cuArray3DCreate(void);
 CUresult cuArray3DCreate(void) { return shim_refuse(VGPU_CALL_cuArray3DCreate); }
-VGPU_EXPORT CUresult cuArray3DCreate_v2(void);
-CUresult cuArray3DCreate_v2(void) { return shim_refuse(VGPU_CALL_cuArray3DCreate_v2); }
 VGPU_EXPORT CUresult cuArray3DGetDescriptor(void);
 CUresult cuArray3DGetDescriptor(void) { return shim_refuse(VGPU_CALL_cuArray3DGetDescriptor); }
-VGPU_EXPORT CUresult cuArray3DGetDescriptor_v2(void);
-CUresult cuArray3DGetDescriptor_v2(void) { return shim_refuse(VGPU_CALL_cuArray3DGetDescriptor_v2); }
 VGPU_EXPORT CUresult cuArrayCreate(void);
 CUresult cuArrayCreate(void) { return shim_refuse(VGPU_CALL_cuArrayCreate); }
-VGPU_EXPORT CUresult cuArrayCreate_v2(void);
-CUresult cuArrayCreate_v2(void) { return shim_refuse(VGPU_CALL_cuArrayCreate_v2); }
-VGPU_EXPORT CUresult cuArrayDestroy(void);
-CUresult cuArrayDestroy(void) { return shim_refuse(VGPU_CALL_cuArrayDestroy); }
 VGPU_EXPORT CUresult cuArrayGetDescriptor(void);
 CUresult cuArrayGetDescriptor(void) { return shim_refuse(VGPU_CALL_cuArrayGetDescriptor); }
-VGPU_EXPORT CUresult cuArrayGetDescriptor_v2(void);
-CUresult cuArrayGetDescriptor_v2(void) { return shim_refuse(VGPU_CALL_cuArrayGetDescriptor_v2); }
 VGPU_EXPORT CUresult cuArrayGetMemoryRequirements(void);
 CUresult cuArrayGetMemoryRequirements(void) { return shim_refuse(VGPU_CALL_cuArrayGetMemoryRequirements); }
 VGPU_EXPORT CUresult cuArrayGetPlane(void);
@@ -1571,28 +1620,12 @@ VGPU_EXPORT CUresult cuMemcpy3DBatchAsync_v2_ptsz(void);
 CUresult cuMemcpy3DBatchAsync_v2_ptsz(void) { return shim_refuse(VGPU_CALL_cuMemcpy3DBatchAsync_v2); }
 VGPU_EXPORT CUresult cuMemcpyAtoA(void);
 CUresult cuMemcpyAtoA(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoA); }
-VGPU_EXPORT CUresult cuMemcpyAtoA_v2(void);
-CUresult cuMemcpyAtoA_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoA_v2); }
-VGPU_EXPORT CUresult cuMemcpyAtoA_v2_ptds(void);
-CUresult cuMemcpyAtoA_v2_ptds(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoA_v2); }
 VGPU_EXPORT CUresult cuMemcpyAtoD(void);
 CUresult cuMemcpyAtoD(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoD); }
-VGPU_EXPORT CUresult cuMemcpyAtoD_v2(void);
-CUresult cuMemcpyAtoD_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoD_v2); }
-VGPU_EXPORT CUresult cuMemcpyAtoD_v2_ptds(void);
-CUresult cuMemcpyAtoD_v2_ptds(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoD_v2); }
 VGPU_EXPORT CUresult cuMemcpyAtoH(void);
 CUresult cuMemcpyAtoH(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoH); }
 VGPU_EXPORT CUresult cuMemcpyAtoHAsync(void);
 CUresult cuMemcpyAtoHAsync(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoHAsync); }
-VGPU_EXPORT CUresult cuMemcpyAtoHAsync_v2(void);
-CUresult cuMemcpyAtoHAsync_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoHAsync_v2); }
-VGPU_EXPORT CUresult cuMemcpyAtoHAsync_v2_ptsz(void);
-CUresult cuMemcpyAtoHAsync_v2_ptsz(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoHAsync_v2); }
-VGPU_EXPORT CUresult cuMemcpyAtoH_v2(void);
-CUresult cuMemcpyAtoH_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoH_v2); }
-VGPU_EXPORT CUresult cuMemcpyAtoH_v2_ptds(void);
-CUresult cuMemcpyAtoH_v2_ptds(void) { return shim_refuse(VGPU_CALL_cuMemcpyAtoH_v2); }
 VGPU_EXPORT CUresult cuMemcpyBatchAsync(void);
 CUresult cuMemcpyBatchAsync(void) { return shim_refuse(VGPU_CALL_cuMemcpyBatchAsync); }
 VGPU_EXPORT CUresult cuMemcpyBatchAsync_ptsz(void);
@@ -1603,10 +1636,6 @@ VGPU_EXPORT CUresult cuMemcpyBatchAsync_v2_ptsz(void);
 CUresult cuMemcpyBatchAsync_v2_ptsz(void) { return shim_refuse(VGPU_CALL_cuMemcpyBatchAsync_v2); }
 VGPU_EXPORT CUresult cuMemcpyDtoA(void);
 CUresult cuMemcpyDtoA(void) { return shim_refuse(VGPU_CALL_cuMemcpyDtoA); }
-VGPU_EXPORT CUresult cuMemcpyDtoA_v2(void);
-CUresult cuMemcpyDtoA_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyDtoA_v2); }
-VGPU_EXPORT CUresult cuMemcpyDtoA_v2_ptds(void);
-CUresult cuMemcpyDtoA_v2_ptds(void) { return shim_refuse(VGPU_CALL_cuMemcpyDtoA_v2); }
 VGPU_EXPORT CUresult cuMemcpyDtoD(void);
 CUresult cuMemcpyDtoD(void) { return shim_refuse(VGPU_CALL_cuMemcpyDtoD); }
 VGPU_EXPORT CUresult cuMemcpyDtoDAsync(void);
@@ -1619,14 +1648,6 @@ VGPU_EXPORT CUresult cuMemcpyHtoA(void);
 CUresult cuMemcpyHtoA(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoA); }
 VGPU_EXPORT CUresult cuMemcpyHtoAAsync(void);
 CUresult cuMemcpyHtoAAsync(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoAAsync); }
-VGPU_EXPORT CUresult cuMemcpyHtoAAsync_v2(void);
-CUresult cuMemcpyHtoAAsync_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoAAsync_v2); }
-VGPU_EXPORT CUresult cuMemcpyHtoAAsync_v2_ptsz(void);
-CUresult cuMemcpyHtoAAsync_v2_ptsz(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoAAsync_v2); }
-VGPU_EXPORT CUresult cuMemcpyHtoA_v2(void);
-CUresult cuMemcpyHtoA_v2(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoA_v2); }
-VGPU_EXPORT CUresult cuMemcpyHtoA_v2_ptds(void);
-CUresult cuMemcpyHtoA_v2_ptds(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoA_v2); }
 VGPU_EXPORT CUresult cuMemcpyHtoD(void);
 CUresult cuMemcpyHtoD(void) { return shim_refuse(VGPU_CALL_cuMemcpyHtoD); }
 VGPU_EXPORT CUresult cuMemcpyHtoDAsync(void);
@@ -2697,6 +2718,18 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuMemsetD2D8Async",
     "cuMemsetD2D16Async",
     "cuMemsetD2D32Async",
+    "cuArrayCreate_v2",
+    "cuArray3DCreate_v2",
+    "cuArrayGetDescriptor_v2",
+    "cuArray3DGetDescriptor_v2",
+    "cuArrayDestroy",
+    "cuMemcpyHtoA_v2",
+    "cuMemcpyAtoH_v2",
+    "cuMemcpyDtoA_v2",
+    "cuMemcpyAtoD_v2",
+    "cuMemcpyAtoA_v2",
+    "cuMemcpyHtoAAsync_v2",
+    "cuMemcpyAtoHAsync_v2",
     "cuMemAddressReserve",
     "cuMemAddressFree",
     "cuMemCreate",
@@ -2819,14 +2852,9 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuDeviceRegisterAsyncNotification",
     "cuDeviceUnregisterAsyncNotification",
     "cuArray3DCreate",
-    "cuArray3DCreate_v2",
     "cuArray3DGetDescriptor",
-    "cuArray3DGetDescriptor_v2",
     "cuArrayCreate",
-    "cuArrayCreate_v2",
-    "cuArrayDestroy",
     "cuArrayGetDescriptor",
-    "cuArrayGetDescriptor_v2",
     "cuArrayGetMemoryRequirements",
     "cuArrayGetPlane",
     "cuArrayGetSparseProperties",
@@ -3011,25 +3039,18 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuMemcpy3DBatchAsync",
     "cuMemcpy3DBatchAsync_v2",
     "cuMemcpyAtoA",
-    "cuMemcpyAtoA_v2",
     "cuMemcpyAtoD",
-    "cuMemcpyAtoD_v2",
     "cuMemcpyAtoH",
     "cuMemcpyAtoHAsync",
-    "cuMemcpyAtoHAsync_v2",
-    "cuMemcpyAtoH_v2",
     "cuMemcpyBatchAsync",
     "cuMemcpyBatchAsync_v2",
     "cuMemcpyDtoA",
-    "cuMemcpyDtoA_v2",
     "cuMemcpyDtoD",
     "cuMemcpyDtoDAsync",
     "cuMemcpyDtoH",
     "cuMemcpyDtoHAsync",
     "cuMemcpyHtoA",
     "cuMemcpyHtoAAsync",
-    "cuMemcpyHtoAAsync_v2",
-    "cuMemcpyHtoA_v2",
     "cuMemcpyHtoD",
     "cuMemcpyHtoDAsync",
     "cuMemsetD16",

@@ -5,31 +5,36 @@
  * Both are brought to one shape first: a box whose two sides have an address, a pitch and a number of rows per
  * slice. A box without gaps is a plain copy. Otherwise the host's driver does it in one record where both sides
  * are within its reach; pageable memory is packed into staging, some rows or slices at a time.
- * CUDA arrays cannot be made here, so a copy that names one names nothing.
+ * A side that is a CUDA array has no address: it goes by its handle and by where in it the box begins.
  */
-#include "memory.h"
+#include "array.h"
 
+#include "../../transport/code_wire.h"
 #include "_generated_prototypes.h"
 
 #define BATCH_MOST (4ull << 20)
 #define BATCH_LEAST (64ull << 10)
-#define SOURCE_IN_ARENA 1u
-#define DESTINATION_IN_ARENA 2u
 
 struct box_side {
-    struct memory_side at; /* of the first byte */
+    struct memory_side at; /* of the first byte; of an array MEMORY_DEVICE, without an address */
     uint64_t pitch, rows;  /* bytes from row to row, rows from slice to slice */
+    struct array_box in;   /* in.array NULL: addressed memory */
 };
 struct box {
     struct box_side to, from;
     uint64_t width, height, depth;
 };
 
-static CUresult make_side(struct box_side *side, unsigned type, const void *host, uint64_t device, uint64_t x, uint64_t y, uint64_t z,
-                          uint64_t pitch, uint64_t rows, const struct box *box)
+static CUresult make_side(struct box_side *side, unsigned type, const void *host, uint64_t device, CUarray array, uint64_t x, uint64_t y,
+                          uint64_t z, uint64_t pitch, uint64_t rows, const struct box *box)
 {
     uint64_t lines, start, last, hull;
-    if (type < CU_MEMORYTYPE_HOST || type > CU_MEMORYTYPE_UNIFIED || type == CU_MEMORYTYPE_ARRAY) return CUDA_ERROR_INVALID_VALUE;
+    if (type < CU_MEMORYTYPE_HOST || type > CU_MEMORYTYPE_UNIFIED) return CUDA_ERROR_INVALID_VALUE;
+    if (type == CU_MEMORYTYPE_ARRAY) {
+        *side = (struct box_side){.at = {.place = MEMORY_DEVICE}, .in = {.array = array, .x = x, .y = y, .z = z}};
+        return array_check(&side->in, box->width, box->height, box->depth);
+    }
+    side->in = (struct array_box){.array = NULL};
     if (pitch == 0) pitch = x + box->width;
     if (rows == 0 || box->depth == 1) rows = rows < y + box->height ? y + box->height : rows;
     if (pitch < x + box->width || x + box->width < x || rows < y + box->height || y + box->height < y) return CUDA_ERROR_INVALID_VALUE;
@@ -55,22 +60,23 @@ static CUresult make_box(const CUDA_MEMCPY3D *copy, struct box *box)
     box->height = copy->Height;
     box->depth = copy->Depth;
     if (box->width == 0 || box->height == 0 || box->depth == 0) return CUDA_SUCCESS;
-    CUresult status = make_side(&box->from, copy->srcMemoryType, copy->srcHost, copy->srcDevice, copy->srcXInBytes, copy->srcY, copy->srcZ,
-                                copy->srcPitch, copy->srcHeight, box);
+    CUresult status = make_side(&box->from, copy->srcMemoryType, copy->srcHost, copy->srcDevice, copy->srcArray, copy->srcXInBytes, copy->srcY,
+                                copy->srcZ, copy->srcPitch, copy->srcHeight, box);
     if (status != CUDA_SUCCESS) return status;
-    return make_side(&box->to, copy->dstMemoryType, copy->dstHost, copy->dstDevice, copy->dstXInBytes, copy->dstY, copy->dstZ,
-                     copy->dstPitch, copy->dstHeight, box);
+    return make_side(&box->to, copy->dstMemoryType, copy->dstHost, copy->dstDevice, copy->dstArray, copy->dstXInBytes, copy->dstY,
+                     copy->dstZ, copy->dstPitch, copy->dstHeight, box);
 }
 
 static bool is_dense(const struct box_side *side, const struct box *box)
 {
-    return (side->pitch == box->width || box->height * box->depth == 1) && (side->rows == box->height || box->depth == 1);
+    return side->in.array == NULL && (side->pitch == box->width || box->height * box->depth == 1) && (side->rows == box->height || box->depth == 1);
 }
 
 /* One record: both sides are addresses, or offsets, the host's driver reaches. */
 static CUresult send(const struct box *box, uint64_t stream, const struct shim_fence *fence)
 {
     bool from_arena = box->from.at.place == MEMORY_PINNED, to_arena = box->to.at.place == MEMORY_PINNED;
+    const struct array_box *from = &box->from.in, *to = &box->to.in;
     CUDA_MEMCPY3D copy;
     memset(&copy, 0, sizeof copy);
     copy.WidthInBytes = box->width;
@@ -84,7 +90,17 @@ static CUresult send(const struct box *box, uint64_t stream, const struct shim_f
     copy.srcHost = from_arena ? (const void *)(uintptr_t)box->from.at.offset : NULL;
     copy.dstDevice = box->to.at.device;
     copy.dstHost = to_arena ? (void *)(uintptr_t)box->to.at.offset : NULL;
-    const uint64_t argument[8] = {stream, (from_arena ? SOURCE_IN_ARENA : 0) | (to_arena ? DESTINATION_IN_ARENA : 0), fence->index, fence->value};
+    copy.srcArray = from->array;
+    copy.srcXInBytes = from->x;
+    copy.srcY = from->y;
+    copy.srcZ = from->z;
+    copy.dstArray = to->array;
+    copy.dstXInBytes = to->x;
+    copy.dstY = to->y;
+    copy.dstZ = to->z;
+    const uint64_t flags = (from_arena ? VGPU_COPY_SOURCE_IN_ARENA : 0) | (to_arena ? VGPU_COPY_DESTINATION_IN_ARENA : 0) |
+                           (from->array != NULL ? VGPU_COPY_SOURCE_IS_ARRAY : 0) | (to->array != NULL ? VGPU_COPY_DESTINATION_IS_ARRAY : 0);
+    const uint64_t argument[8] = {stream, flags, fence->index, fence->value};
     return memory_submit(VGPU_CALL_wireCopy3D, argument, &copy, sizeof copy);
 }
 
@@ -102,11 +118,32 @@ static CUresult send_direct(const struct box *box, uint64_t stream, bool wait)
 
 static uint64_t offset_of(const struct box_side *side, uint64_t y, uint64_t z) { return (z * side->rows + y) * side->pitch; }
 
-static void move(struct box_side *side, uint64_t by)
+static void move(struct box_side *side, uint64_t x, uint64_t y, uint64_t z)
 {
+    if (side->in.array != NULL) {
+        side->in.x += x;
+        side->in.y += y;
+        side->in.z += z;
+        return;
+    }
+    const uint64_t by = offset_of(side, y, z) + x;
     side->at.host += by;
     side->at.device += by;
     side->at.offset += by;
+}
+
+static bool has_array(const struct box *box) { return box->from.in.array != NULL || box->to.in.array != NULL; }
+
+/* The part of a box that begins there. */
+static struct box part_of(const struct box *box, uint64_t x, uint64_t y, uint64_t z, uint64_t width, uint64_t height, uint64_t depth)
+{
+    struct box part = *box;
+    move(&part.from, x, y, z);
+    move(&part.to, x, y, z);
+    part.width = width;
+    part.height = height;
+    part.depth = depth;
+    return part;
 }
 
 static void copy_rows(uint8_t *to, uint64_t to_pitch, uint64_t to_rows, const uint8_t *from, uint64_t from_pitch, uint64_t from_rows,
@@ -139,41 +176,90 @@ static CUresult stage_rows(const struct box *box, bool up, uint64_t stream)
     return status;
 }
 
-/* A part of the box that fits one staging buffer, in the direction that is not pageable. */
-static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
+static CUresult stage_part(const struct box *part, bool up, uint64_t stream);
+
+/* Into an array or out of it only boxes go: two smaller ones. */
+static CUresult stage_halves(const struct box *box, bool up, uint64_t stream)
 {
-    uint64_t offset, size = part->width * part->height * part->depth;
-    uint8_t *buffer = shim_arena_allocate(size, 4096, &offset);
-    if (buffer == NULL) return stage_rows(part, up, stream);
+    const bool by_z = box->depth > 1, by_y = !by_z && box->height > 1;
+    /* A piece of a row holds whole elements, of at most 16 bytes. */
+    const uint64_t z = by_z ? box->depth / 2 : 0, y = by_y ? box->height / 2 : 0, x = by_z || by_y ? 0 : box->width / 32 * 16;
+    const struct box first = part_of(box, 0, 0, 0, x != 0 ? x : box->width, y != 0 ? y : box->height, z != 0 ? z : box->depth);
+    const struct box second = part_of(box, x, y, z, box->width - x, box->height - y, box->depth - z);
+    CUresult status = stage_part(&first, up, stream);
+    return status == CUDA_SUCCESS ? stage_part(&second, up, stream) : status;
+}
+
+/* A part of the box through one staging buffer, and `fence` for when it is done with. */
+static CUresult send_staged(const struct box *part, bool up, uint64_t stream, uint8_t *buffer, uint64_t offset, struct shim_fence *fence)
+{
     struct box staged = *part;
     struct box_side *here = up ? &staged.from : &staged.to;
     *here = (struct box_side){.at = {.place = MEMORY_PINNED, .host = buffer, .offset = offset}, .pitch = part->width, .rows = part->height};
     if (up)
         copy_rows(buffer, part->width, part->height, part->from.at.host, part->from.pitch, part->from.rows, part->width, part->height, part->depth);
+    CUresult status = shim_fence_new(fence);
+    return status == CUDA_SUCCESS ? send(&staged, stream, fence) : status;
+}
+
+static CUresult await_staged(const struct box *part, bool up, const uint8_t *buffer, struct shim_fence *fence)
+{
+    CUresult status = shim_fence_wait(fence);
+    if (status != CUDA_SUCCESS) return status;
+    shim_fence_free(fence);
+    if (!up) fetch_rows(part, buffer);
+    return CUDA_SUCCESS;
+}
+
+/* The arena is used up by copies on their way. */
+static CUresult stage_in_reserve(const struct box *part, bool up, uint64_t stream)
+{
+    uint64_t offset;
     struct shim_fence fence;
-    CUresult status = shim_fence_new(&fence);
-    if (status == CUDA_SUCCESS) status = send(&staged, stream, &fence);
-    if (status != CUDA_SUCCESS) {
-        shim_arena_free(buffer);
-        return status;
-    }
-    if (up) {
+    uint8_t *buffer = memory_reserve_take(&offset);
+    if (buffer == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult status = send_staged(part, up, stream, buffer, offset, &fence);
+    if (status == CUDA_SUCCESS) status = await_staged(part, up, buffer, &fence);
+    memory_reserve_give();
+    return status;
+}
+
+/* A part of the box that fits one staging buffer, in the direction that is not pageable. */
+static CUresult stage_part(const struct box *part, bool up, uint64_t stream)
+{
+    uint64_t offset, size = part->width * part->height * part->depth;
+    uint8_t *buffer = shim_arena_allocate(size, 4096, &offset);
+    if (buffer == NULL && !has_array(part)) return stage_rows(part, up, stream);
+    if (buffer == NULL) return size <= MEMORY_RESERVE_BYTES ? stage_in_reserve(part, up, stream) : stage_halves(part, up, stream);
+    struct shim_fence fence;
+    CUresult status = send_staged(part, up, stream, buffer, offset, &fence);
+    if (status == CUDA_SUCCESS && up) {
         shim_arena_free_after(buffer, &fence);
         return CUDA_SUCCESS;
     }
-    status = shim_fence_wait(&fence);
-    if (status != CUDA_SUCCESS) return status;
-    shim_fence_free(&fence);
-    fetch_rows(part, buffer);
-    shim_arena_free(buffer);
-    return CUDA_SUCCESS;
+    const bool is_sent = status == CUDA_SUCCESS;
+    if (is_sent) status = await_staged(part, up, buffer, &fence);
+    if (status == CUDA_SUCCESS || !is_sent) shim_arena_free(buffer);
+    return status;
+}
+
+static CUresult stage(const struct box *box, bool up, uint64_t stream);
+
+static CUresult stage_columns(const struct box *box, bool up, uint64_t stream, uint64_t width)
+{
+    CUresult status = CUDA_SUCCESS;
+    for (uint64_t x = 0; x < box->width && status == CUDA_SUCCESS; x += width) {
+        const struct box column = part_of(box, x, 0, 0, box->width - x < width ? box->width - x : width, box->height, box->depth);
+        status = stage(&column, up, stream);
+    }
+    return status;
 }
 
 static CUresult stage(const struct box *box, bool up, uint64_t stream)
 {
     CUresult status = CUDA_SUCCESS;
     const uint64_t batch = memory_piece(BATCH_MOST, BATCH_LEAST);
-    if (box->width > batch) return stage_rows(box, up, stream);
+    if (box->width > batch) return has_array(box) ? stage_columns(box, up, stream, batch) : stage_rows(box, up, stream);
     uint64_t rows = batch / box->width, slices = 1;
     if (rows >= box->height) {
         rows = box->height;
@@ -181,11 +267,8 @@ static CUresult stage(const struct box *box, bool up, uint64_t stream)
     }
     for (uint64_t z = 0; z < box->depth; z += slices)
         for (uint64_t y = 0; y < box->height && status == CUDA_SUCCESS; y += rows) {
-            struct box part = *box;
-            move(&part.from, offset_of(&box->from, y, z));
-            move(&part.to, offset_of(&box->to, y, z));
-            part.height = box->height - y < rows ? box->height - y : rows;
-            part.depth = box->depth - z < slices ? box->depth - z : slices;
+            const uint64_t height = box->height - y < rows ? box->height - y : rows, depth = box->depth - z < slices ? box->depth - z : slices;
+            const struct box part = part_of(box, 0, y, z, box->width, height, depth);
             status = stage_part(&part, up, stream);
         }
     return status;
@@ -249,6 +332,8 @@ static CUresult run2d(const void *pCopy, bool blocking, CUstream hStream)
     copy.srcHost = flat.srcHost;
     copy.srcDevice = flat.srcDevice;
     copy.srcPitch = flat.srcPitch;
+    copy.srcArray = flat.srcArray;
+    copy.dstArray = flat.dstArray;
     copy.dstXInBytes = flat.dstXInBytes;
     copy.dstY = flat.dstY;
     copy.dstMemoryType = flat.dstMemoryType;

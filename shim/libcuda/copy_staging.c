@@ -159,6 +159,15 @@ static CUresult request(struct slot *slot, uint64_t source, uint64_t stream)
  * lock, and a thread that waits under it waits for its own copy only. */
 static pthread_mutex_t reserve_lock = PTHREAD_MUTEX_INITIALIZER;
 
+void *memory_reserve_take(uint64_t *offset)
+{
+    void *buffer = memory_reserve_buffer(offset);
+    if (buffer != NULL) pthread_mutex_lock(&reserve_lock);
+    return buffer;
+}
+
+void memory_reserve_give(void) { pthread_mutex_unlock(&reserve_lock); }
+
 static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t size, uint64_t stream)
 {
     struct keep *keep = small_buffer(), shared;
@@ -166,9 +175,8 @@ static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t s
     if (last_resort) {
         keep = &shared;
         keep->size = SMALL;
-        keep->buffer = memory_reserve_buffer(&keep->offset);
+        keep->buffer = memory_reserve_take(&keep->offset);
         if (keep->buffer == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-        pthread_mutex_lock(&reserve_lock);
     }
     CUresult status = CUDA_SUCCESS;
     for (uint64_t at = 0; at < size && status == CUDA_SUCCESS; at += keep->size) {
@@ -177,7 +185,7 @@ static CUresult download_small(uint8_t *destination, uint64_t source, uint64_t s
         if (status == CUDA_SUCCESS) status = settle(&slot);
         if (status == CUDA_SUCCESS) memory_fetch(destination + at, slot.buffer, slot.size);
     }
-    if (last_resort) pthread_mutex_unlock(&reserve_lock);
+    if (last_resort) memory_reserve_give();
     return status;
 }
 

@@ -187,6 +187,18 @@ typedef struct CUDA_MEMCPY3D_st {
     size_t dstPitch, dstHeight, WidthInBytes, Height, Depth;
 } CUDA_MEMCPY3D;
 _Static_assert(sizeof(CUDA_MEMCPY3D) == 200, "CUDA_MEMCPY3D");
+
+typedef struct CUDA_ARRAY_DESCRIPTOR_st {
+    size_t Width, Height;
+    unsigned int Format, NumChannels;
+} CUDA_ARRAY_DESCRIPTOR;
+_Static_assert(sizeof(CUDA_ARRAY_DESCRIPTOR) == 24, "CUDA_ARRAY_DESCRIPTOR");
+
+typedef struct CUDA_ARRAY3D_DESCRIPTOR_st {
+    size_t Width, Height, Depth;
+    unsigned int Format, NumChannels, Flags;
+} CUDA_ARRAY3D_DESCRIPTOR;
+_Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "CUDA_ARRAY3D_DESCRIPTOR");
 #define CU_MEMORYTYPE_HOST 1u
 #define CU_MEMORYTYPE_DEVICE 2u
 #define CU_MEMORYTYPE_ARRAY 3u

@@ -7,6 +7,7 @@
  * is the arena, which the worker's driver reads when the graph runs; pageable memory would have to be read at a time
  * nobody here knows, so it is refused.
  */
+#include "array.h"
 #include "code.h"
 
 #include <stdlib.h>
@@ -90,7 +91,7 @@ static CUresult copy_side(unsigned *type, const void **host, CUdeviceptr *device
     } else if (*type == CU_MEMORYTYPE_DEVICE) {
         return CUDA_SUCCESS;
     } else if (*type != CU_MEMORYTYPE_HOST) {
-        return *type == CU_MEMORYTYPE_ARRAY ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t offset;
     if (shim_arena_offset(pointer, extent, &offset)) {
@@ -116,17 +117,23 @@ static CUresult copy_body(const void *parameters, CUcontext context, struct body
     CUDA_MEMCPY3D copy;
     memcpy(&copy, parameters, sizeof copy);
     copy.reserved0 = copy.reserved1 = NULL;
-    bool from_arena, to_arena;
-    CUresult status = copy_side(&copy.srcMemoryType, &copy.srcHost, &copy.srcDevice,
-                                span(copy.srcXInBytes, copy.srcY, copy.srcZ, copy.srcPitch, copy.srcHeight, &copy), &from_arena);
+    bool from_arena = false, to_arena = false;
+    const struct array_box from = {copy.srcArray, copy.srcXInBytes, copy.srcY, copy.srcZ};
+    const struct array_box to = {copy.dstArray, copy.dstXInBytes, copy.dstY, copy.dstZ};
+    const bool from_array = copy.srcMemoryType == CU_MEMORYTYPE_ARRAY, to_array = copy.dstMemoryType == CU_MEMORYTYPE_ARRAY;
+    CUresult status = from_array ? array_check(&from, copy.WidthInBytes, copy.Height, copy.Depth)
+                                 : copy_side(&copy.srcMemoryType, &copy.srcHost, &copy.srcDevice,
+                                             span(copy.srcXInBytes, copy.srcY, copy.srcZ, copy.srcPitch, copy.srcHeight, &copy), &from_arena);
     if (status != CUDA_SUCCESS) return status;
     const void *destination = copy.dstHost;
-    status = copy_side(&copy.dstMemoryType, &destination, &copy.dstDevice,
-                       span(copy.dstXInBytes, copy.dstY, copy.dstZ, copy.dstPitch, copy.dstHeight, &copy), &to_arena);
+    status = to_array ? array_check(&to, copy.WidthInBytes, copy.Height, copy.Depth)
+                      : copy_side(&copy.dstMemoryType, &destination, &copy.dstDevice,
+                                  span(copy.dstXInBytes, copy.dstY, copy.dstZ, copy.dstPitch, copy.dstHeight, &copy), &to_arena);
     if (status != CUDA_SUCCESS) return status;
     memcpy(&copy.dstHost, &destination, sizeof destination);
     body->argument[0] = context_handle(context);
-    body->argument[1] = (from_arena ? VGPU_COPY_SOURCE_IN_ARENA : 0) | (to_arena ? VGPU_COPY_DESTINATION_IN_ARENA : 0);
+    body->argument[1] = (from_arena ? VGPU_COPY_SOURCE_IN_ARENA : 0) | (to_arena ? VGPU_COPY_DESTINATION_IN_ARENA : 0) |
+                        (from_array ? VGPU_COPY_SOURCE_IS_ARRAY : 0) | (to_array ? VGPU_COPY_DESTINATION_IS_ARRAY : 0);
     return plain_body(&copy, sizeof copy, body);
 }
 

@@ -66,6 +66,9 @@ static inline void memory_fetch(void *destination, const void *source, size_t si
 /* A staging buffer that is always there, for one copy at a time; NULL without an arena. arena.c */
 #define MEMORY_RESERVE_BYTES 65536u
 void *memory_reserve_buffer(uint64_t *offset);
+/* The same for the caller alone, until it is given back; copy_staging.c */
+void *memory_reserve_take(uint64_t *offset);
+void memory_reserve_give(void);
 /* In what pieces copies are staged: less where the arena is small, so that several copies find room at a time. */
 uint64_t memory_piece(uint64_t usual, uint64_t least);
 void shim_arena_collect(void);

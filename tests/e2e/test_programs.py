@@ -69,6 +69,10 @@ def test_driver_program(mediator: Mediator, driver_program: Callable[[str], Path
     assert mediator.run(driver_program("driver"), kernels) == expected
 
 
+def test_arrays(mediator: Mediator, driver_program: Callable[[str], Path]) -> None:
+    assert mediator.run(driver_program("cuda_arrays")) == ["done"]
+
+
 def test_nvrtc_program(
     mediator: Mediator, driver_program: Callable[[str], Path], nvrtc_library: Path
 ) -> None:

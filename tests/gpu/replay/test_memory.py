@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.gpu.replay.guest import (
+    CONTEXT,
     DEFERRED,
     READY,
     STATE,
@@ -182,6 +183,111 @@ def test_boxes_are_measured_before_the_driver_sees_them(session: Replayed) -> No
         assert guest.fence(7) == value
     assert guest.ask(CallId.wireCopy3D, 0, 1, 7, 50, payload=good[:199]).status == Code.INVALID_VALUE
     assert guest.ask(CallId.wireCopy3D, STREAM, 1, 7, 51, payload=good).status == Code.INVALID_HANDLE
+
+
+ARRAY_TO, ARRAY_FROM = 8, 4
+FLOAT = 0x20
+
+
+def array_box(
+    array: int, at: tuple[int, int, int], host: int, pitch: int, rows: int, *extent: int, to: bool = True
+) -> bytes:
+    """A CUDA_MEMCPY3D between an array and the arena."""
+    inside = (*at, 0, 0, 0, 0, array, 0, 0, 0)
+    outside = (0, 0, 0, 0, 0, host, 0, 0, 0, pitch, rows)
+    return BOX.pack(*((outside + inside) if to else (inside + outside)), *extent)
+
+
+def test_arrays_are_charged_and_their_bounds_kept(memory_driver: Path) -> None:
+    with replayed(memory_driver, memory_limit=100_000) as session:
+        guest = session.guest
+        guest.retain()
+        before = in_use(session)
+        made = guest.ask(CallId.cuArray3DCreate_v2, 20, 10, 4, FLOAT, 2, 0)
+        assert made.status == 0
+        array, size = made.values[0], 20 * 8 * 10 * 4
+        assert session.grant.get("memory_used_bytes") == in_use(session) - before == size
+        over = guest.ask(CallId.cuArray3DCreate_v2, 100_000 - size + 1, 0, 0, 1, 1, 0)
+        assert over.status == Code.OUT_OF_MEMORY
+        assert session.grant.get("memory_used_bytes") == in_use(session) - before == size
+        start = guest.arena
+        guest.map[start : start + size] = bytes(n % 251 for n in range(size))
+        to, back = 2, start + 8192
+        good = array_box(array, (0, 0, 0), start, 160, 10, 160, 10, 4)
+        assert guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, 1, payload=good).status == 0
+        out = array_box(array, (16, 2, 1), back, 40, 3, 40, 3, 2, to=False)
+        assert guest.ask(CallId.wireCopy3D, 0, to | ARRAY_FROM, 7, 2, payload=out).status == 0
+        for z in range(2):
+            for y in range(3):
+                at, expected = back + (z * 3 + y) * 40, ((z + 1) * 10 + y + 2) * 160 + 16
+                assert bytes(guest.map[at : at + 40]) == bytes(
+                    n % 251 for n in range(expected, expected + 40)
+                )
+        huge = (1 << 64) - 8
+        outside = [
+            ((8, 0, 0), (160, 10, 4)), ((0, 1, 0), (160, 10, 4)), ((0, 0, 1), (160, 10, 4)), ((0, 0, 0), (168, 1, 1)),
+            ((huge, 0, 0), (16, 1, 1)), ((0, huge, 0), (8, 16, 1)), ((0, 0, huge), (8, 1, 16)), ((0, 0, 0), (huge, 1, 1)),
+            ((4, 0, 0), (8, 1, 1)), ((0, 0, 0), (12, 1, 1)), ((0, 0, 0), (0, 1, 1)),
+        ]  # fmt: skip
+        for value, (at, extent) in enumerate(outside, 3):
+            bad = array_box(array, at, start, 160, 10, *extent)
+            status = guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, value, payload=bad).status
+            assert status == Code.INVALID_VALUE, (at, extent)
+            assert guest.fence(7) == value
+        # Both an array and an address, an array of nobody, one's own under another kind, and one that is gone.
+        assert guest.ask(CallId.wireCopy3D, 0, 3 | ARRAY_TO, 7, 50, payload=good).status == Code.INVALID_VALUE
+        for forged in (array + 16, array + (1 << 28), MEMORY, 0, 64):
+            bad = array_box(forged, (0, 0, 0), start, 160, 10, 160, 10, 4)
+            status = guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, 51, payload=bad).status
+            assert status == Code.INVALID_HANDLE
+            assert guest.ask(CallId.cuArrayDestroy, forged).status == Code.INVALID_HANDLE
+        assert guest.ask(CallId.cuArrayDestroy, array).status == 0
+        assert guest.ask(CallId.cuArrayDestroy, array).status == Code.INVALID_HANDLE
+        assert session.grant.get("memory_used_bytes") == in_use(session) - before == 0
+        assert (
+            guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, 60, payload=good).status == Code.INVALID_HANDLE
+        )
+
+
+def test_arrays_are_charged_in_whole_units(tmp_path: Path) -> None:
+    library = build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
+    with replayed(library, memory_limit=8 * UNIT) as session:
+        guest = session.guest
+        guest.retain()
+        small = guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, FLOAT, 1, 0)
+        assert (small.status, session.grant.get("memory_used_bytes")) == (0, UNIT)
+        # Rows of 65 bytes take 128 each.
+        tall = guest.ask(CallId.cuArray3DCreate_v2, 65, (4 * UNIT) // 128, 0, 1, 1, 0)
+        assert (tall.status, session.grant.get("memory_used_bytes")) == (0, 5 * UNIT)
+        over = guest.ask(CallId.cuArray3DCreate_v2, 64, 3 * UNIT // 64 + 1, 0, 1, 1, 0)
+        assert (over.status, session.grant.get("memory_used_bytes")) == (Code.OUT_OF_MEMORY, 5 * UNIT)
+        for made in (small, tall):
+            assert guest.ask(CallId.cuArrayDestroy, made.values[0]).status == 0
+        assert session.grant.get("memory_used_bytes") == 0
+
+
+def test_sizes_of_arrays_do_not_overflow(session: Replayed) -> None:
+    guest = session.guest
+    huge = 1 << 62
+    for size in [(huge, 0, 0), (huge, huge, 0), (1, huge, huge), (1 << 63, 1, 1), (0, 0, 0)]:
+        assert guest.ask(CallId.cuArray3DCreate_v2, *size, FLOAT, 4, 0).status == Code.INVALID_VALUE
+    assert guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, FLOAT, 3, 0).status == Code.INVALID_VALUE
+    for form, flags in [(0xB0, 0), (FLOAT, 0x40), (FLOAT, 0x80), (FLOAT, 1 << 31)]:
+        made = guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, form, 1, flags)
+        assert made.status == Code.NOT_SUPPORTED
+    assert session.grant.get("memory_used_bytes") == 0
+
+
+def test_arrays_end_with_their_context(memory_driver: Path) -> None:
+    with replayed(memory_driver, memory_limit=1 << 20) as session:
+        guest = session.guest
+        guest.retain()
+        array = guest.ask(CallId.cuArray3DCreate_v2, 100, 0, 0, 1, 1, 0).values[0]
+        assert session.grant.get("memory_used_bytes") == 100
+        assert guest.ask(CallId.wirePrimaryReset, CONTEXT).status == 0
+        assert session.grant.get("memory_used_bytes") == 0
+        guest.retain()
+        assert guest.ask(CallId.cuArrayDestroy, array).status == Code.INVALID_HANDLE
 
 
 WITNESS = """
@@ -398,6 +504,8 @@ MEMORY_CALLS = [
         "wireCopyFromDevice",
         "wireCopyDevice",
         "wireCopy3D",
+        "cuArray3DCreate_v2",
+        "cuArrayDestroy",
         "wireMemset",
         "wireMemoryFree",
         "cuMemAlloc_v2",

@@ -13,8 +13,8 @@
  *     copy-for-ever BYTES          copies both ways until it is killed; prints "copying" after the first
  *     stamps SECONDS               as turns, of empty kernels; when each turn ended -> FIRST DIFFERENCE...
  *     greedy SECONDS ITERATIONS BATCH   four batches queued; when each was done -> FIRST DIFFERENCE...
- *     alloc|create|pool BYTES      device memory, by cuMemAlloc, cuMemCreate, cuMemAllocAsync -> STATUS
- *     array, graph                 an array; a memory node of a graph -> STATUS
+ *     alloc|create|pool|array BYTES   device memory, by cuMemAlloc, cuMemCreate, cuMemAllocAsync, cuArrayCreate -> STATUS
+ *     graph                        a memory node of a graph -> STATUS
  *     free                         all of it -> STATUS
  *     info                         -> STATUS FREE TOTAL DEVICE-TOTAL
  *     nvml                         -> STATUS TOTAL FREE USED
@@ -106,7 +106,7 @@ static struct {
     address memory;
     uint64_t handle;
     size_t size;
-    enum { BY_ALLOC, BY_CREATE, BY_POOL } how;
+    enum { BY_ALLOC, BY_CREATE, BY_POOL, BY_ARRAY } how;
 } held[MOST_HELD];
 static int held_count;
 
@@ -334,6 +334,16 @@ static int create(size_t size)
     return 0;
 }
 
+/* Of bytes; a short one is a row, a long one rows of 128 KiB. */
+static int make_array(size_t size)
+{
+    enum { ROW = 128 << 10 };
+    struct { size_t width, height; int format; unsigned channels; } shape = {size, 0, 1 /* unsigned char */, 1};
+    if (size > ROW)
+        shape.width = ROW, shape.height = (size + ROW - 1) / ROW;
+    return cuArrayCreate(&held[held_count].handle, &shape);
+}
+
 static int hold(const char *how, size_t size)
 {
     int status;
@@ -342,6 +352,8 @@ static int hold(const char *how, size_t size)
     held[held_count].size = size;
     if (strcmp(how, "create") == 0)
         held[held_count].how = BY_CREATE, status = create(size);
+    else if (strcmp(how, "array") == 0)
+        held[held_count].how = BY_ARRAY, status = make_array(size);
     else if (strcmp(how, "pool") == 0) {
         held[held_count].how = BY_POOL;
         status = cuMemAllocAsync(&held[held_count].memory, size, stream);
@@ -363,6 +375,9 @@ static int give_back(void)
         case BY_ALLOC:
             CHECK(cuMemFree(place));
             break;
+        case BY_ARRAY:
+            CHECK(cuArrayDestroy(held[held_count].handle));
+            break;
         case BY_POOL:
             CHECK(cuMemFreeAsync(place, stream));
             break;
@@ -374,14 +389,6 @@ static int give_back(void)
         }
     }
     return cuStreamSynchronize(stream);
-}
-
-static int make_array(void)
-{
-    struct { size_t width, height; int format; unsigned channels; } shape = {64, 64, 0x20 /* float */, 1};
-    handle array;
-    int status = cuArrayCreate(&array, &shape);
-    return status != 0 ? status : cuArrayDestroy(array);
 }
 
 static int make_memory_node(void)
@@ -537,12 +544,10 @@ int main(void)
             stamp_turns(a);
         else if (IS("greedy"))
             greedy(a, (unsigned)b, (unsigned)c);
-        else if (IS("alloc") || IS("create") || IS("pool"))
+        else if (IS("alloc") || IS("create") || IS("pool") || IS("array"))
             printf("%s %d\n", word, hold(word, (size_t)a));
         else if (IS("free"))
             printf("free %d\n", give_back());
-        else if (IS("array"))
-            printf("array %d\n", make_array());
         else if (IS("graph"))
             printf("graph %d\n", make_memory_node());
         else if (IS("info"))
