@@ -20,6 +20,7 @@ demo: build ## run an unmodified CUDA program through a mediator, on a GPU or th
 test: build toolchain ## every test that needs no GPU, those in virtual machines too
 	-@$(BIN)/python tests/vm/packages.py fetch
 	@$(BIN)/python tests/prometheus.py fetch
+	-@$(BIN)/python tests/perfetto.py fetch
 	@$(BIN)/pytest -m "not gpu" $(ARGS)
 
 test-vm: build toolchain ## the tests that boot a virtual machine (QEMU and a kernel are fetched)

@@ -29,7 +29,7 @@ def slices_of(events: list[Event]) -> dict[Thread, list[tuple[float, float, str]
     begun: dict[Any, list[Event]] = {}
     for event in events:
         thread = (event["pid"], event["tid"])
-        key = thread if event["ph"] in "BE" else (event.get("id"), event["name"])
+        key = thread if event["ph"] in "BE" else (event["pid"], str(event.get("id2")), event["name"])
         if event["ph"] == "X":
             found.setdefault(thread, []).append((event["ts"], event["dur"], event["name"]))
         elif event["ph"] in "Bb":

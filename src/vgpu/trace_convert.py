@@ -302,7 +302,9 @@ class _Converter:
         fence = {
             "cat": "fence",
             "name": f"fence {event.call}",
-            "id": self.flows,
+            "id2": {
+                "local": f"{self.flows:#x}"
+            },  # an "id" would be the whole trace's, outside of the session's process
             "pid": pid,
             "tid": FENCE_THREAD,
         }

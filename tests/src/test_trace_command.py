@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests import perfetto
 from tests.e2e.mediator import Guest, Mediator
 from tests.src.test_commands import command, completions
 from tests.src.trace_schema import problems
@@ -123,6 +124,69 @@ def test_a_recording_joins_actors_leases_calls_and_the_gpu(
     assert recorded["otherData"]["clock"] == "CLOCK_MONOTONIC"
     about = recorded["otherData"]
     assert int(about["started_ns"]) <= int(about["zero_ns"]) + launch["ts"] * 1e3
+
+
+@pytest.mark.skipif(perfetto.present() is None, reason="no trace processor (tests/perfetto.py fetch)")
+def test_perfetto_has_all_of_a_recording(mediator: Mediator, guest: Guest, tmp_path: Path) -> None:
+    """What Perfetto makes of it, slice by slice: nothing is refused, dropped, left open, or shown in another place."""
+    processor = perfetto.present()
+    assert processor is not None
+    out = tmp_path / "trace.json"
+    done(mediator, "record", "--seconds", 1, "--vm", VM, "--output", out)
+    events = json.loads(out.read_text())["traceEvents"]
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    refused, named, slices, fences, others, arrows, counters = processor.query(
+        out,
+        "SELECT name, value FROM stats WHERE severity IN ('error', 'data_loss') AND value > 0",
+        "SELECT pid, tid, thread.name FROM thread JOIN process USING (upid) WHERE thread.name IS NOT NULL",
+        """SELECT pid, thread.name AS thread, slice.name, count(*) AS many, min(dur) AS least, sum(dur) AS ns
+           FROM slice JOIN thread_track ON track_id = thread_track.id JOIN thread USING (utid) JOIN process USING (upid)
+           GROUP BY 1, 2, 3""",
+        """SELECT pid, slice.name, count(*) AS many, min(dur) AS least
+           FROM slice JOIN process_track ON track_id = process_track.id JOIN process USING (upid) GROUP BY 1, 2""",
+        """SELECT count(*) AS many FROM slice
+           WHERE track_id NOT IN (SELECT id FROM thread_track UNION SELECT id FROM process_track)""",
+        """SELECT a.pid AS from_pid, a.thread AS source, b.pid AS to_pid, b.thread AS target, count(*) AS many
+           FROM flow
+           JOIN (SELECT slice.id, pid, thread.name AS thread FROM slice JOIN thread_track ON track_id = thread_track.id
+                 JOIN thread USING (utid) JOIN process USING (upid)) a ON a.id = slice_out
+           JOIN (SELECT slice.id, pid, thread.name AS thread FROM slice JOIN thread_track ON track_id = thread_track.id
+                 JOIN thread USING (utid) JOIN process USING (upid)) b ON b.id = slice_in
+           GROUP BY 1, 2, 3, 4""",
+        """SELECT pid, count(*) AS many FROM counter JOIN process_counter_track t ON track_id = t.id
+           JOIN process USING (upid) GROUP BY 1""",
+    )
+    assert refused == []
+    assert {(row["pid"], row["tid"]): row["name"] for row in named}.items() >= threads.items()
+
+    def place(event: dict[str, Any]) -> tuple[int, str]:
+        return event["pid"], threads[event["pid"], event["tid"]]
+
+    expected = Counter((*place(e), e["name"]) for e in events if e["ph"] in ("X", "B", "i"))
+    assert Counter({(row["pid"], row["thread"], row["name"]): row["many"] for row in slices}) == expected
+    assert min(row["least"] for row in [*slices, *fences]) >= 0
+    lengths = Counter[tuple[int, str, str]]()
+    for event in events:
+        if event["ph"] == "X":
+            lengths[(*place(event), event["name"])] += event["dur"] * 1000
+    shown = {(row["pid"], row["thread"], row["name"]): row["ns"] for row in slices}
+    for slot, length in lengths.items():
+        if not any(e["ph"] == "B" and (*place(e), e["name"]) == slot for e in events):
+            assert shown[slot] == pytest.approx(length, abs=2 * expected[slot]), slot
+
+    # Fences are their worker's, and nothing stands outside of the processes.
+    begun = Counter((e["pid"], e["name"]) for e in events if e["ph"] == "b")
+    assert Counter({(row["pid"], row["name"]): row["many"] for row in fences}) == begun
+    assert len(begun) > 0
+    assert others == [{"many": 0}]
+
+    sources = {e["id"]: place(e) for e in events if e["ph"] == "s"}
+    led = Counter((*sources[e["id"]], *place(e)) for e in events if e["ph"] == "f")
+    found = {(row["from_pid"], row["source"], row["to_pid"], row["target"]): row["many"] for row in arrows}
+    assert Counter(found) == led
+    assert {row["pid"]: row["many"] for row in counters} == Counter(
+        e["pid"] for e in events if e["ph"] == "C" for _ in e["args"]
+    )
 
 
 def test_a_raw_recording_is_converted_later(mediator: Mediator, guest: Guest, tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def problems(trace: dict[str, Any]) -> list[str]:
                 found.append(f"{where}: a flow that never began, or another one")
             bindings.append((thread, event["ts"], where))
         elif phase == "b":
-            awaited[(event["cat"], event["id"], event["name"])] += 1
+            awaited[(event["cat"], event["pid"], event["id2"]["local"], event["name"])] += 1
         elif phase == "e":
-            awaited[(event["cat"], event["id"], event["name"])] -= 1
+            awaited[(event["cat"], event["pid"], event["id2"]["local"], event["name"])] -= 1
         elif phase == "C" and not all(isinstance(v, (int, float)) for v in event["args"].values()):
             found.append(f"{where}: a counter that is no number")
         if phase != "C" and thread not in named:

@@ -84,9 +84,9 @@ def test_slices_of_a_trace() -> None:
         {**here, "ph": "E", "ts": 12.0, "name": ""},
         {**here, "ph": "E", "ts": 14.0, "name": ""},
         {**here, "ph": "E", "ts": 15.0, "name": "of one that began before the recording"},
-        {**here, "ph": "b", "id": 7, "ts": 20.0, "name": "fence 7"},
-        {**here, "ph": "b", "id": 8, "ts": 21.0, "name": "fence 8"},
-        {**here, "ph": "e", "id": 7, "ts": 25.0, "name": "fence 7"},
+        {**here, "ph": "b", "id2": {"local": "0x7"}, "ts": 20.0, "name": "fence 7"},
+        {**here, "ph": "b", "id2": {"local": "0x8"}, "ts": 21.0, "name": "fence 8"},
+        {**here, "ph": "e", "id2": {"local": "0x7"}, "ts": 25.0, "name": "fence 7"},
     ]
     assert tool("draw_trace").slices_of(events) == {
         (1, 2): [(5.0, 2.0, "lease"), (11.0, 1.0, "inner"), (10.0, 4.0, "outer"), (20.0, 5.0, "fence")]
