@@ -167,7 +167,7 @@ def test_the_hardening_is_in_force_and_hides_no_device(host: ServiceHost) -> Non
     for refused in (
         "/usr/local/bin/new",
         "/etc/vgpu/new",
-        "/root/new",
+        f"{Path.home()}/new",
         "/tmp/new",
         "/proc/sys/kernel/hostname",
     ):
