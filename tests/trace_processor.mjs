@@ -67,6 +67,8 @@ function fail(text) {
     process.exit(1);
 }
 
+process.on("uncaughtException", (error) => fail(String(error))); // without the bundle, which is one line
+
 // -- QueryResult: names of columns, then batches of cells, each kind of cell in a list of its own
 
 class Rows {
@@ -122,6 +124,16 @@ class XMLHttpRequest {
         this.response = new Uint8Array(fs.readFileSync(path.join(folder, this.name))).buffer;
     }
 }
+
+// The engine tries whether it may have 64-bit memory, which some versions of Node.js have in half: always the one with 32.
+const { Module } = WebAssembly;
+WebAssembly.Module = class extends Module {
+    constructor(code) {
+        const [section, , , flags] = new Uint8Array(code.buffer ?? code).subarray(8, 12);
+        if (section === 5 && flags & 4) throw new Error("no 64-bit memory");
+        super(code);
+    }
+};
 
 function WorkerGlobalScope() {}
 Object.assign(globalThis, { self, location, XMLHttpRequest, WorkerGlobalScope, importScripts() {}, console: quiet, process: undefined });
