@@ -132,6 +132,7 @@ static bool fits(uint64_t at, uint64_t size, uint64_t whole) { return size <= wh
 
 CUresult array_check(const struct array_box *box, uint64_t width, uint64_t height, uint64_t depth)
 {
+    if (box->array == NULL) return CUDA_ERROR_INVALID_VALUE; /* as the driver says (measured on 580) */
     const CUDA_ARRAY3D_DESCRIPTOR *whole = description_of(box->array);
     if (whole == NULL) return CUDA_ERROR_INVALID_HANDLE;
     const uint64_t element = (uint64_t)vgpu_format_bytes(whole->Format) * whole->NumChannels;
@@ -155,6 +156,7 @@ struct line { /* CUDA_MEMCPY3D's fields of one side */
 static CUresult check_line(const struct line *line)
 {
     if (line->type != CU_MEMORYTYPE_ARRAY) return CUDA_SUCCESS;
+    if (line->array == NULL) return CUDA_ERROR_INVALID_VALUE;
     const CUDA_ARRAY3D_DESCRIPTOR *description = description_of(line->array);
     if (description == NULL) return CUDA_ERROR_INVALID_HANDLE;
     return description->Height > 1 || description->Depth > 1 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;

@@ -76,7 +76,7 @@ static void rows(CUstream stream)
     EXPECT(cuMemcpyHtoA(one, 0, host, sizeof host + 4) == CUDA_ERROR_INVALID_VALUE);
     EXPECT(cuMemcpyHtoA(one, 2, host, 8) == CUDA_ERROR_INVALID_VALUE);
     EXPECT(cuMemcpyHtoA(flat, 0, host, 8) == CUDA_ERROR_INVALID_VALUE);
-    EXPECT(cuMemcpyHtoA(NULL, 0, host, 8) == CUDA_ERROR_INVALID_HANDLE);
+    EXPECT(cuMemcpyHtoA(NULL, 0, host, 8) == CUDA_ERROR_INVALID_VALUE);
     CHECK(cuMemcpyHtoA(one, 0, host, 0));
     CHECK(cuMemFree(memory));
     CHECK(cuArrayDestroy(one));
