@@ -73,6 +73,7 @@ class Host:
     root: Path = Path("/")
     settings: Settings = attrs.Factory(Settings)
     mute: str = ""  # why the mediator that is there does not answer; asked once, for that takes its time
+    mediator: int = 0  # the process of the one that answers, 0 without one
 
     def text(self, path: str) -> str:
         """The words of a small file of the host, empty where it cannot be read."""
@@ -363,16 +364,24 @@ def _group_name(number: int) -> str:
 # -- limits and memory
 
 
+def _hard_limit(host: Host, which: int) -> int:
+    """The mediator's where one runs, for a service has those of its unit; else this shell's."""
+    with contextlib.suppress(OSError):  # somebody else's, or it has just ended
+        if host.mediator:
+            return resource.prlimit(host.mediator, which)[1]
+    return resource.getrlimit(which)[1]
+
+
 def check_limits(host: Host) -> Iterator[Finding]:
-    """What this shell's limits say; a service has those of its unit."""
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """What a mediator has for its limits, or would have if it were started here."""
+    files = _hard_limit(host, resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < FEW_FILES:
         yield Finding(
             "descriptors", WARN, f"at most {files}", "ulimit -n 65536, or LimitNOFILE=65536 in the unit"
         )
     else:
         yield Finding("descriptors", OK, "no limit" if files == resource.RLIM_INFINITY else f"up to {files}")
-    _, locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    locked = _hard_limit(host, resource.RLIMIT_MEMLOCK)
     if locked != resource.RLIM_INFINITY and locked < LITTLE_MEMLOCK:
         yield Finding(
             "locked memory",
@@ -587,7 +596,8 @@ def find_host(options: argparse.Namespace) -> Host:
     if described.get("library"):
         settings = attrs.evolve(settings, library=Path(described["library"]))
     state_dir = options.state_dir or Path(described.get("state_dir", settings.state_dir))
-    return Host(run_dir, state_dir, path, options.qemu, settings=settings, mute=mute)
+    mediator = int(described.get("pid", 0))
+    return Host(run_dir, state_dir, path, options.qemu, settings=settings, mute=mute, mediator=mediator)
 
 
 def _settings(usual: Settings, path: Path, is_said: bool) -> Settings:

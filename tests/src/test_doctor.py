@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -253,6 +255,23 @@ def test_it_looks_where_the_mediator_that_runs_has_its_things(tmp_path: Path) ->
             assert f"its process {mediator.pid} is stopped" in mute["found"]
             assert mute["remedy"] == f"kill -CONT {mediator.pid} lets it go on"
             assert done.stderr.count("does not answer; waiting for it") == 1
+
+
+def test_limits_are_those_of_the_mediator_that_runs(tmp_path: Path) -> None:
+    def found(mediator: int) -> dict[str, doctor.Finding]:
+        host = doctor.Host(tmp_path, tmp_path, tmp_path / "none.toml", mediator=mediator)
+        return {finding.what: finding for finding in doctor.check_limits(host)}
+
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            resource.prlimit(other.pid, resource.RLIMIT_NOFILE, (64, 64))
+            resource.prlimit(other.pid, resource.RLIMIT_MEMLOCK, (4096, 4096))
+            theirs = found(other.pid)
+        finally:
+            other.kill()
+    assert (theirs["descriptors"].level, theirs["descriptors"].found) == (doctor.WARN, "at most 64")
+    assert (theirs["locked memory"].level, theirs["locked memory"].found) == (doctor.WARN, "at most 4 KiB")
+    assert found(other.pid) == found(0)  # it has ended: what is said is said of this shell
 
 
 def test_it_looks_where_a_mediator_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
