@@ -619,6 +619,6 @@ enum vgpu_call_id {
     VGPU_CALL_COUNT = 612
 };
 
-#define VGPU_TABLE_HASH 0x267b41ab4f68e243ull
+#define VGPU_TABLE_HASH 0xeea9e5532443b6c1ull
 
 #endif

@@ -1019,8 +1019,8 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuGraphAddExternalSemaphoresWaitNode: "refused",
     CallId.cuGraphAddHostNode: "reply",
     CallId.cuGraphAddKernelNode: "reply",
-    CallId.cuGraphAddMemAllocNode: "refused",
-    CallId.cuGraphAddMemFreeNode: "refused",
+    CallId.cuGraphAddMemAllocNode: "reply",
+    CallId.cuGraphAddMemFreeNode: "reply",
     CallId.cuGraphAddNode: "reply",
     CallId.cuGraphAddNode_v2: "reply",
     CallId.cuGraphBatchMemOpNodeGetParams: "refused",
@@ -1050,8 +1050,8 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuGraphHostNodeSetParams: "reply",
     CallId.cuGraphKernelNodeGetParams: "reply",
     CallId.cuGraphKernelNodeSetParams: "reply",
-    CallId.cuGraphMemAllocNodeGetParams: "refused",
-    CallId.cuGraphMemFreeNodeGetParams: "refused",
+    CallId.cuGraphMemAllocNodeGetParams: "reply",
+    CallId.cuGraphMemFreeNodeGetParams: "reply",
     CallId.cuGraphMemcpyNodeGetParams: "reply",
     CallId.cuGraphMemcpyNodeSetParams: "reply",
     CallId.cuGraphMemsetNodeGetParams: "reply",
@@ -1237,4 +1237,4 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuWaitExternalSemaphoresAsync: "refused",
 }
 
-TABLE_HASH = 0x267B41AB4F68E243
+TABLE_HASH = 0xEEA9E5532443B6C1

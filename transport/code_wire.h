@@ -115,6 +115,15 @@ struct wire_host_node {
     uint64_t function, user;
 };
 
+/* An allocation node: memory of the one device there is. access: who may use it besides, as CUmemAccessDesc. */
+#define VGPU_NODE_ACCESS_MOST 16u
+struct wire_allocation_node {
+    uint64_t address, size; /* the address: in answers */
+    uint32_t access_count, reserved;
+    struct { int32_t type, id, flags; } access[VGPU_NODE_ACCESS_MOST];
+};
+_Static_assert(sizeof(struct wire_allocation_node) == 216, "wire_allocation_node");
+
 /* ---- tensor maps ------------------------------------------------------------------------------- */
 
 struct wire_tensor_map {

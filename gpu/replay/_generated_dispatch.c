@@ -198,6 +198,8 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuTensorMapEncodeIm2col",
     "cuTensorMapReplaceAddress",
     "cuGraphAddHostNode",
+    "cuGraphAddMemAllocNode",
+    "cuGraphAddMemFreeNode",
     "cuGraphEventRecordNodeGetEvent",
     "cuGraphEventRecordNodeSetEvent",
     "cuGraphEventWaitNodeGetEvent",
@@ -207,6 +209,8 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuGraphExecHostNodeSetParams",
     "cuGraphHostNodeGetParams",
     "cuGraphHostNodeSetParams",
+    "cuGraphMemAllocNodeGetParams",
+    "cuGraphMemFreeNodeGetParams",
     "cuGraphMemcpyNodeGetParams",
     "cuGraphMemcpyNodeSetParams",
     "cuGraphMemsetNodeGetParams",
@@ -408,6 +412,8 @@ static int refuse_cuTensorMapEncodeTiled(void *tensorMap, unsigned int tensorDat
 static int refuse_cuTensorMapEncodeIm2col(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *pixelBoxLowerCorner, const void *pixelBoxUpperCorner, unsigned int channelsPerPixel, unsigned int pixelsPerColumn, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill) { (void)tensorMap; (void)tensorDataType; (void)tensorRank; (void)globalAddress; (void)globalDim; (void)globalStrides; (void)pixelBoxLowerCorner; (void)pixelBoxUpperCorner; (void)channelsPerPixel; (void)pixelsPerColumn; (void)elementStrides; (void)interleave; (void)swizzle; (void)l2Promotion; (void)oobFill; return 801; }
 static int refuse_cuTensorMapReplaceAddress(void *tensorMap, void *globalAddress) { (void)tensorMap; (void)globalAddress; return 801; }
 static int refuse_cuGraphAddHostNode(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams) { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return 801; }
+static int refuse_cuGraphAddMemAllocNode(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, void *nodeParams) { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return 801; }
+static int refuse_cuGraphAddMemFreeNode(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, unsigned long long dptr) { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)dptr; return 801; }
 static int refuse_cuGraphEventRecordNodeGetEvent(void *hNode, void *event_out) { (void)hNode; (void)event_out; return 801; }
 static int refuse_cuGraphEventRecordNodeSetEvent(void *hNode, void *event) { (void)hNode; (void)event; return 801; }
 static int refuse_cuGraphEventWaitNodeGetEvent(void *hNode, void *event_out) { (void)hNode; (void)event_out; return 801; }
@@ -417,6 +423,8 @@ static int refuse_cuGraphExecEventWaitNodeSetEvent(void *hGraphExec, void *hNode
 static int refuse_cuGraphExecHostNodeSetParams(void *hGraphExec, void *hNode, const void *nodeParams) { (void)hGraphExec; (void)hNode; (void)nodeParams; return 801; }
 static int refuse_cuGraphHostNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
 static int refuse_cuGraphHostNodeSetParams(void *hNode, const void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
+static int refuse_cuGraphMemAllocNodeGetParams(void *hNode, void *params_out) { (void)hNode; (void)params_out; return 801; }
+static int refuse_cuGraphMemFreeNodeGetParams(void *hNode, void *dptr_out) { (void)hNode; (void)dptr_out; return 801; }
 static int refuse_cuGraphMemcpyNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
 static int refuse_cuGraphMemcpyNodeSetParams(void *hNode, const void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
 static int refuse_cuGraphMemsetNodeGetParams(void *hNode, void *nodeParams) { (void)hNode; (void)nodeParams; return 801; }
@@ -617,6 +625,8 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuTensorMapEncodeIm2col = refuse_cuTensorMapEncodeIm2col,
     .cuTensorMapReplaceAddress = refuse_cuTensorMapReplaceAddress,
     .cuGraphAddHostNode = refuse_cuGraphAddHostNode,
+    .cuGraphAddMemAllocNode = refuse_cuGraphAddMemAllocNode,
+    .cuGraphAddMemFreeNode = refuse_cuGraphAddMemFreeNode,
     .cuGraphEventRecordNodeGetEvent = refuse_cuGraphEventRecordNodeGetEvent,
     .cuGraphEventRecordNodeSetEvent = refuse_cuGraphEventRecordNodeSetEvent,
     .cuGraphEventWaitNodeGetEvent = refuse_cuGraphEventWaitNodeGetEvent,
@@ -626,6 +636,8 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuGraphExecHostNodeSetParams = refuse_cuGraphExecHostNodeSetParams,
     .cuGraphHostNodeGetParams = refuse_cuGraphHostNodeGetParams,
     .cuGraphHostNodeSetParams = refuse_cuGraphHostNodeSetParams,
+    .cuGraphMemAllocNodeGetParams = refuse_cuGraphMemAllocNodeGetParams,
+    .cuGraphMemFreeNodeGetParams = refuse_cuGraphMemFreeNodeGetParams,
     .cuGraphMemcpyNodeGetParams = refuse_cuGraphMemcpyNodeGetParams,
     .cuGraphMemcpyNodeSetParams = refuse_cuGraphMemcpyNodeSetParams,
     .cuGraphMemsetNodeGetParams = refuse_cuGraphMemsetNodeGetParams,
@@ -658,31 +670,6 @@ static CUresult replay_cuDeviceSetMemPool(REPLAY_PARAMETERS)
     void *pool;
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool)) return CUDA_ERROR_INVALID_HANDLE;
     CUresult status = (CUresult)replay->driver.cuDeviceSetMemPool(replay->device, pool);
-    return status;
-}
-static CUresult replay_cuDeviceGraphMemTrim(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    CUresult status = (CUresult)replay->driver.cuDeviceGraphMemTrim(replay->device);
-    return status;
-}
-static CUresult replay_cuDeviceGetGraphMemAttribute(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    unsigned long long value = 0;
-    CUresult status = (CUresult)replay->driver.cuDeviceGetGraphMemAttribute(replay->device, (unsigned int)call->argument[0], &value);
-    if (status == CUDA_SUCCESS) {
-        result->value[0] = (uint64_t)value;
-    }
-    return status;
-}
-static CUresult replay_cuDeviceSetGraphMemAttribute(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    if (call->payload_length < 8) return CUDA_ERROR_INVALID_VALUE;
-    uint8_t value[8] __attribute__((aligned(16)));
-    memcpy(value, (const uint8_t *)payload + 0, 8);
-    CUresult status = (CUresult)replay->driver.cuDeviceSetGraphMemAttribute(replay->device, (unsigned int)call->argument[0], value);
     return status;
 }
 static CUresult replay_cuCtxSetFlags(REPLAY_PARAMETERS)
@@ -929,6 +916,9 @@ extern replay_handler replay_cuDeviceGetAttribute __attribute__((weak));
 extern replay_handler replay_cuDeviceGetPCIBusId __attribute__((weak));
 extern replay_handler replay_cuDeviceGetHostAtomicCapabilities __attribute__((weak));
 extern replay_handler replay_cuDeviceGetDefaultMemPool __attribute__((weak));
+extern replay_handler replay_cuDeviceGraphMemTrim __attribute__((weak));
+extern replay_handler replay_cuDeviceGetGraphMemAttribute __attribute__((weak));
+extern replay_handler replay_cuDeviceSetGraphMemAttribute __attribute__((weak));
 extern replay_handler replay_cuDevicePrimaryCtxRetain __attribute__((weak));
 extern replay_handler replay_cuDevicePrimaryCtxRelease_v2 __attribute__((weak));
 extern replay_handler replay_cuDevicePrimaryCtxSetFlags_v2 __attribute__((weak));
@@ -1084,6 +1074,8 @@ extern replay_handler replay_cuTensorMapEncodeTiled __attribute__((weak));
 extern replay_handler replay_cuTensorMapEncodeIm2col __attribute__((weak));
 extern replay_handler replay_cuTensorMapReplaceAddress __attribute__((weak));
 extern replay_handler replay_cuGraphAddHostNode __attribute__((weak));
+extern replay_handler replay_cuGraphAddMemAllocNode __attribute__((weak));
+extern replay_handler replay_cuGraphAddMemFreeNode __attribute__((weak));
 extern replay_handler replay_cuGraphEventRecordNodeGetEvent __attribute__((weak));
 extern replay_handler replay_cuGraphEventRecordNodeSetEvent __attribute__((weak));
 extern replay_handler replay_cuGraphEventWaitNodeGetEvent __attribute__((weak));
@@ -1093,6 +1085,8 @@ extern replay_handler replay_cuGraphExecEventWaitNodeSetEvent __attribute__((wea
 extern replay_handler replay_cuGraphExecHostNodeSetParams __attribute__((weak));
 extern replay_handler replay_cuGraphHostNodeGetParams __attribute__((weak));
 extern replay_handler replay_cuGraphHostNodeSetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemAllocNodeGetParams __attribute__((weak));
+extern replay_handler replay_cuGraphMemFreeNodeGetParams __attribute__((weak));
 extern replay_handler replay_cuGraphMemcpyNodeGetParams __attribute__((weak));
 extern replay_handler replay_cuGraphMemcpyNodeSetParams __attribute__((weak));
 extern replay_handler replay_cuGraphMemsetNodeGetParams __attribute__((weak));
@@ -1494,8 +1488,8 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuGraphAddExternalSemaphoresWaitNode] = {"cuGraphAddExternalSemaphoresWaitNode", NULL},
     [VGPU_CALL_cuGraphAddHostNode] = {"cuGraphAddHostNode", replay_cuGraphAddHostNode},
     [VGPU_CALL_cuGraphAddKernelNode] = {"cuGraphAddKernelNode", NULL},
-    [VGPU_CALL_cuGraphAddMemAllocNode] = {"cuGraphAddMemAllocNode", NULL},
-    [VGPU_CALL_cuGraphAddMemFreeNode] = {"cuGraphAddMemFreeNode", NULL},
+    [VGPU_CALL_cuGraphAddMemAllocNode] = {"cuGraphAddMemAllocNode", replay_cuGraphAddMemAllocNode},
+    [VGPU_CALL_cuGraphAddMemFreeNode] = {"cuGraphAddMemFreeNode", replay_cuGraphAddMemFreeNode},
     [VGPU_CALL_cuGraphAddNode] = {"cuGraphAddNode", NULL},
     [VGPU_CALL_cuGraphAddNode_v2] = {"cuGraphAddNode_v2", NULL},
     [VGPU_CALL_cuGraphBatchMemOpNodeGetParams] = {"cuGraphBatchMemOpNodeGetParams", NULL},
@@ -1525,8 +1519,8 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuGraphHostNodeSetParams] = {"cuGraphHostNodeSetParams", replay_cuGraphHostNodeSetParams},
     [VGPU_CALL_cuGraphKernelNodeGetParams] = {"cuGraphKernelNodeGetParams", NULL},
     [VGPU_CALL_cuGraphKernelNodeSetParams] = {"cuGraphKernelNodeSetParams", NULL},
-    [VGPU_CALL_cuGraphMemAllocNodeGetParams] = {"cuGraphMemAllocNodeGetParams", NULL},
-    [VGPU_CALL_cuGraphMemFreeNodeGetParams] = {"cuGraphMemFreeNodeGetParams", NULL},
+    [VGPU_CALL_cuGraphMemAllocNodeGetParams] = {"cuGraphMemAllocNodeGetParams", replay_cuGraphMemAllocNodeGetParams},
+    [VGPU_CALL_cuGraphMemFreeNodeGetParams] = {"cuGraphMemFreeNodeGetParams", replay_cuGraphMemFreeNodeGetParams},
     [VGPU_CALL_cuGraphMemcpyNodeGetParams] = {"cuGraphMemcpyNodeGetParams", replay_cuGraphMemcpyNodeGetParams},
     [VGPU_CALL_cuGraphMemcpyNodeSetParams] = {"cuGraphMemcpyNodeSetParams", replay_cuGraphMemcpyNodeSetParams},
     [VGPU_CALL_cuGraphMemsetNodeGetParams] = {"cuGraphMemsetNodeGetParams", replay_cuGraphMemsetNodeGetParams},

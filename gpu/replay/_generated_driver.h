@@ -202,6 +202,8 @@ struct vgpu_driver {
     int (*cuTensorMapEncodeIm2col)(void *tensorMap, unsigned int tensorDataType, unsigned int tensorRank, void *globalAddress, const void *globalDim, const void *globalStrides, const void *pixelBoxLowerCorner, const void *pixelBoxUpperCorner, unsigned int channelsPerPixel, unsigned int pixelsPerColumn, const void *elementStrides, unsigned int interleave, unsigned int swizzle, unsigned int l2Promotion, unsigned int oobFill);
     int (*cuTensorMapReplaceAddress)(void *tensorMap, void *globalAddress);
     int (*cuGraphAddHostNode)(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams);
+    int (*cuGraphAddMemAllocNode)(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, void *nodeParams);
+    int (*cuGraphAddMemFreeNode)(void *phGraphNode, void *hGraph, const void *dependencies, size_t numDependencies, unsigned long long dptr);
     int (*cuGraphEventRecordNodeGetEvent)(void *hNode, void *event_out);
     int (*cuGraphEventRecordNodeSetEvent)(void *hNode, void *event);
     int (*cuGraphEventWaitNodeGetEvent)(void *hNode, void *event_out);
@@ -211,12 +213,14 @@ struct vgpu_driver {
     int (*cuGraphExecHostNodeSetParams)(void *hGraphExec, void *hNode, const void *nodeParams);
     int (*cuGraphHostNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphHostNodeSetParams)(void *hNode, const void *nodeParams);
+    int (*cuGraphMemAllocNodeGetParams)(void *hNode, void *params_out);
+    int (*cuGraphMemFreeNodeGetParams)(void *hNode, void *dptr_out);
     int (*cuGraphMemcpyNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphMemcpyNodeSetParams)(void *hNode, const void *nodeParams);
     int (*cuGraphMemsetNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphMemsetNodeSetParams)(void *hNode, const void *nodeParams);
 };
-#define VGPU_DRIVER_FUNCTIONS 208
+#define VGPU_DRIVER_FUNCTIONS 212
 extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];
 /* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */
 extern const struct vgpu_driver vgpu_driver_refusing;

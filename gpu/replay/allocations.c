@@ -4,6 +4,7 @@
  * seldom more than thousands, and the worker looks here only when one is made or freed.
  */
 #include "allocations.h"
+#include "graph_memory.h"
 #include "internal.h"
 
 #include <stdlib.h>
@@ -273,8 +274,10 @@ static bool synchronize(struct vgpu_replay *replay, const struct freeing *freein
 void replay_pools_settle(struct vgpu_replay *replay, enum replay_pools_settle how)
 {
     struct replay_allocations *allocations = replay->allocations;
-    if (allocations == NULL)
+    if (allocations == NULL) {
+        graph_memory_settle(replay, how == REPLAY_POOLS_EMPTY);
         return;
+    }
     uint64_t until_ns = how == REPLAY_POOLS_COUNT_EXACTLY && allocations->freeing_count != 0 ? replay_now_ns() + PATIENCE_NS : 0;
     for (size_t i = allocations->freeing_count; i-- > 0;) {
         bool is_done;
@@ -291,6 +294,7 @@ void replay_pools_settle(struct vgpu_replay *replay, enum replay_pools_settle ho
             replay->driver.cuMemPoolTrimTo(pool->pool, 0);
         (void)settle(replay, pool, pool->live);
     }
+    graph_memory_settle(replay, how == REPLAY_POOLS_EMPTY);
 }
 
 void replay_allocation_remove(struct vgpu_replay *replay, uint64_t address)

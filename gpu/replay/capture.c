@@ -28,8 +28,17 @@ CUresult replay_cuStreamBeginCapture_v2(REPLAY_PARAMETERS)
     if (!code_stream(replay, call->argument[0], &stream)) return CUDA_ERROR_INVALID_HANDLE;
     replay_stream_retire(replay, call->argument[0]);
     const CUresult status = (CUresult)replay->driver.cuStreamBeginCapture_v2(stream, RELAXED);
-    if (status == CUDA_SUCCESS) replay->private->captures++;
-    return status;
+    if (status != CUDA_SUCCESS) return status;
+    replay->private->captures++;
+    /* The graph that the guest may be told of until the capture ends: when it is spoilt the driver names it no more. */
+    struct replay_code *code = code_of(replay);
+    unsigned capturing = NONE;
+    unsigned long long id = 0;
+    void *graph = NULL;
+    if (code != NULL && replay->driver.cuStreamGetCaptureInfo_v3(stream, &capturing, &id, &graph, NULL, NULL, NULL) == 0 &&
+        capturing == ACTIVE && graph != NULL)
+        (void)code_map_put(&code->captures, call->argument[0], graph);
+    return CUDA_SUCCESS;
 }
 
 /* arguments: stream, graph, dependencies, whether edge data follow */
@@ -56,33 +65,24 @@ CUresult replay_cuStreamBeginCaptureToGraph(REPLAY_PARAMETERS)
     return status;
 }
 
-/* value[0]: the graph; value[1]: what the stream is afterwards */
+/* value[0]: the graph, or if there is none the handle that ended with it; value[1]: what the stream is afterwards */
 CUresult replay_cuStreamEndCapture(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    void *stream, *graph = NULL, *captured = NULL;
+    void *stream, *graph = NULL;
     if (!code_stream(replay, call->argument[0], &stream)) return CUDA_ERROR_INVALID_HANDLE;
-    /* A spoilt capture takes its graph with it, and what the guest knows of that must go too. */
-    unsigned before = NONE, after = NONE;
-    unsigned long long id = 0;
-    if (replay->driver.cuStreamGetCaptureInfo_v3(stream, &before, &id, &captured, NULL, NULL, NULL) != 0 || before != ACTIVE) captured = NULL;
+    unsigned after = NONE;
     const bool captured_before = replay_is_capturing(replay, stream);
     const CUresult status = (CUresult)replay->driver.cuStreamEndCapture(stream, &graph);
     if (replay->driver.cuStreamIsCapturing(stream, &after) != 0) after = NONE;
     result->value[1] = after;
     if (captured_before && after == NONE && replay->private->captures != 0) replay->private->captures--;
     if (status != CUDA_SUCCESS) {
-        if (captured != NULL && after == NONE) {
-            const uint64_t handle = replay_intern(replay, VGPU_KIND_GRAPH, captured);
-            void *same;
-            const struct code_graph *known = code_graph_of(replay, handle, &same);
-            if (known == NULL || !known->captured_into) {
-                code_graph_forget(replay, handle);
-                replay_unbind(replay, VGPU_KIND_GRAPH, handle);
-            }
-        }
+        /* A spoilt capture takes its graph with it, and what the guest knows of that must go too. */
+        if (captured_before && after == NONE) result->value[0] = code_capture_lost(replay, call->argument[0]);
         return status;
     }
+    if (replay->code != NULL) (void)code_map_take(&replay->code->captures, call->argument[0]);
     result->value[0] = code_graph_intern(replay, graph, 0);
     if (result->value[0] != 0) return CUDA_SUCCESS;
     (void)replay->driver.cuGraphDestroy(graph);

@@ -34,6 +34,9 @@ void code_list_remove(struct code_list *list, uint64_t item);
 
 /* ---- everything a session keeps ---- */
 
+struct graph_memory; /* graph_memory.h */
+struct replay_graph_memory;
+
 struct code_blob { uint8_t *bytes; uint64_t total, written; };
 
 struct code_function {
@@ -60,6 +63,7 @@ struct code_owner {
 
 struct code_graph {
     uint64_t handle, parent;
+    struct graph_memory *memory; /* NULL: it has no memory nodes */
     bool captured_into; /* by cuStreamBeginCaptureToGraph: a spoilt capture leaves it to the guest */
     struct code_list nodes, children;
 };
@@ -76,6 +80,8 @@ struct replay_code {
     struct code_map nodes;     /* handle -> code_graph it belongs to */
     struct code_map links;     /* handle -> code_link */
     struct code_map host_nodes; /* address -> code_host_node */
+    struct code_map captures;  /* stream that began one -> the driver's pointer to its graph */
+    struct replay_graph_memory *graph_memory; /* NULL: there has been no memory node yet */
     uint64_t blob_bytes, next_blob;
     unsigned loads;
 };
@@ -135,6 +141,9 @@ struct code_graph *code_graph_of_node(struct vgpu_replay *replay, uint64_t handl
 uint64_t code_graph_intern(struct vgpu_replay *replay, void *real, uint64_t parent);
 uint64_t code_node_intern(struct vgpu_replay *replay, void *real, struct code_graph *graph);
 void code_graph_forget(struct vgpu_replay *replay, uint64_t handle);
+/* The stream's capture is over and has left no graph: what was told of it is forgotten. The handle, or 0. */
+uint64_t code_capture_lost(struct vgpu_replay *replay, uint64_t stream);
+void code_captures_check(struct vgpu_replay *replay); /* streams have ended, maybe while they captured */
 /* Reads count node handles, and edge data if there are, from the payload; free() both. *used: bytes read. */
 CUresult code_node_list(struct vgpu_replay *replay, const uint8_t *payload, uint32_t length, uint64_t count, bool has_edges,
                         void ***nodes, uint64_t **edges, uint32_t *used);

@@ -5,6 +5,7 @@
  * nearly always, one probe.
  */
 #include "code.h"
+#include "graph_memory.h"
 
 static size_t home(uint64_t key, size_t capacity) { return (size_t)(key * 0x9e3779b97f4a7c15ull >> 20) & (capacity - 1); }
 
@@ -134,6 +135,11 @@ static void release_owner(void *value)
 static void release_graph(void *value)
 {
     struct code_graph *graph = value;
+    if (graph->memory != NULL) {
+        free(graph->memory->made.item);
+        free(graph->memory->freed.item);
+        free(graph->memory);
+    }
     free(graph->nodes.item);
     free(graph->children.item);
     free(graph);
@@ -149,6 +155,8 @@ void replay_code_close(struct vgpu_replay *replay)
     free(code->kernels.slot);
     free_values(&code->owners, release_owner);
     free_values(&code->graphs, release_graph);
+    graph_memory_close(code);
+    free(code->captures.slot);
     free(code->nodes.slot);
     free_values(&code->host_nodes, free);
     free(code);

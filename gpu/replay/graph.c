@@ -5,7 +5,8 @@
  * Every node and child graph the guest has been told of is recorded under its graph. When a graph goes, their handles go
  * with it, so that a pointer the driver has freed can never be named again. Nodes' parameters: graph_node.c.
  */
-#include "code.h"
+#include "graph_memory.h"
+#include "internal.h"
 
 struct code_graph *code_graph_of(struct vgpu_replay *replay, uint64_t handle, void **real)
 {
@@ -60,12 +61,39 @@ void code_graph_forget(struct vgpu_replay *replay, uint64_t handle)
 {
     struct code_graph *graph = replay->code == NULL ? NULL : code_map_take(&replay->code->graphs, handle);
     if (graph == NULL) return;
+    graph_memory_graph_ended(replay, graph);
     for (size_t i = 0; i < graph->nodes.count; i++) forget_node(replay, graph->nodes.item[i]);
     for (size_t i = 0; i < graph->children.count; i++) code_graph_forget(replay, graph->children.item[i]);
     replay_unbind(replay, VGPU_KIND_GRAPH, handle);
     free(graph->nodes.item);
     free(graph->children.item);
     free(graph);
+}
+
+uint64_t code_capture_lost(struct vgpu_replay *replay, uint64_t stream)
+{
+    void *real = replay->code == NULL ? NULL : code_map_take(&replay->code->captures, stream), *same;
+    if (real == NULL) return 0;
+    const uint64_t handle = replay_intern(replay, VGPU_KIND_GRAPH, real); /* the one it has, or one of its own for a moment */
+    const struct code_graph *known = code_graph_of(replay, handle, &same);
+    if (known != NULL && known->captured_into) return 0;
+    code_graph_forget(replay, handle);
+    replay_unbind(replay, VGPU_KIND_GRAPH, handle);
+    return handle;
+}
+
+void code_captures_check(struct vgpu_replay *replay)
+{
+    void *real;
+    for (size_t i = 0; replay->code != NULL && i < replay->code->captures.capacity;) {
+        const uint64_t stream = replay->code->captures.slot[i].key;
+        if (stream == 0 || replay_lookup(replay, VGPU_KIND_STREAM, stream, &real)) {
+            i++;
+            continue;
+        }
+        (void)code_capture_lost(replay, stream); /* others move up to its place */
+        if (replay->private->captures != 0) replay->private->captures--;
+    }
 }
 
 CUresult code_node_list(struct vgpu_replay *replay, const uint8_t *payload, uint32_t length, uint64_t count, bool has_edges,
@@ -119,7 +147,9 @@ CUresult replay_cuGraphClone(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
     void *original, *real = NULL;
-    if (code_graph_of(replay, call->argument[0], &original) == NULL) return CUDA_ERROR_INVALID_VALUE;
+    const struct code_graph *graph = code_graph_of(replay, call->argument[0], &original);
+    if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     const CUresult status = (CUresult)replay->driver.cuGraphClone(&real, original);
     if (status != CUDA_SUCCESS) return status;
     result->value[0] = code_graph_intern(replay, real, 0);
@@ -134,8 +164,11 @@ CUresult replay_cuGraphDestroy(REPLAY_PARAMETERS)
     void *real;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
     if (graph == NULL || graph->parent != 0) return CUDA_ERROR_INVALID_VALUE;
+    const bool has_memory = graph->memory != NULL;
     code_graph_forget(replay, call->argument[0]);
-    return (CUresult)replay->driver.cuGraphDestroy(real);
+    const CUresult status = (CUresult)replay->driver.cuGraphDestroy(real);
+    if (has_memory) graph_memory_settle(replay, false);
+    return status;
 }
 
 CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
@@ -144,6 +177,7 @@ CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
     void *real;
     struct code_graph *graph = code_graph_of_node(replay, call->argument[0], &real);
     if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     /* A child graph goes with its node; which one it was is asked before. */
     void *child = NULL;
     unsigned type = 0;
@@ -299,6 +333,9 @@ CUresult replay_cuGraphAddDependencies_v2(REPLAY_PARAMETERS)
 CUresult replay_cuGraphRemoveDependencies_v2(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
+    void *real;
+    const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
+    if (graph != NULL && graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     return change(replay, call, payload, replay->driver.cuGraphRemoveDependencies_v2);
 }
 
@@ -314,20 +351,29 @@ CUresult replay_cuGraphInstantiateWithParams(REPLAY_PARAMETERS)
     void *graph_real, *stream = NULL, *real = NULL;
     struct code_graph *graph = code_graph_of(replay, call->argument[0], &graph_real);
     if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t flags = call->argument[1];
+    uint64_t flags = call->argument[1];
     if ((flags & 4) != 0) return CUDA_ERROR_NOT_SUPPORTED; /* device-side launch */
     if ((flags & 2) != 0 && !replay_stream(replay, call->argument[2], &stream)) return CUDA_ERROR_INVALID_HANDLE;
     struct instantiate_parameters parameters = {.flags = flags, .upload_stream = stream};
-    CUresult status = (CUresult)replay->driver.cuGraphInstantiateWithParams(&real, graph_real, &parameters);
-    if (status == CUDA_ERROR_NOT_SUPPORTED) /* a driver that knows the older form only */
-        status = (CUresult)replay->driver.cuGraphInstantiateWithFlags(&real, graph_real, flags & ~2ull);
+    struct graph_instance *instance;
+    uint64_t pledge;
+    CUresult status = graph_memory_instantiate_begin(replay, graph, flags, &instance, &pledge);
+    if (status != CUDA_SUCCESS) return status;
+    status = (CUresult)replay->driver.cuGraphInstantiateWithParams(&real, graph_real, &parameters);
+    if (status == CUDA_ERROR_NOT_SUPPORTED) { /* a driver that knows the older form only */
+        flags &= ~2ull;
+        status = (CUresult)replay->driver.cuGraphInstantiateWithFlags(&real, graph_real, flags);
+    }
     if (parameters.error_node != NULL && status != CUDA_SUCCESS) result->value[1] = code_node_intern(replay, parameters.error_node, graph);
     result->value[2] = (uint32_t)parameters.result;
-    if (status != CUDA_SUCCESS) return status;
-    result->value[0] = replay_intern(replay, VGPU_KIND_EXEC, real);
-    if (result->value[0] != 0) return CUDA_SUCCESS;
-    (void)replay->driver.cuGraphExecDestroy(real);
-    return CUDA_ERROR_OUT_OF_MEMORY;
+    if (status == CUDA_SUCCESS) {
+        result->value[0] = replay_intern(replay, VGPU_KIND_EXEC, real);
+        if (result->value[0] == 0) {
+            (void)replay->driver.cuGraphExecDestroy(real);
+            status = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    return graph_memory_instantiate_end(replay, status, flags, result->value[0], real, instance, pledge);
 }
 
 CUresult replay_cuGraphExecUpdate_v2(REPLAY_PARAMETERS)
@@ -337,7 +383,8 @@ CUresult replay_cuGraphExecUpdate_v2(REPLAY_PARAMETERS)
     struct code_graph *graph = code_graph_of(replay, call->argument[1], &graph_real);
     if (graph == NULL || !replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_VALUE;
     struct update_result update = {.result = 0};
-    const CUresult status = (CUresult)replay->driver.cuGraphExecUpdate_v2(exec, graph_real, &update);
+    const CUresult status =
+        graph_memory_update(replay, call->argument[0], graph, exec, graph_real, replay->driver.cuGraphExecUpdate_v2, &update);
     result->value[0] = (uint32_t)update.result;
     if (status == CUDA_SUCCESS) return status;
     /* The nodes to blame are nodes of the new graph, or of one inside it that the guest has not asked for. */
@@ -352,6 +399,8 @@ CUresult replay_cuGraphLaunch(REPLAY_PARAMETERS)
     void *exec, *stream;
     if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_VALUE;
     if (!replay_stream(replay, call->argument[1], &stream)) return CUDA_ERROR_INVALID_HANDLE;
+    struct graph_instance *instance = graph_memory_instance(replay, call->argument[0]);
+    if (__builtin_expect(instance != NULL, 0)) return graph_memory_launch(replay, instance, exec, call->argument[1], stream);
     const CUresult status = (CUresult)replay->driver.cuGraphLaunch(exec, stream);
     if (status == CUDA_SUCCESS) replay_pulse_launch(replay, stream, 0, NULL, 0);
     return status;
@@ -363,6 +412,8 @@ CUresult replay_cuGraphUpload(REPLAY_PARAMETERS)
     void *exec, *stream;
     if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_VALUE;
     if (!replay_stream(replay, call->argument[1], &stream)) return CUDA_ERROR_INVALID_HANDLE;
+    struct graph_instance *instance = graph_memory_instance(replay, call->argument[0]);
+    if (instance != NULL) return graph_memory_upload(replay, instance, exec, call->argument[1], stream);
     return (CUresult)replay->driver.cuGraphUpload(exec, stream);
 }
 
@@ -371,6 +422,9 @@ CUresult replay_cuGraphExecDestroy(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *exec;
     if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_VALUE;
+    const bool has_memory = graph_memory_instance(replay, call->argument[0]) != NULL;
     replay_unbind(replay, VGPU_KIND_EXEC, call->argument[0]);
-    return (CUresult)replay->driver.cuGraphExecDestroy(exec);
+    const CUresult status = (CUresult)replay->driver.cuGraphExecDestroy(exec);
+    if (has_memory) graph_memory_instance_ended(replay, call->argument[0]);
+    return status;
 }

@@ -6,7 +6,7 @@
  * made here, after the bounds are checked, and turned back into an offset when a node is read.
  */
 #include "allocations.h"
-#include "code.h"
+#include "graph_memory.h"
 
 struct kernel_parameters { /* CUDA_KERNEL_NODE_PARAMS_v2, handles as the driver's pointers */
     void *function;
@@ -209,7 +209,9 @@ static CUresult read_event(struct vgpu_replay *replay, uint64_t wire, void **eve
 
 static CUresult read_graph(struct vgpu_replay *replay, uint64_t wire, void **graph)
 {
-    return code_graph_of(replay, wire, graph) != NULL ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    const struct code_graph *found = code_graph_of(replay, wire, graph);
+    if (found == NULL) return CUDA_ERROR_INVALID_VALUE;
+    return found->memory == NULL ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED; /* it would be copied, which CUDA refuses */
 }
 
 ADD_HANDLER(cuGraphAddKernelNode_v2, read_kernel(replay, adding.rest, adding.rest_length, &body),

@@ -8,6 +8,7 @@
  * address the driver checks itself.
  */
 #include "allocations.h"
+#include "graph_memory.h"
 #include "internal.h"
 
 #include <stdlib.h>
@@ -92,7 +93,9 @@ CUresult replay_wireMemoryFree(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     uint64_t address = call->argument[0];
     const struct replay_allocation *found = replay_allocation_find(replay, address);
-    if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
+    if (found == NULL)
+        return graph_memory_free(replay, address, 0, NULL, true);
+    if (found->kind == REPLAY_ALLOCATION_MAPPING)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult status = (CUresult)replay->driver.cuMemFree_v2(address);
     if (status != CUDA_SUCCESS)
@@ -173,4 +176,5 @@ void replay_memory_context_ended(struct vgpu_replay *replay, unsigned slot)
         else
             address++;
     }
+    graph_memory_context_ended(replay);
 }

@@ -4,6 +4,7 @@
  * which is what is allocated and what it keeps for later; when the quota is at its end pools are told to keep nothing.
  */
 #include "allocations.h"
+#include "graph_memory.h"
 #include "internal.h"
 
 #define LOCATION_DEVICE 1
@@ -20,24 +21,20 @@ struct pool_properties { /* CUmemPoolProps */
 };
 _Static_assert(sizeof(struct pool_properties) == 88, "CUmemPoolProps");
 
-/* Memory nodes in graphs are not built, and what a graph allocates when it is launched could not be counted. */
-static bool is_for_graph(struct vgpu_replay *replay, void *stream)
-{
-    return replay_memory_limit(replay) != 0 && replay_is_capturing(replay, stream);
-}
-
 static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, uint64_t id, void *stream, struct vgpu_result *result)
 {
     uint64_t address = 0;
-    if (is_for_graph(replay, stream))
-        return CUDA_ERROR_NOT_SUPPORTED;
+    struct code_graph *graph;
+    CUresult status = graph_memory_capturing(replay, stream, &graph);
+    if (status != CUDA_SUCCESS || graph != NULL) /* a node of that graph, which costs nothing until it is launched */
+        return status != CUDA_SUCCESS ? status : graph_memory_capture_allocation(replay, graph, size, pool, stream, result);
     /* Charged before the driver is asked, and once more as part of what the pool holds then; the first charge goes back. */
     if (!replay_memory_charge(replay, size)) {
         replay_pools_settle(replay, REPLAY_POOLS_EMPTY);
         if (!replay_memory_charge(replay, size))
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult status = (CUresult)replay->driver.cuMemAllocFromPoolAsync(&address, size, pool, stream);
+    status = (CUresult)replay->driver.cuMemAllocFromPoolAsync(&address, size, pool, stream);
     replay_memory_release(replay, size);
     if (status != CUDA_SUCCESS || address == 0)
         return status;
@@ -57,7 +54,7 @@ static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, 
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-/* arguments: size, stream; value[0]: address */
+/* arguments: size, stream; value[0]: address; value[1]: the graph it became a node of, 0: none */
 CUresult replay_cuMemAllocAsync(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -68,7 +65,7 @@ CUresult replay_cuMemAllocAsync(REPLAY_PARAMETERS)
     return status != CUDA_SUCCESS ? status : allocate(replay, call->argument[0], pool, call->argument[1], stream, result);
 }
 
-/* arguments: size, pool, stream; value[0]: address */
+/* arguments: size, pool, stream; value[0]: address; value[1]: as above */
 CUresult replay_cuMemAllocFromPoolAsync(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -78,7 +75,7 @@ CUresult replay_cuMemAllocFromPoolAsync(REPLAY_PARAMETERS)
     return allocate(replay, call->argument[0], pool, call->argument[2], stream, result);
 }
 
-/* arguments: address of an allocation of either kind, stream */
+/* arguments: address of an allocation of any kind, stream; value[0]: the graph it became a node of, 0: none */
 CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -87,11 +84,15 @@ CUresult replay_cuMemFreeAsync(REPLAY_PARAMETERS)
     if (!replay_stream(replay, call->argument[1], &stream))
         return CUDA_ERROR_INVALID_HANDLE;
     const struct replay_allocation *found = replay_allocation_find(replay, address);
-    if (found == NULL || found->kind == REPLAY_ALLOCATION_MAPPING)
+    struct code_graph *graph;
+    CUresult status = graph_memory_capturing(replay, stream, &graph);
+    if (status != CUDA_SUCCESS || graph != NULL)
+        return status != CUDA_SUCCESS ? status : graph_memory_capture_free(replay, graph, address, stream, result);
+    if (found == NULL)
+        return graph_memory_free(replay, address, call->argument[1], stream, false);
+    if (found->kind == REPLAY_ALLOCATION_MAPPING)
         return CUDA_ERROR_INVALID_VALUE;
-    if (is_for_graph(replay, stream))
-        return CUDA_ERROR_NOT_SUPPORTED;
-    CUresult status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
+    status = (CUresult)replay->driver.cuMemFreeAsync(address, stream);
     if (status != CUDA_SUCCESS)
         return status;
     if (found->kind == REPLAY_ALLOCATION_POOL)

@@ -4,6 +4,7 @@
  * captures is passed on as it is.
  */
 #include "allocations.h"
+#include "code.h"
 #include "internal.h"
 
 #define ATTRIBUTE_BYTES 64u
@@ -43,6 +44,8 @@ CUresult replay_cuStreamDestroy_v2(REPLAY_PARAMETERS)
     replay_stream_retire(replay, call->argument[0]);
     replay_unbind(replay, VGPU_KIND_STREAM, call->argument[0]);
     CUresult status = (CUresult)replay->driver.cuStreamDestroy_v2(stream);
+    if (replay->private->captures != 0)
+        code_captures_check(replay);
     replay_pools_stream_ended(replay, call->argument[0]);
     return status;
 }

@@ -1352,10 +1352,10 @@ __attribute__((weak)) CUresult cuGraphAddHostNode(void *phGraphNode, CUgraph hGr
 { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddHostNode); }
 __attribute__((weak)) CUresult cuGraphAddKernelNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams)
 { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddKernelNode); }
-VGPU_EXPORT CUresult cuGraphAddMemAllocNode(void);
-CUresult cuGraphAddMemAllocNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddMemAllocNode); }
-VGPU_EXPORT CUresult cuGraphAddMemFreeNode(void);
-CUresult cuGraphAddMemFreeNode(void) { return shim_refuse(VGPU_CALL_cuGraphAddMemFreeNode); }
+__attribute__((weak)) CUresult cuGraphAddMemAllocNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, void *nodeParams)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddMemAllocNode); }
+__attribute__((weak)) CUresult cuGraphAddMemFreeNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, unsigned long long dptr)
+{ (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)dptr; return shim_refuse(VGPU_CALL_cuGraphAddMemFreeNode); }
 __attribute__((weak)) CUresult cuGraphAddNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, void *nodeParams)
 { (void)phGraphNode; (void)hGraph; (void)dependencies; (void)numDependencies; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphAddNode); }
 __attribute__((weak)) CUresult cuGraphAddNode_v2(void *phGraphNode, CUgraph hGraph, const void *dependencies, const void *dependencyData, size_t numDependencies, void *nodeParams)
@@ -1414,10 +1414,10 @@ __attribute__((weak)) CUresult cuGraphKernelNodeGetParams(CUgraphNode hNode, voi
 { (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphKernelNodeGetParams); }
 __attribute__((weak)) CUresult cuGraphKernelNodeSetParams(CUgraphNode hNode, const void *nodeParams)
 { (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphKernelNodeSetParams); }
-VGPU_EXPORT CUresult cuGraphMemAllocNodeGetParams(void);
-CUresult cuGraphMemAllocNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemAllocNodeGetParams); }
-VGPU_EXPORT CUresult cuGraphMemFreeNodeGetParams(void);
-CUresult cuGraphMemFreeNodeGetParams(void) { return shim_refuse(VGPU_CALL_cuGraphMemFreeNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, void *params_out)
+{ (void)hNode; (void)params_out; return shim_refuse(VGPU_CALL_cuGraphMemAllocNodeGetParams); }
+__attribute__((weak)) CUresult cuGraphMemFreeNodeGetParams(CUgraphNode hNode, void *dptr_out)
+{ (void)hNode; (void)dptr_out; return shim_refuse(VGPU_CALL_cuGraphMemFreeNodeGetParams); }
 __attribute__((weak)) CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, void *nodeParams)
 { (void)hNode; (void)nodeParams; return shim_refuse(VGPU_CALL_cuGraphMemcpyNodeGetParams); }
 __attribute__((weak)) CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const void *nodeParams)

@@ -385,6 +385,8 @@ VGPU_EXPORT CUresult cuDeviceUnregisterAsyncNotification(int device, void *callb
 VGPU_EXPORT CUresult cuGraphAddDependencies(CUgraph hGraph, const void *from, const void *to, size_t numDependencies);
 VGPU_EXPORT CUresult cuGraphAddHostNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams);
 VGPU_EXPORT CUresult cuGraphAddKernelNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, const void *nodeParams);
+VGPU_EXPORT CUresult cuGraphAddMemAllocNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, void *nodeParams);
+VGPU_EXPORT CUresult cuGraphAddMemFreeNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, unsigned long long dptr);
 VGPU_EXPORT CUresult cuGraphAddNode(void *phGraphNode, CUgraph hGraph, const void *dependencies, size_t numDependencies, void *nodeParams);
 VGPU_EXPORT CUresult cuGraphAddNode_v2(void *phGraphNode, CUgraph hGraph, const void *dependencies, const void *dependencyData, size_t numDependencies, void *nodeParams);
 VGPU_EXPORT CUresult cuGraphEventRecordNodeGetEvent(CUgraphNode hNode, void *event_out);
@@ -401,6 +403,8 @@ VGPU_EXPORT CUresult cuGraphHostNodeGetParams(CUgraphNode hNode, void *nodeParam
 VGPU_EXPORT CUresult cuGraphHostNodeSetParams(CUgraphNode hNode, const void *nodeParams);
 VGPU_EXPORT CUresult cuGraphKernelNodeGetParams(CUgraphNode hNode, void *nodeParams);
 VGPU_EXPORT CUresult cuGraphKernelNodeSetParams(CUgraphNode hNode, const void *nodeParams);
+VGPU_EXPORT CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, void *params_out);
+VGPU_EXPORT CUresult cuGraphMemFreeNodeGetParams(CUgraphNode hNode, void *dptr_out);
 VGPU_EXPORT CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, void *nodeParams);
 VGPU_EXPORT CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const void *nodeParams);
 VGPU_EXPORT CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, void *nodeParams);
