@@ -28,7 +28,7 @@ import attrs
 from .conformance import CHECKS, Check, Mismatch, Probe
 from .conformance.probe import Kind
 
-SUBJECTS = ("device", "memory", "arrays", "code", "launches", "streams", "graphs", "virtual")
+SUBJECTS = ("device", "memory", "arrays", "code", "launches", "streams", "graphs", "graph_memory", "virtual")
 CHECK_SECONDS = 60.0
 
 for _subject in SUBJECTS:

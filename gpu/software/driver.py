@@ -16,6 +16,7 @@ from . import (
     driver_array,
     driver_context,
     driver_graph,
+    driver_graph_memory,
     driver_link,
     driver_memory,
     driver_module,
@@ -34,6 +35,7 @@ PARTS = (
     driver_link,
     driver_stream,
     driver_graph,
+    driver_graph_memory,
     driver_node,
 )
 

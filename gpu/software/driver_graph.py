@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import driver_graph_memory as memory
 from .driver_memory import BOX_BYTES, copy_3d, memset_2d
 from .driver_module import Launch, packed_parameters
 from .driver_stream import host_run
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
-from .host import get_bytes, get_u64_list, put_bytes, put_i32, put_u64, unpack
+from .host import get_bytes, get_u64, get_u64_list, put_bytes, put_i32, put_u64, unpack
 from .state import CudaError, Device, Event, Executable, Function, Graph, Node
 
 KERNEL, MEMCPY, MEMSET, HOST, CHILD, EMPTY, WAIT, RECORD = range(8)
 UPDATE_ERROR = 910
+UPLOAD = 2
 KERNEL_PARAMS = "<QIIIIIIIxxxxQQQQ"
 
 
@@ -37,6 +39,7 @@ def cuGraphCreate(device: Device, out: int, flags: int) -> None:
 @entry
 def cuGraphDestroy(device: Device, handle: int) -> None:
     graph = device.remove(handle, Graph)
+    memory.graph_ended(device, graph)
     mine = {id(n) for n in graph.nodes}
     for number in [h for h, o in device.objects.items() if id(o) in mine]:
         del device.objects[number]
@@ -44,6 +47,7 @@ def cuGraphDestroy(device: Device, handle: int) -> None:
 
 def _copy(original: Graph) -> Graph:
     """A graph of its own that does the same; each node knows which it was made from."""
+    memory.refuse_memory(original)
     copies = {id(n): Node(n.kind, n.run, [], n.enabled, dict(n.details, original=n)) for n in original.nodes}
     for node in original.nodes:
         copies[id(node)].dependencies = [copies[id(d)] for d in node.dependencies]
@@ -131,6 +135,7 @@ def cuGraphNodeGetType(device: Device, handle: int, out: int) -> None:
 def cuGraphDestroyNode(device: Device, handle: int) -> None:
     node = device.get(handle, Node)
     graph = _graph_of(device, node)
+    memory.refuse_memory(graph)
     graph.nodes = [n for n in graph.nodes if n is not node]
     for other in graph.nodes:
         other.dependencies = [d for d in other.dependencies if d is not node]
@@ -149,6 +154,7 @@ def cuGraphAddDependencies_v2(
 def cuGraphRemoveDependencies_v2(
     device: Device, graph: int, sources: int, targets: int, edges: int, count: int
 ) -> None:
+    memory.refuse_memory(device.get(graph, Graph))
     for source, target in zip(get_u64_list(sources, count), get_u64_list(targets, count), strict=True):
         node, before = device.get(target, Node), device.get(source, Node)
         if before not in node.dependencies:
@@ -334,13 +340,22 @@ def cuGraphInstantiateWithFlags(device: Device, out: int, handle: int, flags: in
     if flags & ~0xB:
         raise CudaError(NOT_SUPPORTED, f"instantiation flags {flags:#x}")
     graph = device.get(handle, Graph)
-    put_u64(out, device.add(Executable(graph, [(n, n.run) for n in graph.ordered()], flags)))
+    plan = Executable(graph, [(n, n.run) for n in graph.ordered()], flags)
+    memory.instantiated(device, plan)
+    put_u64(out, device.add(plan))
 
 
 @entry
 def cuGraphInstantiateWithParams(device: Device, out: int, handle: int, parameters: int) -> None:
-    flags = get_u64_list(parameters, 1)[0]
+    flags, stream = get_u64_list(parameters, 2)
     cuGraphInstantiateWithFlags(device, out, handle, flags)
+    if flags & UPLOAD:
+        executable = get_u64(out)
+        try:
+            cuGraphUpload(device, executable, stream)
+        except (CudaError, MemoryError):
+            cuGraphExecDestroy(device, executable)
+            raise
     put_u64(parameters + 16, 0)
     put_i32(parameters + 24, 0)
 
@@ -352,7 +367,11 @@ def cuGraphExecGetFlags(device: Device, handle: int, out: int) -> None:
 
 @entry
 def cuGraphExecUpdate_v2(device: Device, handle: int, graph: int, result: int) -> None:
-    plan, fresh = device.get(handle, Executable), device.get(graph, Graph).ordered()
+    plan, other = device.get(handle, Executable), device.get(graph, Graph)
+    fresh = other.ordered()
+    if (memory.has_memory(other) or plan.held) and other is not plan.graph:
+        put_i32(result, 6)  # not supported
+        raise CudaError(UPDATE_ERROR)
     if len(fresh) != len(plan.steps) or any(
         n.kind != old.kind for n, (old, _) in zip(fresh, plan.steps, strict=True)
     ):
@@ -380,13 +399,17 @@ def cuGraphNodeGetEnabled(device: Device, executable: int, node: int, out: int) 
 
 @entry
 def cuGraphUpload(device: Device, handle: int, stream: int) -> None:
-    device.get(handle, Executable)
-    device.stream(stream)
+    memory.uploaded(device, device.get(handle, Executable), device.stream(stream))
 
 
 @entry
 def cuGraphLaunch(device: Device, handle: int, stream: int) -> None:
-    plan = device.get(handle, Executable)
+    plan, target = device.get(handle, Executable), device.stream(stream)
+    if target.capture is not None and plan.held:
+        target.capture.invalid = True
+        raise CudaError(NOT_SUPPORTED, "a graph with memory nodes is no child of another")
+    if target.capture is None:
+        memory.launching(device, plan, target)
 
     def run() -> None:
         for node, step in plan.steps:
@@ -395,9 +418,9 @@ def cuGraphLaunch(device: Device, handle: int, stream: int) -> None:
             if device.fault:
                 return
 
-    device.submit(device.stream(stream), CHILD, run)
+    device.submit(target, CHILD, run)
 
 
 @entry
 def cuGraphExecDestroy(device: Device, handle: int) -> None:
-    device.remove(handle, Executable)
+    memory.ended(device, device.remove(handle, Executable))

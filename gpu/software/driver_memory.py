@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .array import Array
+from .driver_graph_memory import capture_allocation, capture_free, free_block
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, put_bytes, put_i32, put_u64, unpack
 from .memory import PAGE
@@ -61,6 +62,8 @@ def cuMemFree_v2(device: Device, address: int) -> None:
     pool = device.pool_of.pop(address, None)
     if pool is not None:
         pool.free(address)
+        return
+    if free_block(device, address):
         return
     contexts = [c for c in device.objects.values() if isinstance(c, Context) and address in c.memory]
     if not contexts:
@@ -518,11 +521,13 @@ def cuMemAllocAsync(device: Device, out: int, size: int, stream: int) -> None:
 
 @entry
 def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stream: int) -> None:
-    if device.stream(stream).capture is not None:
-        raise CudaError(801, "memory nodes are not built")
     holder = device.get(pool, Pool)
     if not size:
         put_u64(out, 0)  # no memory and no error, as NVIDIA's driver has it
+        return
+    captured = capture_allocation(device, device.stream(stream), size)
+    if captured is not None:
+        put_u64(out, captured)
         return
     address = holder.allocate(size, device.stream(stream))
     device.pool_of[address] = holder
@@ -531,8 +536,8 @@ def cuMemAllocFromPoolAsync(device: Device, out: int, size: int, pool: int, stre
 
 @entry
 def cuMemFreeAsync(device: Device, address: int, stream: int) -> None:
-    if device.stream(stream).capture is not None:
-        raise CudaError(801, "memory nodes are not built")
+    if capture_free(device, device.stream(stream), address):
+        return
     pool = device.pool_of.pop(address, None)
     if pool is not None:
         pool.free_in_order(address, device.stream(stream))

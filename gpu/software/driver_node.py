@@ -24,7 +24,7 @@ from .driver_memory import BOX_BYTES, memset_bytes
 from .driver_module import Launch
 from .driver_stream import host_run
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
-from .host import get_bytes, put_bytes, put_i32, put_u64, unpack
+from .host import get_bytes, put_bytes, put_i32, unpack
 from .state import CudaError, Device, Event, Graph, Node
 
 HOST, CHILD, WAIT, RECORD = 3, 4, 6, 7
@@ -203,28 +203,6 @@ def cuGraphExecEventWaitNodeSetEvent(device: Device, executable: int, handle: in
     # Everything runs in order here, so there is nothing to wait for; the handles must be right all the same.
     device.get(event, Event)
     replace_step(device, executable, handle, _node(device, handle, WAIT).run)
-
-
-# -- memory of graphs: there are no memory nodes, so nothing is ever kept for them --------------------------
-
-
-@entry
-def cuDeviceGraphMemTrim(device: Device, dev: int) -> None:
-    if dev != 0:
-        raise CudaError(101)
-
-
-@entry
-def cuDeviceGetGraphMemAttribute(device: Device, dev: int, attribute: int, out: int) -> None:
-    if dev != 0 or attribute not in range(4):
-        raise CudaError(101 if dev else INVALID_VALUE)
-    put_u64(out, 0)
-
-
-@entry
-def cuDeviceSetGraphMemAttribute(device: Device, dev: int, attribute: int, value: int) -> None:
-    if dev != 0 or attribute not in (1, 3):  # only high-water marks can be set, and only to 0
-        raise CudaError(101 if dev else INVALID_VALUE)
 
 
 @entry

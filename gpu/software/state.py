@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from .graph_memory import Block, GraphMemory
 from .memory import AddressSpace, PhysicalAllocation
 from .pool import Pool
 from .ptx import Instance, Kernel
@@ -97,6 +98,10 @@ class Executable:
     steps: list[tuple[Node, Callable[[], None]]]
     flags: int = 0
     disabled: set[int] = attrs.Factory(set)
+    # Memory nodes: what a launch needs, what it leaves allocated, and what the instance keeps from ending.
+    blocks: list[Block] = attrs.Factory(list)
+    unfreed: list[Block] = attrs.Factory(list)
+    held: list[Block] = attrs.Factory(list)
 
 
 _capture_ids = itertools.count(1)
@@ -174,6 +179,7 @@ class Device:
         self.per_thread = Stream()
         self.default_pool = self.add(Pool(self.space))
         self.pool = self.default_pool
+        self.graph_memory = GraphMemory(self.space)
         self.captures: list[Capture] = []
         # Error that poisoned the context; every later call returns it.
         self.fault = 0
