@@ -227,6 +227,7 @@ CUresult cuStreamEndCapture(CUstream hStream, void *phGraph)
     status = shim_reply(VGPU_CALL_cuStreamEndCapture, argument, NULL, 0, value, NULL, 0, NULL);
     /* value[1]: what the stream is afterwards; a refused end leaves the capture open. */
     if (value[1] == NONE && status != CUDA_ERROR_ILLEGAL_STATE) shim_capture_stream_gone(stream);
+    if (status != CUDA_SUCCESS && value[0] != 0) shim_graph_lost(value[0]);
     if (foreign) return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
     if (status != CUDA_SUCCESS) return status;
     if (shim_graph_adopt(value[0], 0) == NULL) return CUDA_ERROR_OUT_OF_MEMORY;

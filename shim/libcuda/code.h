@@ -148,6 +148,7 @@ struct shim_graph {
     size_t child_count, child_capacity;
     uint64_t parent;
     struct shim_reference *reference; /* user objects */
+    struct shim_memory *memory;       /* NULL: no memory nodes */
 };
 struct shim_node {
     uint64_t handle, graph;
@@ -156,6 +157,7 @@ struct shim_node {
 struct shim_exec {
     uint64_t handle;
     struct shim_reference *reference;
+    struct shim_memory *memory; /* NULL: no memory nodes */
     _Atomic bool launched;
 };
 struct shim_graph *shim_graph_of(CUgraph graph);
@@ -164,8 +166,24 @@ CUresult shim_node_adopt(uint64_t handle, uint64_t graph);
 struct shim_node *shim_node_of(CUgraphNode node);
 struct shim_exec *shim_exec_of(CUgraphExec exec);
 CUresult shim_exec_adopt(uint64_t handle, struct shim_graph *graph);
+/* A graph that the worker has forgotten: it was to come of a capture that failed. */
+void shim_graph_lost(uint64_t handle);
 /* Node list + optional edge data as payload; free() it. */
 CUresult shim_node_list(const CUgraphNode *nodes, const void *edges, size_t count, uint8_t **payload, uint32_t *length);
+/* Adds a node by that call; argument: the two of its own. */
+CUresult shim_node_add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgraphNode *dependencies, size_t count, const void *bytes,
+                       uint32_t length, const uint64_t argument[2], uint64_t value[4]);
+
+/* ---- memory nodes (graph_memory.c) ---- */
+
+struct shim_memory; /* of a graph, or of an instance */
+CUresult shim_memory_made(struct shim_graph *graph, uint64_t address, uint64_t size); /* by a node of the graph */
+CUresult shim_memory_freed(struct shim_graph *graph, uint64_t address);
+struct shim_memory *shim_memory_copy(const struct shim_graph *graph); /* for an instance */
+void shim_memory_drop(struct shim_memory *memory);
+void shim_memory_launched(struct shim_memory *memory);
+bool shim_memory_free(uint64_t address); /* false: nothing is allocated there */
+CUresult shim_memory_free_async(uint64_t address, uint64_t stream);
 
 /* ---- host functions (host_function.c) ---- */
 

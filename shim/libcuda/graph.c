@@ -100,9 +100,21 @@ static void forget_graph(struct shim_graph *graph, struct shim_reference **refer
     }
     shim_handle_free(graph->handle);
     if (graph->reference != NULL && *count < room) references[(*count)++] = graph->reference;
+    shim_memory_drop(graph->memory);
     free(graph->node);
     free(graph->child);
     free(graph);
+}
+
+void shim_graph_lost(uint64_t handle)
+{
+    struct shim_reference *references[64];
+    size_t count = 0;
+    pthread_mutex_lock(&mutex);
+    struct shim_graph *graph = graph_by_handle(handle);
+    if (graph != NULL) forget_graph(graph, references, &count, 64);
+    pthread_mutex_unlock(&mutex);
+    for (size_t i = 0; i < count; i++) shim_references_drop(references[i], false);
 }
 
 CUresult shim_node_list(const CUgraphNode *nodes, const void *edges, size_t count, uint8_t **payload, uint32_t *length)

@@ -33,6 +33,7 @@ static void forget(struct shim_exec *exec)
     shim_handle_free(exec->handle);
     /* What the graph holds may still be in use by a launch that is under way. */
     shim_references_drop(exec->reference, atomic_load_explicit(&exec->launched, memory_order_relaxed));
+    shim_memory_drop(exec->memory);
     free(exec);
 }
 
@@ -71,6 +72,7 @@ CUresult shim_exec_adopt(uint64_t handle, struct shim_graph *graph)
     }
     exec->handle = handle;
     exec->reference = shim_references_copy(graph->reference);
+    exec->memory = shim_memory_copy(graph);
     return CUDA_SUCCESS;
 }
 
@@ -149,6 +151,11 @@ static CUresult update(CUgraphExec hGraphExec, CUgraph hGraph, struct update_res
         exec->reference = shim_references_copy(graph->reference);
         shim_references_drop(old, true);
     }
+    if (status == CUDA_SUCCESS && (graph->memory != NULL || exec->memory != NULL)) {
+        struct shim_memory *old = exec->memory;
+        exec->memory = shim_memory_copy(graph);
+        shim_memory_drop(old);
+    }
     return status;
 }
 
@@ -180,9 +187,18 @@ static CUresult submit(unsigned call, CUgraphExec hGraphExec, CUstream hStream)
     if ((status = shim_stream(hStream, &stream)) != CUDA_SUCCESS) return status;
     atomic_store_explicit(&exec->launched, true, memory_order_relaxed);
     const uint64_t argument[8] = {exec->handle, stream};
-    if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0, 0))
-        return shim_reply(call, argument, NULL, 0, NULL, NULL, 0, NULL); /* becomes a node of the capture, or spoils it */
-    status = shim_async(call, argument, NULL, 0);
+    if (__builtin_expect(atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0, 0)) {
+        status = shim_reply(call, argument, NULL, 0, NULL, NULL, 0, NULL); /* becomes a node of the capture, or spoils it */
+        /* With memory nodes it cannot become one: it was launched. */
+        if (status == CUDA_SUCCESS && exec->memory != NULL && call == VGPU_CALL_cuGraphLaunch) shim_memory_launched(exec->memory);
+        return status;
+    }
+    if (__builtin_expect(exec->memory != NULL, 0)) { /* whether there is memory for it is told by this call */
+        status = shim_reply(call, argument, NULL, 0, NULL, NULL, 0, NULL);
+        if (status == CUDA_SUCCESS && call == VGPU_CALL_cuGraphLaunch) shim_memory_launched(exec->memory);
+    } else {
+        status = shim_async(call, argument, NULL, 0);
+    }
     if (status != CUDA_SUCCESS) return status;
     shim_callbacks_graph_launched();
     return shim_launch_blocking();

@@ -151,7 +151,8 @@ static CUresult host_body(const void *parameters, struct body *body)
 
 /* ---- adding ---- */
 
-static CUresult add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgraphNode *dependencies, size_t count, struct body *body)
+CUresult shim_node_add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgraphNode *dependencies, size_t count, const void *bytes,
+                       uint32_t length, const uint64_t own[2], uint64_t value[4])
 {
     const struct shim_graph *graph = shim_graph_of(hGraph);
     if (out == NULL || graph == NULL) return CUDA_ERROR_INVALID_VALUE;
@@ -159,22 +160,27 @@ static CUresult add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgra
     uint32_t head_length;
     CUresult status = shim_node_list(dependencies, NULL, count, &head, &head_length);
     if (status != CUDA_SUCCESS) return status;
-    uint8_t *payload = malloc(head_length + body->length + 1);
-    if (payload == NULL || head_length + body->length > VGPU_INLINE_LIMIT) {
+    uint8_t *payload = malloc(head_length + length + 1);
+    if (payload == NULL || head_length + length > VGPU_INLINE_LIMIT) {
         free(payload);
         free(head);
         return payload == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_NOT_SUPPORTED;
     }
     if (head_length != 0) memcpy(payload, head, head_length);
-    if (body->length != 0) memcpy(payload + head_length, body->bytes, body->length);
-    const uint64_t argument[8] = {graph->handle, count, body->argument[0], body->argument[1]};
-    uint64_t value[4] = {0};
-    status = shim_reply(call, argument, payload, head_length + body->length, value, NULL, 0, NULL);
+    if (length != 0) memcpy(payload + head_length, bytes, length);
+    const uint64_t argument[8] = {graph->handle, count, own[0], own[1]};
+    status = shim_reply(call, argument, payload, head_length + length, value, NULL, 0, NULL);
     free(payload);
     free(head);
     if (status == CUDA_SUCCESS) status = shim_node_adopt(value[0], graph->handle);
     if (status == CUDA_SUCCESS) *out = CODE_HANDLE(CUgraphNode, value[0]);
     return status;
+}
+
+static CUresult add(unsigned call, CUgraphNode *out, CUgraph hGraph, const CUgraphNode *dependencies, size_t count, struct body *body)
+{
+    uint64_t value[4] = {0};
+    return shim_node_add(call, out, hGraph, dependencies, count, body->bytes, body->length, body->argument, value);
 }
 
 #define ADD_NODE(enter, call, make_body)                                                                      \
@@ -529,7 +535,7 @@ CUresult cuGraphKernelNodeSetAttribute(CUgraphNode hNode, unsigned int attr, con
 
 /* ---- one entry for all types (CUDA 12.2) ---- */
 
-enum node_type { KERNEL, MEMCPY, MEMSET, HOST, CHILD, EMPTY, WAIT_EVENT, EVENT_RECORD };
+enum node_type { KERNEL, MEMCPY, MEMSET, HOST, CHILD, EMPTY, WAIT_EVENT, EVENT_RECORD, MEM_ALLOC = 10, MEM_FREE };
 
 /* CUgraphNodeParams: the type, then the parameters of that type at offset 16. */
 static CUresult typed_body(const uint8_t *parameters, struct body *body, unsigned *add_call, unsigned *set_call, unsigned *exec_call)
@@ -595,12 +601,28 @@ static CUresult typed_body(const uint8_t *parameters, struct body *body, unsigne
     }
 }
 
+/* A memory node takes no part in what edges can say besides the order. */
+static CUresult add_memory_node(int type, void *phGraphNode, CUgraph hGraph, const void *dependencies, const void *edges, size_t count,
+                                uint8_t *parameters)
+{
+    for (size_t i = 0; edges != NULL && i < 8 * count; i++)
+        if (((const uint8_t *)edges)[i] != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (type == MEM_ALLOC) return cuGraphAddMemAllocNode(phGraphNode, hGraph, dependencies, count, parameters);
+    unsigned long long address;
+    memcpy(&address, parameters, sizeof address);
+    return cuGraphAddMemFreeNode(phGraphNode, hGraph, dependencies, count, address);
+}
+
 CUresult cuGraphAddNode_v2(void *phGraphNode, CUgraph hGraph, const void *dependencies, const void *dependencyData,
                            size_t numDependencies, void *nodeParams)
 {
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS) return status;
     if (nodeParams == NULL) return CUDA_ERROR_INVALID_VALUE;
+    int type;
+    memcpy(&type, nodeParams, sizeof type);
+    if (type == MEM_ALLOC || type == MEM_FREE)
+        return add_memory_node(type, phGraphNode, hGraph, dependencies, dependencyData, numDependencies, (uint8_t *)nodeParams + 16);
     struct body body = {0};
     unsigned add_call = 0, set_call = 0, exec_call = 0;
     status = typed_body(nodeParams, &body, &add_call, &set_call, &exec_call);

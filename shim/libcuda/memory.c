@@ -5,6 +5,7 @@
  * Allocation is one round trip, freeing is one record. What CUDA refuses at once (a null pointer, size 0, an
  * address that is no allocation's start) is refused here, from the table, with nothing sent.
  */
+#include "code.h"
 #include "memory.h"
 
 #include <errno.h>
@@ -193,10 +194,14 @@ CUresult cuMemFree_v2(unsigned long long dptr)
     CUresult status = shim_enter_context();
     if (status != CUDA_SUCCESS || dptr == 0) return status;
     struct shim_range range;
-    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr || !memory_is_allocation(&range))
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!shim_map_find(&shim_memory_map, dptr, &range)) return CUDA_ERROR_INVALID_VALUE;
+    if (range.kind != SHIM_RANGE_GRAPH && (range.base != dptr || !memory_is_allocation(&range))) return CUDA_ERROR_INVALID_VALUE;
     if ((status = shim_capture_check()) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {dptr};
+    if (range.kind == SHIM_RANGE_GRAPH) {
+        if (!shim_memory_free(dptr)) return CUDA_ERROR_INVALID_VALUE;
+        return shim_reply(VGPU_CALL_wireMemoryFree, argument, NULL, 0, NULL, NULL, 0, NULL);
+    }
     if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0) {
         /* The driver may refuse it while capturing, and then the allocation stays. */
         status = shim_reply(VGPU_CALL_wireMemoryFree, argument, NULL, 0, NULL, NULL, 0, NULL);

@@ -36,7 +36,7 @@ static bool is_mapping(const struct shim_range *range) { return vgpu_handle_kind
 static bool value_of(unsigned attribute, uint64_t address, const struct shim_range *range, uint64_t *value)
 {
     bool host = range->kind == SHIM_RANGE_PINNED || range->kind == SHIM_RANGE_REGISTERED;
-    bool mapping = is_mapping(range), pool = range->kind == SHIM_RANGE_POOL;
+    bool mapping = is_mapping(range), pool = range->kind == SHIM_RANGE_POOL || range->kind == SHIM_RANGE_GRAPH;
     struct shim_range outer = *range;
     switch (attribute) {
     case CONTEXT: *value = mapping || pool ? 0 : range->context; return true;

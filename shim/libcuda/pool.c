@@ -5,6 +5,7 @@
  * Allocating is a round trip (the address has to be known), freeing is a record. Pools belong to the device and
  * outlive contexts; the default pool's handle is asked once.
  */
+#include "code.h"
 #include "memory.h"
 
 #include "_generated_prototypes.h"
@@ -40,6 +41,15 @@ static CUresult find_default(uint64_t *pool)
     atomic_store_explicit(&default_pool, value[0], memory_order_release);
     *pool = value[0];
     return CUDA_SUCCESS;
+}
+
+/* It became a node of the graph that the stream captures into. */
+static CUresult record_node(void *dptr, uint64_t graph_handle, uint64_t address, uint64_t size)
+{
+    struct shim_graph *graph = shim_graph_adopt(graph_handle, 0);
+    const CUresult status = graph == NULL ? CUDA_ERROR_OUT_OF_MEMORY : shim_memory_made(graph, address, size);
+    if (status == CUDA_SUCCESS) *(CUdeviceptr *)dptr = address;
+    return status;
 }
 
 /* `pool` is what CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE will say: the default pool, also where cuDeviceSetMemPool put
@@ -79,6 +89,7 @@ CUresult cuMemAllocAsync(void *dptr, size_t bytesize, CUstream hStream)
     if ((status = find_default(&pool)) != CUDA_SUCCESS) return status;
     const uint64_t argument[8] = {bytesize, stream};
     status = shim_reply(VGPU_CALL_cuMemAllocAsync, argument, NULL, 0, value, NULL, 0, NULL);
+    if (status == CUDA_SUCCESS && value[1] != 0) return record_node(dptr, value[1], value[0], bytesize);
     return status != CUDA_SUCCESS ? status : record(dptr, value[0], bytesize, pool);
 }
 
@@ -95,6 +106,7 @@ CUresult cuMemAllocFromPoolAsync(void *dptr, size_t bytesize, CUmemoryPool pool,
     }
     const uint64_t argument[8] = {bytesize, (uint64_t)(uintptr_t)pool, stream};
     status = shim_reply(VGPU_CALL_cuMemAllocFromPoolAsync, argument, NULL, 0, value, NULL, 0, NULL);
+    if (status == CUDA_SUCCESS && value[1] != 0) return record_node(dptr, value[1], value[0], bytesize);
     return status != CUDA_SUCCESS ? status : record(dptr, value[0], bytesize, (uint64_t)(uintptr_t)pool);
 }
 
@@ -105,8 +117,9 @@ CUresult cuMemFreeAsync(unsigned long long dptr, CUstream hStream)
     if (status != CUDA_SUCCESS) return status;
     if ((status = shim_stream(hStream, &stream)) != CUDA_SUCCESS || dptr == 0) return status;
     struct shim_range range;
-    if (!shim_map_find(&shim_memory_map, dptr, &range) || range.base != dptr || !memory_is_allocation(&range))
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!shim_map_find(&shim_memory_map, dptr, &range)) return CUDA_ERROR_INVALID_VALUE;
+    if (range.kind == SHIM_RANGE_GRAPH) return shim_memory_free_async(dptr, stream);
+    if (range.base != dptr || !memory_is_allocation(&range)) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t argument[8] = {dptr, stream};
     if (atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0) {
         status = memory_submit(VGPU_CALL_cuMemFreeAsync, argument, NULL, 0);

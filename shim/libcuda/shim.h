@@ -133,7 +133,7 @@ void shim_handle_each(unsigned kind, void (*visit)(struct shim_object *, void *)
 
 /* ---- allocation table (memory_map.c): what a pointer is, answered in the guest ---- */
 
-enum shim_range_kind { SHIM_RANGE_DEVICE = 1, SHIM_RANGE_PINNED, SHIM_RANGE_REGISTERED, SHIM_RANGE_RESERVED, SHIM_RANGE_MANAGED, SHIM_RANGE_POOL };
+enum shim_range_kind { SHIM_RANGE_DEVICE = 1, SHIM_RANGE_PINNED, SHIM_RANGE_REGISTERED, SHIM_RANGE_RESERVED, SHIM_RANGE_MANAGED, SHIM_RANGE_POOL, SHIM_RANGE_GRAPH };
 struct shim_range {
     uint64_t base, size;         /* as the application sees it */
     uint64_t device_address;     /* of base; differs from base only for pinned memory without identity */
