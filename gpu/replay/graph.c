@@ -373,7 +373,7 @@ CUresult replay_cuGraphInstantiateWithParams(REPLAY_PARAMETERS)
             status = CUDA_ERROR_OUT_OF_MEMORY;
         }
     }
-    return graph_memory_instantiate_end(replay, status, flags, result->value[0], real, instance, pledge);
+    return graph_memory_instantiate_end(replay, status, flags, call->argument[2], result->value[0], real, instance, pledge);
 }
 
 CUresult replay_cuGraphExecUpdate_v2(REPLAY_PARAMETERS)

@@ -287,8 +287,12 @@ static void given(struct replay_graph_memory *memory, struct graph_instance *ins
     instance->stamp = ++memory->stamp;
 }
 
+/* Memory nodes are on that stream: what the driver can let go of it may see only when it is synchronized with. */
+static void is_on(struct vgpu_replay *replay, uint64_t stream) { replay_pools_freed(replay, stream); }
+
 /* Has the driver get what the instance needs, within the quota. *pledge: charged, and the driver has not been seen to take it. */
-static CUresult provide(struct vgpu_replay *replay, struct graph_instance *instance, void *exec, void *stream, bool is_upload, uint64_t *pledge)
+static CUresult provide(struct vgpu_replay *replay, struct graph_instance *instance, void *exec, uint64_t stream, void *real, bool is_upload,
+                        uint64_t *pledge)
 {
     struct replay_graph_memory *memory = replay->code->graph_memory;
     const bool has_limit = replay_memory_limit(replay) != 0;
@@ -305,7 +309,8 @@ static CUresult provide(struct vgpu_replay *replay, struct graph_instance *insta
     } else if (!is_upload) {
         return CUDA_SUCCESS;
     }
-    const CUresult status = (CUresult)replay->driver.cuGraphUpload(exec, stream);
+    const CUresult status = (CUresult)replay->driver.cuGraphUpload(exec, real);
+    is_on(replay, stream);
     if (!is_upload && status != CUDA_SUCCESS && status != CUDA_ERROR_OUT_OF_MEMORY && !replay_is_sticky(status)) {
         *pledge = more; /* a driver that cannot upload this: what it takes is seen after the launch */
         return CUDA_SUCCESS;
@@ -543,10 +548,11 @@ CUresult graph_memory_instantiate_begin(struct vgpu_replay *replay, const struct
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult graph_memory_instantiate_end(struct vgpu_replay *replay, CUresult status, uint64_t flags, uint64_t handle, void *exec,
-                                      struct graph_instance *instance, uint64_t pledge)
+CUresult graph_memory_instantiate_end(struct vgpu_replay *replay, CUresult status, uint64_t flags, uint64_t stream, uint64_t handle,
+                                      void *exec, struct graph_instance *instance, uint64_t pledge)
 {
     if (instance == NULL) return status;
+    if ((flags & INSTANTIATE_UPLOAD) != 0) is_on(replay, stream);
     struct replay_graph_memory *memory = replay->code->graph_memory;
     const bool has_limit = replay_memory_limit(replay) != 0, fits = settle(replay, pledge, has_limit);
     struct graph_instance *before = handle == 0 ? NULL : code_map_take(&memory->instances, handle);
@@ -582,17 +588,10 @@ CUresult graph_memory_update(struct vgpu_replay *replay, uint64_t handle, const 
     return status;
 }
 
-static void is_on(struct vgpu_replay *replay, uint64_t stream)
-{
-    replay_pools_freed(replay, stream); /* what the driver can let go of it may see only when it is synchronized with */
-}
-
 CUresult graph_memory_upload(struct vgpu_replay *replay, struct graph_instance *instance, void *exec, uint64_t stream, void *real)
 {
     uint64_t pledge;
-    const CUresult status = provide(replay, instance, exec, real, true, &pledge);
-    if (status == CUDA_SUCCESS) is_on(replay, stream);
-    return status;
+    return provide(replay, instance, exec, stream, real, true, &pledge);
 }
 
 CUresult graph_memory_launch(struct vgpu_replay *replay, struct graph_instance *instance, void *exec, uint64_t stream, void *real)
@@ -606,7 +605,7 @@ CUresult graph_memory_launch(struct vgpu_replay *replay, struct graph_instance *
     for (size_t i = 0; i < instance->left.count && !instance->frees_itself; i++)
         if (instance->left.item[i]->is_live) return CUDA_ERROR_INVALID_VALUE;
     uint64_t pledge;
-    CUresult status = provide(replay, instance, exec, real, false, &pledge);
+    CUresult status = provide(replay, instance, exec, stream, real, false, &pledge);
     if (status != CUDA_SUCCESS) return status;
     status = (CUresult)replay->driver.cuGraphLaunch(exec, real);
     if (status == CUDA_SUCCESS) {

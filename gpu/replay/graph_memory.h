@@ -65,8 +65,8 @@ CUresult graph_memory_free(struct vgpu_replay *replay, uint64_t address, uint64_
  * fails. */
 CUresult graph_memory_instantiate_begin(struct vgpu_replay *replay, const struct code_graph *graph, uint64_t flags,
                                         struct graph_instance **instance, uint64_t *pledge);
-CUresult graph_memory_instantiate_end(struct vgpu_replay *replay, CUresult status, uint64_t flags, uint64_t handle, void *exec,
-                                      struct graph_instance *instance, uint64_t pledge);
+CUresult graph_memory_instantiate_end(struct vgpu_replay *replay, CUresult status, uint64_t flags, uint64_t stream, uint64_t handle,
+                                      void *exec, struct graph_instance *instance, uint64_t pledge);
 /* The instance has become one of another graph. */
 CUresult graph_memory_update(struct vgpu_replay *replay, uint64_t handle, const struct code_graph *graph, void *exec, void *real,
                              int (*update)(void *, void *, void *), void *result);
