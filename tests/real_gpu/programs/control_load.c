@@ -13,8 +13,10 @@
  *     copy-for-ever BYTES          copies both ways until it is killed; prints "copying" after the first
  *     stamps SECONDS               as turns, of empty kernels; when each turn ended -> FIRST DIFFERENCE...
  *     greedy SECONDS ITERATIONS BATCH   four batches queued; when each was done -> FIRST DIFFERENCE...
- *     alloc|create|pool|array BYTES   device memory, by cuMemAlloc, cuMemCreate, cuMemAllocAsync, cuArrayCreate -> STATUS
- *     graph                        a memory node of a graph -> STATUS
+ *     alloc|create|pool|array|graph BYTES   device memory, by cuMemAlloc, cuMemCreate, cuMemAllocAsync, cuArrayCreate, a graph's
+ *                                  memory node -> STATUS
+ *     graph-steps BYTES            what is reserved for graphs: trimmed, with a node, instantiated, uploaded, launched, launched 20 times,
+ *                                  trimmed, synchronized, without the graph, trimmed -> STATUS TEN-NUMBERS
  *     free                         all of it -> STATUS
  *     info                         -> STATUS FREE TOTAL DEVICE-TOTAL
  *     nvml                         -> STATUS TOTAL FREE USED
@@ -68,6 +70,13 @@ typedef uint64_t address;
     X(cuGraphCreate, "cuGraphCreate", (handle *, unsigned))                                                            \
     X(cuGraphDestroy, "cuGraphDestroy", (handle))                                                                      \
     X(cuGraphAddMemAllocNode, "cuGraphAddMemAllocNode", (handle *, handle, const handle *, size_t, void *))            \
+    X(cuGraphAddMemFreeNode, "cuGraphAddMemFreeNode", (handle *, handle, const handle *, size_t, address))             \
+    X(cuGraphInstantiate, "cuGraphInstantiateWithFlags", (handle *, handle, unsigned long long))                       \
+    X(cuGraphUpload, "cuGraphUpload", (handle, handle))                                                                \
+    X(cuGraphLaunch, "cuGraphLaunch", (handle, handle))                                                                \
+    X(cuGraphExecDestroy, "cuGraphExecDestroy", (handle))                                                              \
+    X(cuDeviceGraphMemTrim, "cuDeviceGraphMemTrim", (int))                                                             \
+    X(cuDeviceGetGraphMemAttribute, "cuDeviceGetGraphMemAttribute", (int, int, void *))                                \
     X(cuLaunchKernel, "cuLaunchKernel",                                                                                \
       (handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, handle, void **, void **))
 
@@ -106,7 +115,7 @@ static struct {
     address memory;
     uint64_t handle;
     size_t size;
-    enum { BY_ALLOC, BY_CREATE, BY_POOL, BY_ARRAY } how;
+    enum { BY_ALLOC, BY_CREATE, BY_POOL, BY_ARRAY, BY_GRAPH } how;
 } held[MOST_HELD];
 static int held_count;
 
@@ -344,6 +353,93 @@ static int make_array(size_t size)
     return cuArrayCreate(&held[held_count].handle, &shape);
 }
 
+/* ---- memory nodes of graphs ---- */
+
+static size_t graph_memory(int attribute)
+{
+    unsigned long long bytes = 0;
+    CHECK(cuDeviceGetGraphMemAttribute(0, attribute, &bytes));
+    return (size_t)bytes;
+}
+
+/* A graph that allocates so much, and with `frees` frees it. */
+static int make_graph(size_t size, int frees, handle *graph, address *place)
+{
+    unsigned char node[120] = {0}; /* CUDA_MEM_ALLOC_NODE_PARAMS: 88 bytes of pool properties, accesses, their number, size, address */
+    const struct properties properties = {.type = 1, .location = {1, 0}};
+    handle made, freed;
+    memcpy(node, &properties, 16);
+    memcpy(node + 104, &size, sizeof size);
+    CHECK(cuGraphCreate(graph, 0));
+    int status = cuGraphAddMemAllocNode(&made, *graph, NULL, 0, node);
+    memcpy(place, node + 112, sizeof *place);
+    if (status == 0 && frees)
+        status = cuGraphAddMemFreeNode(&freed, *graph, &made, 1, *place);
+    if (status != 0)
+        CHECK(cuGraphDestroy(*graph));
+    return status;
+}
+
+/* Leaves it allocated until give_back. */
+static int hold_by_graph(size_t size)
+{
+    handle graph, instance = NULL;
+    int status = make_graph(size, 0, &graph, &held[held_count].memory);
+    if (status != 0)
+        return status;
+    status = cuGraphInstantiate(&instance, graph, 0);
+    if (status == 0)
+        status = cuGraphLaunch(instance, stream);
+    if (status == 0)
+        status = cuStreamSynchronize(stream);
+    if (instance != NULL)
+        CHECK(cuGraphExecDestroy(instance));
+    CHECK(cuGraphDestroy(graph));
+    return status;
+}
+
+/* What is reserved for graphs, step by step. */
+static void graph_steps(size_t size)
+{
+    size_t seen[12];
+    int count = 0, status;
+    handle graph = NULL, instance = NULL;
+    address place;
+    CHECK(cuStreamSynchronize(stream));
+    CHECK(cuDeviceGraphMemTrim(0));
+    seen[count++] = graph_memory(2);
+    status = make_graph(size, 1, &graph, &place);
+    seen[count++] = graph_memory(2);
+    if (status == 0)
+        status = cuGraphInstantiate(&instance, graph, 0);
+    seen[count++] = graph_memory(2);
+    if (status == 0)
+        status = cuGraphUpload(instance, stream);
+    seen[count++] = graph_memory(2);
+    if (status == 0)
+        status = cuGraphLaunch(instance, stream);
+    seen[count++] = graph_memory(2);
+    for (int again = 0; status == 0 && again < 20; again++)
+        status = cuGraphLaunch(instance, stream);
+    seen[count++] = graph_memory(2);
+    if (status == 0)
+        status = cuDeviceGraphMemTrim(0);
+    seen[count++] = graph_memory(2);
+    CHECK(cuStreamSynchronize(stream));
+    seen[count++] = graph_memory(2);
+    if (instance != NULL)
+        CHECK(cuGraphExecDestroy(instance));
+    if (graph != NULL && status == 0)
+        CHECK(cuGraphDestroy(graph));
+    seen[count++] = graph_memory(2);
+    CHECK(cuDeviceGraphMemTrim(0));
+    seen[count++] = graph_memory(2);
+    printf("graph-steps %d", status);
+    for (int i = 0; i < count; i++)
+        printf(" %zu", seen[i]);
+    puts("");
+}
+
 static int hold(const char *how, size_t size)
 {
     int status;
@@ -354,6 +450,8 @@ static int hold(const char *how, size_t size)
         held[held_count].how = BY_CREATE, status = create(size);
     else if (strcmp(how, "array") == 0)
         held[held_count].how = BY_ARRAY, status = make_array(size);
+    else if (strcmp(how, "graph") == 0)
+        held[held_count].how = BY_GRAPH, status = hold_by_graph(size);
     else if (strcmp(how, "pool") == 0) {
         held[held_count].how = BY_POOL;
         status = cuMemAllocAsync(&held[held_count].memory, size, stream);
@@ -367,6 +465,7 @@ static int hold(const char *how, size_t size)
 
 static int give_back(void)
 {
+    int has_graphs = 0;
     while (held_count > 0) {
         held_count--;
         address place = held[held_count].memory;
@@ -378,6 +477,10 @@ static int give_back(void)
         case BY_ARRAY:
             CHECK(cuArrayDestroy(held[held_count].handle));
             break;
+        case BY_GRAPH:
+            has_graphs = 1;
+            CHECK(cuMemFreeAsync(place, stream));
+            break;
         case BY_POOL:
             CHECK(cuMemFreeAsync(place, stream));
             break;
@@ -388,19 +491,8 @@ static int give_back(void)
             break;
         }
     }
-    return cuStreamSynchronize(stream);
-}
-
-static int make_memory_node(void)
-{
-    struct { struct properties properties; unsigned char more[256]; } node = {.properties = {.type = 1, .location = {1, 0}}};
-    handle graph, made;
-    /* CUDA_MEM_ALLOC_NODE_PARAMS: 88 bytes of pool properties, accesses, their number, then the size. */
-    memcpy((char *)&node + 88 + 16, &(size_t){4096}, sizeof(size_t));
-    CHECK(cuGraphCreate(&graph, 0));
-    int status = cuGraphAddMemAllocNode(&made, graph, NULL, 0, &node);
-    CHECK(cuGraphDestroy(graph));
-    return status;
+    int status = cuStreamSynchronize(stream);
+    return status == 0 && has_graphs ? cuDeviceGraphMemTrim(0) : status;
 }
 
 static void ask_nvml(void)
@@ -544,12 +636,12 @@ int main(void)
             stamp_turns(a);
         else if (IS("greedy"))
             greedy(a, (unsigned)b, (unsigned)c);
-        else if (IS("alloc") || IS("create") || IS("pool") || IS("array"))
+        else if (IS("alloc") || IS("create") || IS("pool") || IS("array") || IS("graph"))
             printf("%s %d\n", word, hold(word, (size_t)a));
         else if (IS("free"))
             printf("free %d\n", give_back());
-        else if (IS("graph"))
-            printf("graph %d\n", make_memory_node());
+        else if (IS("graph-steps"))
+            graph_steps((size_t)a);
         else if (IS("info"))
             ask_driver();
         else if (IS("nvml"))
