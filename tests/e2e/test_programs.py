@@ -73,6 +73,11 @@ def test_arrays(mediator: Mediator, driver_program: Callable[[str], Path]) -> No
     assert mediator.run(driver_program("cuda_arrays")) == ["done"]
 
 
+def test_memory_nodes_of_graphs(mediator: Mediator, compile_cuda: Compile) -> None:
+    lines = mediator.run(compile_cuda(PROGRAMS / "graph_memory.cu"))
+    assert lines == ["captured", "by hand", "done"]
+
+
 def test_nvrtc_program(
     mediator: Mediator, driver_program: Callable[[str], Path], nvrtc_library: Path
 ) -> None:
