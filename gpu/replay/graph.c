@@ -6,7 +6,6 @@
  * with it, so that a pointer the driver has freed can never be named again. Nodes' parameters: graph_node.c.
  */
 #include "graph_memory.h"
-#include "internal.h"
 
 struct code_graph *code_graph_of(struct vgpu_replay *replay, uint64_t handle, void **real)
 {
@@ -92,7 +91,6 @@ void code_captures_check(struct vgpu_replay *replay)
             continue;
         }
         (void)code_capture_lost(replay, stream); /* others move up to its place */
-        if (replay->private->captures != 0) replay->private->captures--;
     }
 }
 

@@ -212,6 +212,15 @@ static bool ask(struct vgpu_replay *replay, unsigned attribute, uint64_t *bytes)
     return true;
 }
 
+/* The driver has let go of something; of whose is not known. */
+static void none_holds(struct replay_graph_memory *memory)
+{
+    for (size_t i = 0; i < memory->instances.capacity; i++)
+        if (memory->instances.slot[i].key != 0) ((struct graph_instance *)memory->instances.slot[i].value)->holds = false;
+    memory->held = 0;
+    memory->stamp++;
+}
+
 /* Charges what the driver holds now; `pledge` more than `charged` has been charged already. Where it cannot be asked, all of that
  * stays. False: it is more than there was room for. It counts all the same. */
 static bool settle(struct vgpu_replay *replay, uint64_t pledge, bool has_limit)
@@ -226,6 +235,7 @@ static bool settle(struct vgpu_replay *replay, uint64_t pledge, bool has_limit)
         fits = has_limit && replay_memory_charge(replay, now - have);
         if (!fits) replay_memory_charge_always(replay, now - have);
     }
+    if (now < memory->charged) none_holds(memory);
     memory->charged = now;
     return fits;
 }
@@ -237,22 +247,10 @@ static void set_holds(struct replay_graph_memory *memory, struct graph_instance 
     memory->held = holds ? sum(memory->held, instance->need) : memory->held - (memory->held < instance->need ? memory->held : instance->need);
 }
 
-/* The driver has let go of something; of whose is not known. */
-static void none_holds(struct replay_graph_memory *memory)
-{
-    for (size_t i = 0; i < memory->instances.capacity; i++)
-        if (memory->instances.slot[i].key != 0) ((struct graph_instance *)memory->instances.slot[i].value)->holds = false;
-    memory->held = 0;
-    memory->stamp++;
-}
-
 static CUresult trim(struct vgpu_replay *replay)
 {
-    struct replay_graph_memory *memory = replay->code->graph_memory;
-    const uint64_t before = memory->charged;
     const CUresult status = (CUresult)replay->driver.cuDeviceGraphMemTrim(replay->device);
     (void)settle(replay, 0, false);
-    if (memory->charged < before) none_holds(memory);
     return status;
 }
 
@@ -338,6 +336,7 @@ CUresult replay_cuGraphAddMemAllocNode(REPLAY_PARAMETERS)
     CUmemAccessDesc access[VGPU_NODE_ACCESS_MOST];
     struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
     if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (graph->parent != 0) return CUDA_ERROR_NOT_SUPPORTED; /* what is part of another has no memory nodes */
     CUresult status = code_node_list(replay, payload, call->payload_length, call->argument[1], false, &dependencies, &edges, &used);
     if (status != CUDA_SUCCESS) return status;
     if (call->payload_length - used < sizeof wire) {
@@ -383,6 +382,7 @@ CUresult replay_cuGraphAddMemFreeNode(REPLAY_PARAMETERS)
     bool is_own;
     struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
     if (graph == NULL || !graph_memory_is_used(replay)) return CUDA_ERROR_INVALID_VALUE;
+    if (graph->parent != 0) return CUDA_ERROR_NOT_SUPPORTED;
     struct graph_block *block = to_free_in(replay->code->graph_memory, graph, call->argument[2], &is_own);
     if (block == NULL) return CUDA_ERROR_INVALID_VALUE;
     if (memory_of(graph) == NULL || !make_room_in(&graph->memory->freed, 1)) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -439,7 +439,8 @@ CUresult graph_memory_capturing(struct vgpu_replay *replay, void *stream, struct
     if (replay->driver.cuStreamGetCaptureInfo_v3(stream, &status, &id, &real, NULL, NULL, NULL) != 0 || status != ACTIVE || real == NULL)
         return CUDA_SUCCESS; /* what is wrong with it the driver says to the call itself */
     *graph = code_graph_of(replay, code_graph_intern(replay, real, 0), &same);
-    return *graph == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+    if (*graph == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
+    return (*graph)->parent != 0 ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS; /* captured into a part of another */
 }
 
 CUresult graph_memory_capture_allocation(struct vgpu_replay *replay, struct code_graph *graph, uint64_t size, void *pool, void *stream,

@@ -135,6 +135,18 @@ def test_what_copies_or_takes_apart_is_refused(session: Replayed) -> None:
     )
 
 
+def test_a_part_of_another_graph_gets_no_memory_nodes(session: Replayed) -> None:
+    """It would be launched with the other, which nothing here knows to have memory."""
+    guest = session.guest
+    inner, outer = (guest.ask(CallId.cuGraphCreate, 0).values[0] for _ in range(2))
+    child = guest.ask(CallId.cuGraphAddChildGraphNode, outer, 0, inner)
+    part = guest.ask(CallId.cuGraphChildGraphNodeGetGraph, child.values[0]).values[0]
+    _, address = graph_of(guest, MIB, frees=False)
+    made = guest.ask(CallId.cuGraphAddMemAllocNode, part, 0, payload=node(64))
+    assert made.status == Code.NOT_SUPPORTED
+    assert guest.ask(CallId.cuGraphAddMemFreeNode, part, 0, address).status == Code.NOT_SUPPORTED
+
+
 # ---- quota
 
 
