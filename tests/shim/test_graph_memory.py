@@ -10,7 +10,7 @@ import pytest
 
 from tests.gpu.replay.guest import until
 from tests.shim.session_host import SessionHost
-from tests.shim.test_code_program import compiled
+from tests.shim.test_code_program import SHIM, compiled
 from vgpu.shim.locate import library_directory
 
 HERE = Path(__file__).parent
@@ -47,3 +47,9 @@ def test_quota(tmp_path: Path) -> None:
     left = _run(tmp_path, "quota", memory_limit=64 * MIB)
     assert left["memory_used_bytes"] == 0
     assert left["memory_peak_bytes"] == 64 * MIB
+
+
+def test_ranges_that_share_addresses() -> None:
+    sources = [HERE / "c" / "graph_ranges.c", SHIM / "graph_memory.c", SHIM / "memory_map.c"]
+    done = subprocess.run([compiled("graph_ranges", sources)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "all as expected\n")
