@@ -220,6 +220,16 @@ def boxes(p: Probe) -> None:
 
 
 @check
+def boxes_refused(p: Probe) -> None:
+    """A box from or to an address that is nobody's."""
+    device = p.device(64)
+    for source, destination in ((0x1234500, device), (device, 0x1234500)):
+        sides = ((0, 0, 0, 0, DEVICE, 0, where, 0, 0, 8, 4) for where in (source, destination))
+        box = p.pack(LAYOUT_3D, *(field for side in sides for field in side), 8, 4, 1)
+        p.expect(1, "cuMemcpy3DAsync_v2", box, 0)
+
+
+@check
 def memsets(p: Probe) -> None:
     """All widths, one and two dimensions; the rest stays untouched."""
     address = p.device(4096)

@@ -246,6 +246,7 @@ class _Side:
         if kind not in (HOST, DEVICE, ARRAY, UNIFIED):
             raise CudaError(INVALID_VALUE, f"memory type {kind}")
         self.is_host = kind == HOST
+        self.is_either = kind == UNIFIED
         self.base = places[0] if kind == HOST else places[1]
         self.x, self.y, self.z = at
         self.pitch, self.height = pitch or size[0], height or size[1]
@@ -262,10 +263,9 @@ class _Side:
 def _copy_rows(
     device: Device, source: _Side, destination: _Side, width: int, height: int, depth: int
 ) -> None:
-    if not source.is_host and device.space.find(source.base) is None:
-        source.is_host = True
-    if not destination.is_host and device.space.find(destination.base) is None:
-        destination.is_host = True
+    for side in (source, destination):
+        if side.is_either:
+            side.is_host = device.space.find(side.base) is None
     for z in range(depth):
         for y in range(height):
             a, b = source.row(y, z), destination.row(y, z)
