@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 
 from .attributes import ATTRIBUTES
+from .ptx.texture import FORMAT_BYTES
 from .state import CudaError
 
 INVALID_VALUE: Final = 1
@@ -15,9 +16,6 @@ LAYERED: Final = 1
 SURFACE: Final = 2
 CUBEMAP: Final = 4
 GATHER: Final = 8
-
-# CUarray_format: bytes of one channel.
-FORMAT_BYTES: Final = {0x01: 1, 0x02: 2, 0x03: 4, 0x08: 1, 0x09: 2, 0x0A: 4, 0x10: 2, 0x20: 4}
 
 
 @attrs.frozen

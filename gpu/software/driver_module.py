@@ -470,6 +470,7 @@ class Launch:
                 printf=print_text,
                 deadline=device.should_stop,
                 together=self.cooperative,
+                images=device.objects,
             )
         except IllegalAddress as error:
             device.poison(ILLEGAL, str(error))

@@ -13,7 +13,8 @@ It must never touch shared or local memory of a block or thread other than the l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -99,6 +100,9 @@ class Batch:
     workspace: int = (
         0  # device address of what a grid-wide barrier counts in; 0 unless the launch is cooperative
     )
+    images: Mapping[int, object] = MappingProxyType(
+        {}
+    )  # textures and surfaces by the values of their objects
     clock: Callable[[], int] = time.perf_counter_ns
 
     threads: int = attrs.field(init=False)  # of one block

@@ -68,7 +68,7 @@ def _address(e: BlockEmitter, operand: Operand, space: str) -> str:
     return e.let(f"{start} + {e.constant(operand.offset, kind)}")
 
 
-def _lanes(e: BlockEmitter, i: Instruction) -> str:
+def guarded_lanes(e: BlockEmitter, i: Instruction) -> str:
     """The lanes where the guard holds, as an argument for Batch."""
     if i.guard is None:
         return "None"
@@ -90,7 +90,7 @@ def ld(e: BlockEmitter, i: Instruction) -> None:
     if space == "param" and isinstance(place, Address) and isinstance(place.base, SymbolReference):
         _load_parameter(e, i, place, destinations, kind, size)
         return
-    lanes = _lanes(e, i)
+    lanes = guarded_lanes(e, i)
     address = _address(e, place, space)
     loaded = [e.owner.fresh() for _ in destinations]
     suffix = "" if lanes == "None" else f", {lanes}"
@@ -102,10 +102,10 @@ def ld(e: BlockEmitter, i: Instruction) -> None:
         if lanes == "None":
             e.assign(destination, value, kind)
         else:
-            _merge_load(e, destination, value, kind, lanes)
+            merge_load(e, destination, value, kind, lanes)
 
 
-def _merge_load(e: BlockEmitter, destination: Operand, value: str, kind: str, lanes: str) -> None:
+def merge_load(e: BlockEmitter, destination: Operand, value: str, kind: str, lanes: str) -> None:
     """A guarded load: extend to the register's width, then replace the chosen lanes."""
     assert isinstance(destination, Register)
     width = max(destination.bits, TYPE_BITS[kind])
@@ -141,7 +141,7 @@ def st(e: BlockEmitter, i: Instruction) -> None:
     if len(values) != count or space == "param":
         raise e.unsupported()
     size = TYPE_BITS[kind] // 8
-    lanes = _lanes(e, i)
+    lanes = guarded_lanes(e, i)
     address = _address(e, i.operands[0], space)
     names = [
         e.value(value, f"u{TYPE_BITS[kind]}" if not isinstance(value, Immediate) else kind)
@@ -182,7 +182,7 @@ def atom(e: BlockEmitter, i: Instruction) -> None:
     operands = list(i.operands)
     destination = operands.pop(0) if i.opcode == "atom" else Sink()
     wanted = isinstance(destination, Register) and result_is_wanted(e, i)
-    lanes = _lanes(e, i)
+    lanes = guarded_lanes(e, i)
     address = _address(e, operands[0], space)
     values = [e.value(operand, kind) for operand in operands[1:]]
     if len(values) != (2 if operation == "cas" else 1):
@@ -195,7 +195,7 @@ def atom(e: BlockEmitter, i: Instruction) -> None:
     if lanes == "None":
         e.assign(destination, old, f"u{TYPE_BITS[kind]}")
     else:
-        _merge_load(e, destination, old, f"u{TYPE_BITS[kind]}", lanes)
+        merge_load(e, destination, old, f"u{TYPE_BITS[kind]}", lanes)
 
 
 @emits(

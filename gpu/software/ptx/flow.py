@@ -18,6 +18,7 @@ from .errors import UnsupportedPtx
 from .syntax import (
     Address,
     Group,
+    Indexed,
     Instruction,
     Label,
     LabelReference,
@@ -73,6 +74,10 @@ def registers_in(operand: Operand) -> Iterator[Register]:
     elif isinstance(operand, Address):
         if isinstance(operand.base, Register):
             yield operand.base
+    elif isinstance(operand, Indexed):
+        yield from registers_in(operand.base)
+        for index in operand.indices:
+            yield from registers_in(index)
     elif isinstance(operand, Vector | Group):
         for element in operand.elements:
             yield from registers_in(element)

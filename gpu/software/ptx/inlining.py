@@ -20,6 +20,7 @@ from .syntax import (
     Function,
     Group,
     Immediate,
+    Indexed,
     Instruction,
     Label,
     LabelReference,
@@ -71,6 +72,10 @@ class Inliner:
                 base = rename(operand.base) if operand.base is not None else None
                 assert base is None or isinstance(base, Register | SymbolReference)
                 return Address(base, operand.offset)
+            if isinstance(operand, Indexed):
+                named = rename(operand.base)
+                assert isinstance(named, Register | SymbolReference)
+                return Indexed(named, tuple(map(rename, operand.indices)))
             if isinstance(operand, Vector):
                 return Vector(tuple(map(rename, operand.elements)))
             if isinstance(operand, Group):

@@ -8,8 +8,9 @@ runs to its end before it returns (waiting belongs to the caller), and an interr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -27,11 +28,13 @@ from . import (
     emit_memory,
     emit_move,
     emit_packed,
+    emit_texture,
     emit_warp,
     float8,
     halves,
     integers,
     numerics,
+    texture,
     warps,
 )
 from .batch import Batch
@@ -56,7 +59,15 @@ _LANES: Final = (
 )  # threads that run at once, unless a block alone has more or the grid must run together
 _LOCAL_LIMIT: Final = 256 << 20  # bytes of local and shared memory of a batch
 # The emitters register themselves when these are imported.
-_EMITTER_MODULES: Final = (emit_convert, emit_integer, emit_memory, emit_move, emit_packed, emit_warp)
+_EMITTER_MODULES: Final = (
+    emit_convert,
+    emit_integer,
+    emit_memory,
+    emit_move,
+    emit_packed,
+    emit_texture,
+    emit_warp,
+)
 
 
 def _namespace() -> dict[str, Any]:
@@ -85,6 +96,9 @@ def _namespace() -> dict[str, Any]:
         malloc=builtins.malloc,
         free=builtins.free,
         copy=builtins.copy,
+        fetch_texture=texture.fetch_texture,
+        load_surface=texture.load_surface,
+        store_surface=texture.store_surface,
     )
     return names
 
@@ -299,12 +313,14 @@ class Instance:
         printf: Callable[[str], None] | None = None,
         deadline: Callable[[], bool | None] | None = None,
         together: bool = False,
+        images: Mapping[int, object] = MappingProxyType({}),
     ) -> LaunchResult:
         """Run a kernel to its end.
 
         `params` is the packed parameter buffer (see `Kernel.params`). `printf` gets the text of each printf call as
         it happens. `deadline` is asked now and then; a true answer stops the launch. `together`: all blocks of the grid
-        run at once, which a cooperative launch needs to synchronise across blocks.
+        run at once, which a cooperative launch needs to synchronise across blocks. `images`: the textures and surfaces by
+        the values of their objects; others may be among them.
 
         Raises: KeyError for an unknown kernel, ValueError for dimensions or parameters that do not fit, UnsupportedPtx,
         IllegalAddress, MisalignedAddress, LaunchError and its kin.
@@ -350,6 +366,7 @@ class Instance:
                         parameters=parameters,
                         printf=printf or _discard,
                         workspace=workspace,
+                        images=images,
                     )
                     Scheduler(running, blocks, deadline).run()
         finally:

@@ -24,6 +24,7 @@ from .syntax import (
     Function,
     Group,
     Immediate,
+    Indexed,
     Instruction,
     Label,
     LabelReference,
@@ -507,7 +508,7 @@ class Parser(TokenReader):
         if text == "(":
             return Group(self._list(scope, opcode, ")"))
         if text == "[":
-            return self._address(scope)
+            return self._address(scope, opcode)
         if text == "!":
             negated = scope.register(self.word())
             if negated is None:
@@ -537,7 +538,7 @@ class Parser(TokenReader):
             raise self.error(f"register {text} is not declared")
         return SymbolReference(text, self._offset(), scope.variable(text))
 
-    def _address(self, scope: Scope) -> Address:
+    def _address(self, scope: Scope, opcode: str) -> Address | Indexed:
         token = self._tokens[self._next]
         if token.kind == "number" or token.text == "-":
             offset = self.integer()
@@ -549,11 +550,10 @@ class Parser(TokenReader):
             if name.startswith("%"):
                 raise self.error(f"register {name} is not declared")
             base = SymbolReference(name, 0, scope.variable(name))
+        if self.accept(","):
+            return Indexed(base, self._list(scope, opcode, "]"))
         offset = self._offset()
-        if not self.accept("]"):
-            # texture and tensor coordinates: [name, {coordinates}]; nothing here executes those
-            while self.take().text != "]":
-                pass
+        self.expect("]")
         return Address(base, offset)
 
 

@@ -80,6 +80,14 @@ class Address:
 
 
 @attrs.frozen
+class Indexed:
+    """[object, {coordinates}], of textures, surfaces and tensors; with a sampler or offsets, more than one index."""
+
+    base: Register | SymbolReference
+    indices: tuple[Operand, ...]
+
+
+@attrs.frozen
 class Vector:
     elements: tuple[Operand, ...]
 
@@ -117,6 +125,7 @@ Operand = (
     | Special
     | SymbolReference
     | Address
+    | Indexed
     | Vector
     | Negated
     | Pair
