@@ -28,7 +28,9 @@ import attrs
 from .conformance import CHECKS, Check, Mismatch, Probe
 from .conformance.probe import Kind
 
-SUBJECTS = ("device", "memory", "arrays", "code", "launches", "streams", "graphs", "graph_memory", "virtual")
+SUBJECTS = (
+    "device", "memory", "arrays", "textures", "code", "launches", "streams", "graphs", "graph_memory", "virtual",
+)  # fmt: skip
 CHECK_SECONDS = 60.0
 
 for _subject in SUBJECTS:

@@ -104,6 +104,17 @@ static inline uint32_t vgpu_format_bytes(uint32_t format)
 /* CUDA_ARRAY3D_LAYERED, SURFACE_LDST, CUBEMAP, TEXTURE_GATHER; not sparse ones and those that get their memory later. */
 #define VGPU_ARRAY_FLAGS (VGPU_ARRAY_LAYERED | 2u | VGPU_ARRAY_CUBEMAP | 8u)
 
+/* ---- textures ---------------------------------------------------------------------------------- */
+
+/* cuTexObjectCreate carries CUDA_RESOURCE_DESC, CUDA_TEXTURE_DESC and, with argument 0, CUDA_RESOURCE_VIEW_DESC one behind the
+ * other; cuSurfObjectCreate the first alone. An array is named by its handle. */
+#define VGPU_TEXTURE_HAS_VIEW 1u
+/* CU_TRSF_READ_AS_INTEGER, NORMALIZED_COORDINATES, SRGB, DISABLE_TRILINEAR_OPTIMIZATION, SEAMLESS_CUBEMAP */
+#define VGPU_TEXTURE_FLAGS 0x73u
+#define VGPU_TEXTURE_MODE_LAST 3u  /* CU_TR_ADDRESS_MODE_BORDER */
+#define VGPU_TEXTURE_FILTER_LAST 1u /* CU_TR_FILTER_MODE_LINEAR */
+#define VGPU_VIEW_FORMAT_LAST 0x22u /* CU_RES_VIEW_FORMAT_UNSIGNED_BC7 */
+
 struct wire_memset_node {
     uint64_t destination, pitch;
     uint32_t value, element_size;

@@ -108,6 +108,10 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuMemsetD2D32Async",
     "cuArray3DCreate_v2",
     "cuArrayDestroy",
+    "cuTexObjectCreate",
+    "cuTexObjectDestroy",
+    "cuSurfObjectCreate",
+    "cuSurfObjectDestroy",
     "cuMemAddressReserve",
     "cuMemAddressFree",
     "cuMemCreate",
@@ -322,6 +326,10 @@ static int refuse_cuMemsetD2D16Async(unsigned long long dstDevice, size_t dstPit
 static int refuse_cuMemsetD2D32Async(unsigned long long dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, void *hStream) { (void)dstDevice; (void)dstPitch; (void)ui; (void)Width; (void)Height; (void)hStream; return 801; }
 static int refuse_cuArray3DCreate_v2(void *pHandle, const void *pAllocateArray) { (void)pHandle; (void)pAllocateArray; return 801; }
 static int refuse_cuArrayDestroy(void *hArray) { (void)hArray; return 801; }
+static int refuse_cuTexObjectCreate(void *pTexObject, const void *pResDesc, const void *pTexDesc, const void *pResViewDesc) { (void)pTexObject; (void)pResDesc; (void)pTexDesc; (void)pResViewDesc; return 801; }
+static int refuse_cuTexObjectDestroy(unsigned long long texObject) { (void)texObject; return 801; }
+static int refuse_cuSurfObjectCreate(void *pSurfObject, const void *pResDesc) { (void)pSurfObject; (void)pResDesc; return 801; }
+static int refuse_cuSurfObjectDestroy(unsigned long long surfObject) { (void)surfObject; return 801; }
 static int refuse_cuMemAddressReserve(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags) { (void)ptr; (void)size; (void)alignment; (void)addr; (void)flags; return 801; }
 static int refuse_cuMemAddressFree(unsigned long long ptr, size_t size) { (void)ptr; (void)size; return 801; }
 static int refuse_cuMemCreate(void *handle, size_t size, const void *prop, unsigned long long flags) { (void)handle; (void)size; (void)prop; (void)flags; return 801; }
@@ -535,6 +543,10 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuMemsetD2D32Async = refuse_cuMemsetD2D32Async,
     .cuArray3DCreate_v2 = refuse_cuArray3DCreate_v2,
     .cuArrayDestroy = refuse_cuArrayDestroy,
+    .cuTexObjectCreate = refuse_cuTexObjectCreate,
+    .cuTexObjectDestroy = refuse_cuTexObjectDestroy,
+    .cuSurfObjectCreate = refuse_cuSurfObjectCreate,
+    .cuSurfObjectDestroy = refuse_cuSurfObjectDestroy,
     .cuMemAddressReserve = refuse_cuMemAddressReserve,
     .cuMemAddressFree = refuse_cuMemAddressFree,
     .cuMemCreate = refuse_cuMemCreate,
@@ -995,6 +1007,10 @@ extern replay_handler replay_cuMemsetD2D16Async __attribute__((weak));
 extern replay_handler replay_cuMemsetD2D32Async __attribute__((weak));
 extern replay_handler replay_cuArray3DCreate_v2 __attribute__((weak));
 extern replay_handler replay_cuArrayDestroy __attribute__((weak));
+extern replay_handler replay_cuTexObjectCreate __attribute__((weak));
+extern replay_handler replay_cuTexObjectDestroy __attribute__((weak));
+extern replay_handler replay_cuSurfObjectCreate __attribute__((weak));
+extern replay_handler replay_cuSurfObjectDestroy __attribute__((weak));
 extern replay_handler replay_cuMemAddressReserve __attribute__((weak));
 extern replay_handler replay_cuMemAddressFree __attribute__((weak));
 extern replay_handler replay_cuMemCreate __attribute__((weak));
@@ -1302,6 +1318,14 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuMemcpyAtoA_v2] = {"cuMemcpyAtoA_v2", NULL},
     [VGPU_CALL_cuMemcpyHtoAAsync_v2] = {"cuMemcpyHtoAAsync_v2", NULL},
     [VGPU_CALL_cuMemcpyAtoHAsync_v2] = {"cuMemcpyAtoHAsync_v2", NULL},
+    [VGPU_CALL_cuTexObjectCreate] = {"cuTexObjectCreate", replay_cuTexObjectCreate},
+    [VGPU_CALL_cuTexObjectDestroy] = {"cuTexObjectDestroy", replay_cuTexObjectDestroy},
+    [VGPU_CALL_cuTexObjectGetResourceDesc] = {"cuTexObjectGetResourceDesc", NULL},
+    [VGPU_CALL_cuTexObjectGetTextureDesc] = {"cuTexObjectGetTextureDesc", NULL},
+    [VGPU_CALL_cuTexObjectGetResourceViewDesc] = {"cuTexObjectGetResourceViewDesc", NULL},
+    [VGPU_CALL_cuSurfObjectCreate] = {"cuSurfObjectCreate", replay_cuSurfObjectCreate},
+    [VGPU_CALL_cuSurfObjectDestroy] = {"cuSurfObjectDestroy", replay_cuSurfObjectDestroy},
+    [VGPU_CALL_cuSurfObjectGetResourceDesc] = {"cuSurfObjectGetResourceDesc", NULL},
     [VGPU_CALL_cuMemAddressReserve] = {"cuMemAddressReserve", replay_cuMemAddressReserve},
     [VGPU_CALL_cuMemAddressFree] = {"cuMemAddressFree", replay_cuMemAddressFree},
     [VGPU_CALL_cuMemCreate] = {"cuMemCreate", replay_cuMemCreate},
@@ -1658,17 +1682,9 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuStreamWaitValue64] = {"cuStreamWaitValue64", NULL},
     [VGPU_CALL_cuStreamWriteValue32] = {"cuStreamWriteValue32", NULL},
     [VGPU_CALL_cuStreamWriteValue64] = {"cuStreamWriteValue64", NULL},
-    [VGPU_CALL_cuSurfObjectCreate] = {"cuSurfObjectCreate", NULL},
-    [VGPU_CALL_cuSurfObjectDestroy] = {"cuSurfObjectDestroy", NULL},
-    [VGPU_CALL_cuSurfObjectGetResourceDesc] = {"cuSurfObjectGetResourceDesc", NULL},
     [VGPU_CALL_cuSurfRefGetArray] = {"cuSurfRefGetArray", NULL},
     [VGPU_CALL_cuSurfRefSetArray] = {"cuSurfRefSetArray", NULL},
     [VGPU_CALL_cuTensorMapEncodeIm2colWide] = {"cuTensorMapEncodeIm2colWide", NULL},
-    [VGPU_CALL_cuTexObjectCreate] = {"cuTexObjectCreate", NULL},
-    [VGPU_CALL_cuTexObjectDestroy] = {"cuTexObjectDestroy", NULL},
-    [VGPU_CALL_cuTexObjectGetResourceDesc] = {"cuTexObjectGetResourceDesc", NULL},
-    [VGPU_CALL_cuTexObjectGetResourceViewDesc] = {"cuTexObjectGetResourceViewDesc", NULL},
-    [VGPU_CALL_cuTexObjectGetTextureDesc] = {"cuTexObjectGetTextureDesc", NULL},
     [VGPU_CALL_cuTexRefCreate] = {"cuTexRefCreate", NULL},
     [VGPU_CALL_cuTexRefDestroy] = {"cuTexRefDestroy", NULL},
     [VGPU_CALL_cuTexRefGetAddress] = {"cuTexRefGetAddress", NULL},

@@ -69,6 +69,8 @@ bool replay_memory_charge_settling(struct vgpu_replay *replay, uint64_t bytes);
 void replay_allocation_freed(struct vgpu_replay *replay, const struct replay_allocation *freed);
 /* The driver's array, if it holds a box of `size` at `at` (bytes, rows, slices): CUDA_SUCCESS, INVALID_HANDLE or INVALID_VALUE. */
 CUresult replay_array_box(struct vgpu_replay *replay, uint64_t handle, const uint64_t at[3], const uint64_t size[3], void **real);
+/* The driver's array; false: no array of the session. */
+bool replay_array_real(struct vgpu_replay *replay, uint64_t handle, void **real);
 /* The handle of one of the session's arrays, 0 if it is none. Slow: for what programs seldom ask. */
 uint64_t replay_array_handle(struct vgpu_replay *replay, void *real);
 /* Frees the table, while the handles are still there; what it lists is the driver's to end. */

@@ -117,6 +117,15 @@ CUresult replay_array_box(struct vgpu_replay *replay, uint64_t handle, const uin
     return CUDA_SUCCESS;
 }
 
+bool replay_array_real(struct vgpu_replay *replay, uint64_t handle, void **real)
+{
+    void *found;
+    if (!replay_lookup(replay, VGPU_KIND_ARRAY, handle, &found))
+        return false;
+    *real = ((const struct array *)found)->real;
+    return true;
+}
+
 struct search { void *real; uint64_t handle; };
 
 static void compare(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * code.h - what the handlers about device code share: blobs, modules and libraries, functions, graphs, links.
+ * code.h - what the handlers about device code share: blobs, modules and libraries, functions, graphs, links, textures.
  *
  * The handle tables (handles.c) say whether a handle is real; what is kept here says what belongs to it: a function's
  * parameter table, a graph's nodes, a library's copy of its image. Everything here is touched by the replay thread
@@ -82,6 +82,7 @@ struct replay_code {
     struct code_map host_nodes; /* address -> code_host_node */
     struct code_map captures;  /* stream that began one -> the driver's pointer to its graph */
     struct replay_graph_memory *graph_memory; /* NULL: there has been no memory node yet */
+    struct code_map textures, surfaces; /* context and value -> nothing but that they are the session's (texture.c) */
     uint64_t blob_bytes, next_blob;
     unsigned loads;
 };

@@ -159,6 +159,8 @@ void replay_code_close(struct vgpu_replay *replay)
     free(code->captures.slot);
     free(code->nodes.slot);
     free_values(&code->host_nodes, free);
+    free(code->textures.slot);
+    free(code->surfaces.slot);
     free(code);
     replay->code = NULL;
 }

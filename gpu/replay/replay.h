@@ -104,6 +104,7 @@ void replay_stream_retire(struct vgpu_replay *replay, uint64_t stream_id);
  * to the quota) what it counted for that context; absent, nothing is told. `slot` is the context's: handles are the guest's to use again. */
 void replay_memory_context_ended(struct vgpu_replay *replay, unsigned slot) __attribute__((weak));
 void replay_arrays_context_ended(struct vgpu_replay *replay, unsigned slot); /* while the handles are still there */
+void replay_textures_context_ended(struct vgpu_replay *replay, unsigned slot);
 /* Frees what the subject of device code keeps for the session (code_map.c). */
 void replay_code_close(struct vgpu_replay *replay);
 /* Is the stream (0: the legacy one) capturing? False also where the driver cannot say. */

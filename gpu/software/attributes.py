@@ -47,6 +47,11 @@ ATTRIBUTES: dict[int, int] = {
     45: 32768, 46: 32768,  # gathering
     52: 32768, 53: 32768, 54: 2046,  # cubes
     30: 512,  # surface alignment
+    51: 32,  # pitch alignment of textures in device memory
+    55: 32768, 56: 131072, 57: 65536, 58: 16384, 59: 16384, 60: 16384,  # largest surfaces of one, two, three dimensions
+    61: 32768, 62: 2048, 63: 32768, 64: 32768, 65: 2048,  # of one and two in layers
+    66: 32768, 67: 32768, 68: 2046,  # cubes
+    69: 1 << 28, 70: 131072, 71: 65000, 72: 2097120,  # textures in device memory: elements; columns, rows and pitch
     31: 1,  # concurrent kernels
     32: 0,  # ECC
     33: PCI[1], 34: PCI[2],

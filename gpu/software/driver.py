@@ -22,6 +22,7 @@ from . import (
     driver_module,
     driver_node,
     driver_stream,
+    driver_texture,
 )
 from .entries import ENTRIES, call
 from .state import Device
@@ -31,6 +32,7 @@ PARTS = (
     driver_context,
     driver_memory,
     driver_array,
+    driver_texture,
     driver_module,
     driver_link,
     driver_stream,

@@ -39,7 +39,7 @@ def cuMemAlloc_v2(device: Device, out: int, size: int) -> None:
     put_u64(out, _allocate(device, size))
 
 
-def _allocate(device: Device, size: int, alignment: int = 256) -> int:
+def _allocate(device: Device, size: int, alignment: int = 512) -> int:
     """Memory that ends with the current context."""
     address = device.space.allocate(size, alignment)
     device.context().memory.add(address)
@@ -51,7 +51,7 @@ def cuMemAllocPitch_v2(device: Device, out: int, pitch: int, width: int, height:
     if element not in (4, 8, 16) or not width or not height:
         raise CudaError(INVALID_VALUE)
     row = -(-width // 512) * 512
-    put_u64(out, _allocate(device, row * height, 512))
+    put_u64(out, _allocate(device, row * height))
     put_u64(pitch, row)
 
 

@@ -32,7 +32,7 @@ WORKS_AFTER_FAULT = {
 # Functions that need no current context; everything else is refused without one.
 NEEDS_NO_CONTEXT = WORKS_AFTER_FAULT - {"cuCtxGetLimit", "cuCtxGetStreamPriorityRange"} | {
     "cuCtxCreate_v2", "cuCtxDestroy_v2", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxSetFlags_v2",
-    "cuDeviceGetDefaultMemPool", "cuDeviceGetMemPool", "cuDeviceSetMemPool", "cuGetExportTable",
+    "cuDeviceGetTexture1DLinearMaxWidth", "cuDeviceGetDefaultMemPool", "cuDeviceGetMemPool", "cuDeviceSetMemPool", "cuGetExportTable",
     "cuThreadExchangeStreamCaptureMode", "cuLibraryLoadData", "cuLibraryUnload", "cuLibraryGetKernel",
     "cuLibraryGetKernelCount", "cuLibraryEnumerateKernels", "cuKernelGetAttribute", "cuKernelSetAttribute",
     "cuKernelGetName", "cuKernelGetParamInfo", "cuKernelGetLibrary", "cuMemGetAllocationGranularity",

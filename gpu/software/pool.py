@@ -54,7 +54,7 @@ class Pool:
             self._kept.remove(again)
             address = again.address
         else:
-            address = self.space.allocate(size)
+            address = self.space.allocate(size, 512)
         self._live[address] = size
         self.used += size
         self.high = max(self.high, self.used)

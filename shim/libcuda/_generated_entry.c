@@ -716,6 +716,22 @@ CUresult cuMemcpyAtoHAsync_v2_ptsz(void *dstHost, CUarray srcArray, size_t srcOf
     SHIM_PER_THREAD_STREAM;
     return cuMemcpyAtoHAsync_v2(dstHost, srcArray, srcOffset, ByteCount, hStream);
 }
+__attribute__((weak)) CUresult cuTexObjectCreate(void *pTexObject, const void *pResDesc, const void *pTexDesc, const void *pResViewDesc)
+{ (void)pTexObject; (void)pResDesc; (void)pTexDesc; (void)pResViewDesc; return shim_refuse(VGPU_CALL_cuTexObjectCreate); }
+__attribute__((weak)) CUresult cuTexObjectDestroy(unsigned long long texObject)
+{ (void)texObject; return shim_refuse(VGPU_CALL_cuTexObjectDestroy); }
+__attribute__((weak)) CUresult cuTexObjectGetResourceDesc(void *pResDesc, unsigned long long texObject)
+{ (void)pResDesc; (void)texObject; return shim_refuse(VGPU_CALL_cuTexObjectGetResourceDesc); }
+__attribute__((weak)) CUresult cuTexObjectGetTextureDesc(void *pTexDesc, unsigned long long texObject)
+{ (void)pTexDesc; (void)texObject; return shim_refuse(VGPU_CALL_cuTexObjectGetTextureDesc); }
+__attribute__((weak)) CUresult cuTexObjectGetResourceViewDesc(void *pResViewDesc, unsigned long long texObject)
+{ (void)pResViewDesc; (void)texObject; return shim_refuse(VGPU_CALL_cuTexObjectGetResourceViewDesc); }
+__attribute__((weak)) CUresult cuSurfObjectCreate(void *pSurfObject, const void *pResDesc)
+{ (void)pSurfObject; (void)pResDesc; return shim_refuse(VGPU_CALL_cuSurfObjectCreate); }
+__attribute__((weak)) CUresult cuSurfObjectDestroy(unsigned long long surfObject)
+{ (void)surfObject; return shim_refuse(VGPU_CALL_cuSurfObjectDestroy); }
+__attribute__((weak)) CUresult cuSurfObjectGetResourceDesc(void *pResDesc, unsigned long long surfObject)
+{ (void)pResDesc; (void)surfObject; return shim_refuse(VGPU_CALL_cuSurfObjectGetResourceDesc); }
 __attribute__((weak)) CUresult cuMemAddressReserve(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags)
 { (void)ptr; (void)size; (void)alignment; (void)addr; (void)flags; return shim_refuse(VGPU_CALL_cuMemAddressReserve); }
 __attribute__((weak)) CUresult cuMemAddressFree(unsigned long long ptr, size_t size)
@@ -1737,28 +1753,12 @@ VGPU_EXPORT CUresult cuStreamWriteValue64(void);
 CUresult cuStreamWriteValue64(void) { return shim_refuse(VGPU_CALL_cuStreamWriteValue64); }
 VGPU_EXPORT CUresult cuStreamWriteValue64_ptsz(void);
 CUresult cuStreamWriteValue64_ptsz(void) { return shim_refuse(VGPU_CALL_cuStreamWriteValue64); }
-VGPU_EXPORT CUresult cuSurfObjectCreate(void);
-CUresult cuSurfObjectCreate(void) { return shim_refuse(VGPU_CALL_cuSurfObjectCreate); }
-VGPU_EXPORT CUresult cuSurfObjectDestroy(void);
-CUresult cuSurfObjectDestroy(void) { return shim_refuse(VGPU_CALL_cuSurfObjectDestroy); }
-VGPU_EXPORT CUresult cuSurfObjectGetResourceDesc(void);
-CUresult cuSurfObjectGetResourceDesc(void) { return shim_refuse(VGPU_CALL_cuSurfObjectGetResourceDesc); }
 VGPU_EXPORT CUresult cuSurfRefGetArray(void);
 CUresult cuSurfRefGetArray(void) { return shim_refuse(VGPU_CALL_cuSurfRefGetArray); }
 VGPU_EXPORT CUresult cuSurfRefSetArray(void);
 CUresult cuSurfRefSetArray(void) { return shim_refuse(VGPU_CALL_cuSurfRefSetArray); }
 VGPU_EXPORT CUresult cuTensorMapEncodeIm2colWide(void);
 CUresult cuTensorMapEncodeIm2colWide(void) { return shim_refuse(VGPU_CALL_cuTensorMapEncodeIm2colWide); }
-VGPU_EXPORT CUresult cuTexObjectCreate(void);
-CUresult cuTexObjectCreate(void) { return shim_refuse(VGPU_CALL_cuTexObjectCreate); }
-VGPU_EXPORT CUresult cuTexObjectDestroy(void);
-CUresult cuTexObjectDestroy(void) { return shim_refuse(VGPU_CALL_cuTexObjectDestroy); }
-VGPU_EXPORT CUresult cuTexObjectGetResourceDesc(void);
-CUresult cuTexObjectGetResourceDesc(void) { return shim_refuse(VGPU_CALL_cuTexObjectGetResourceDesc); }
-VGPU_EXPORT CUresult cuTexObjectGetResourceViewDesc(void);
-CUresult cuTexObjectGetResourceViewDesc(void) { return shim_refuse(VGPU_CALL_cuTexObjectGetResourceViewDesc); }
-VGPU_EXPORT CUresult cuTexObjectGetTextureDesc(void);
-CUresult cuTexObjectGetTextureDesc(void) { return shim_refuse(VGPU_CALL_cuTexObjectGetTextureDesc); }
 VGPU_EXPORT CUresult cuTexRefCreate(void);
 CUresult cuTexRefCreate(void) { return shim_refuse(VGPU_CALL_cuTexRefCreate); }
 VGPU_EXPORT CUresult cuTexRefDestroy(void);
@@ -2730,6 +2730,14 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuMemcpyAtoA_v2",
     "cuMemcpyHtoAAsync_v2",
     "cuMemcpyAtoHAsync_v2",
+    "cuTexObjectCreate",
+    "cuTexObjectDestroy",
+    "cuTexObjectGetResourceDesc",
+    "cuTexObjectGetTextureDesc",
+    "cuTexObjectGetResourceViewDesc",
+    "cuSurfObjectCreate",
+    "cuSurfObjectDestroy",
+    "cuSurfObjectGetResourceDesc",
     "cuMemAddressReserve",
     "cuMemAddressFree",
     "cuMemCreate",
@@ -3086,17 +3094,9 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuStreamWaitValue64",
     "cuStreamWriteValue32",
     "cuStreamWriteValue64",
-    "cuSurfObjectCreate",
-    "cuSurfObjectDestroy",
-    "cuSurfObjectGetResourceDesc",
     "cuSurfRefGetArray",
     "cuSurfRefSetArray",
     "cuTensorMapEncodeIm2colWide",
-    "cuTexObjectCreate",
-    "cuTexObjectDestroy",
-    "cuTexObjectGetResourceDesc",
-    "cuTexObjectGetResourceViewDesc",
-    "cuTexObjectGetTextureDesc",
     "cuTexRefCreate",
     "cuTexRefDestroy",
     "cuTexRefGetAddress",

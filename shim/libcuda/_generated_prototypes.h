@@ -225,6 +225,14 @@ VGPU_EXPORT CUresult cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, co
 VGPU_EXPORT CUresult cuMemcpyHtoAAsync_v2_ptsz(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount, CUstream hStream);
 VGPU_EXPORT CUresult cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount, CUstream hStream);
 VGPU_EXPORT CUresult cuMemcpyAtoHAsync_v2_ptsz(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount, CUstream hStream);
+VGPU_EXPORT CUresult cuTexObjectCreate(void *pTexObject, const void *pResDesc, const void *pTexDesc, const void *pResViewDesc);
+VGPU_EXPORT CUresult cuTexObjectDestroy(unsigned long long texObject);
+VGPU_EXPORT CUresult cuTexObjectGetResourceDesc(void *pResDesc, unsigned long long texObject);
+VGPU_EXPORT CUresult cuTexObjectGetTextureDesc(void *pTexDesc, unsigned long long texObject);
+VGPU_EXPORT CUresult cuTexObjectGetResourceViewDesc(void *pResViewDesc, unsigned long long texObject);
+VGPU_EXPORT CUresult cuSurfObjectCreate(void *pSurfObject, const void *pResDesc);
+VGPU_EXPORT CUresult cuSurfObjectDestroy(unsigned long long surfObject);
+VGPU_EXPORT CUresult cuSurfObjectGetResourceDesc(void *pResDesc, unsigned long long surfObject);
 VGPU_EXPORT CUresult cuMemAddressReserve(void *ptr, size_t size, size_t alignment, unsigned long long addr, unsigned long long flags);
 VGPU_EXPORT CUresult cuMemAddressFree(unsigned long long ptr, size_t size);
 VGPU_EXPORT CUresult cuMemCreate(void *handle, size_t size, const void *prop, unsigned long long flags);

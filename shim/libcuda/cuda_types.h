@@ -199,6 +199,41 @@ typedef struct CUDA_ARRAY3D_DESCRIPTOR_st {
     unsigned int Format, NumChannels, Flags;
 } CUDA_ARRAY3D_DESCRIPTOR;
 _Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "CUDA_ARRAY3D_DESCRIPTOR");
+
+typedef unsigned long long CUtexObject;
+typedef unsigned long long CUsurfObject;
+
+typedef struct CUDA_RESOURCE_DESC_st {
+    unsigned int resType;
+    union {
+        struct { CUarray hArray; } array;
+        struct { CUmipmappedArray hMipmappedArray; } mipmap;
+        struct { CUdeviceptr devPtr; unsigned int format, numChannels; size_t sizeInBytes; } linear;
+        struct { CUdeviceptr devPtr; unsigned int format, numChannels; size_t width, height, pitchInBytes; } pitch2D;
+        struct { int reserved[32]; } reserved;
+    } res;
+    unsigned int flags;
+} CUDA_RESOURCE_DESC;
+_Static_assert(sizeof(CUDA_RESOURCE_DESC) == 144, "CUDA_RESOURCE_DESC");
+#define CU_RESOURCE_TYPE_ARRAY 0u
+#define CU_RESOURCE_TYPE_MIPMAPPED_ARRAY 1u
+#define CU_RESOURCE_TYPE_LINEAR 2u
+#define CU_RESOURCE_TYPE_PITCH2D 3u
+
+typedef struct CUDA_TEXTURE_DESC_st {
+    unsigned int addressMode[3], filterMode, flags, maxAnisotropy, mipmapFilterMode;
+    float mipmapLevelBias, minMipmapLevelClamp, maxMipmapLevelClamp, borderColor[4];
+    int reserved[12];
+} CUDA_TEXTURE_DESC;
+_Static_assert(sizeof(CUDA_TEXTURE_DESC) == 104, "CUDA_TEXTURE_DESC");
+
+typedef struct CUDA_RESOURCE_VIEW_DESC_st {
+    unsigned int format;
+    size_t width, height, depth;
+    unsigned int firstMipmapLevel, lastMipmapLevel, firstLayer, lastLayer, reserved[16];
+} CUDA_RESOURCE_VIEW_DESC;
+_Static_assert(sizeof(CUDA_RESOURCE_VIEW_DESC) == 112, "CUDA_RESOURCE_VIEW_DESC");
+
 #define CU_MEMORYTYPE_HOST 1u
 #define CU_MEMORYTYPE_DEVICE 2u
 #define CU_MEMORYTYPE_ARRAY 3u

@@ -78,6 +78,18 @@ def test_memory_nodes_of_graphs(mediator: Mediator, compile_cuda: Compile) -> No
     assert lines == ["captured", "by hand", "done"]
 
 
+def test_texture_objects(mediator: Mediator, driver_program: Callable[[str], Path]) -> None:
+    assert mediator.run(driver_program("cuda_textures")) == ["done"]
+
+
+@pytest.mark.parametrize("release", ["11.8", "13.0"])
+def test_textures_and_surfaces(mediator: Mediator, compile_cuda: Compile, release: str) -> None:
+    lines = mediator.run(compile_cuda(PROGRAMS / "textures.cu", release=release))
+    assert lines == [
+        "modes and filters", "dimensions and layers", "formats", "device memory", "surfaces", "done",
+    ]  # fmt: skip
+
+
 def test_nvrtc_program(
     mediator: Mediator, driver_program: Callable[[str], Path], nvrtc_library: Path
 ) -> None:

@@ -8,6 +8,8 @@
  *   FAKE_FAULT_COPY=n             the n-th copy makes the device busy for 50 ms, and then everything answers 700
  *   cuCtxGetLimit(1008)           bytes of device memory in use
  *   cuCtxGetLimit(1009)           synchronizing calls of the driver that found the device at work
+ *   cuCtxSetLimit(1010, n)        the next texture or surface is given the value n
+ *   cuCtxGetLimit(1010)           textures and surfaces that there are
  */
 #define cuMemAlloc_v2 plain_alloc
 #define cuMemFree_v2 plain_free
@@ -295,6 +297,64 @@ static unsigned char *inside(const struct array *array, size_t x, size_t y, size
     return (unsigned char *)array->bytes + (z * array->size[1] + y) * array->size[0] + x;
 }
 
+/* Textures and surfaces: what they are made of must have been looked at, and who destroys one must own it. */
+struct resource { unsigned type; union { const struct array *array; struct { uint64_t address; unsigned format, channels; size_t size[3]; } memory; int reserved[32]; }; unsigned flags; };
+_Static_assert(sizeof(struct resource) == 144, "CUDA_RESOURCE_DESC");
+struct how { unsigned modes[3], filter, flags, anisotropy, levels; float bias[3], border[4]; int reserved[12]; };
+_Static_assert(sizeof(struct how) == 104, "CUDA_TEXTURE_DESC");
+struct view { unsigned format; size_t size[3]; unsigned levels[2], layers[2], reserved[16]; };
+_Static_assert(sizeof(struct view) == 112, "CUDA_RESOURCE_VIEW_DESC");
+static uint64_t images[ENTRIES], next_image, image_count;
+
+static int make_image(uint64_t *made, const struct resource *resource)
+{
+    if (resource->flags != 0 || resource->type == 1 || resource->type > 3)
+        abort();
+    if (resource->type == 0 && resource->array->magic != ARRAY_MAGIC)
+        abort();
+    for (int i = resource->type == 0 ? 2 : resource->type == 2 ? 6 : 10; i < 32; i++)
+        if (resource->reserved[i] != 0)
+            abort();
+    for (uint64_t i = 0; i < ENTRIES; i++)
+        if (images[i] == 0) {
+            *made = next_image != 0 ? next_image : i + 1;
+            images[i] = *made;
+            next_image = 0;
+            image_count++;
+            return 0;
+        }
+    return 2;
+}
+static int end_image(uint64_t value)
+{
+    for (uint64_t i = 0; i < ENTRIES; i++)
+        if (images[i] == value && value != 0) {
+            images[i] = 0;
+            image_count--;
+            return 0;
+        }
+    abort();
+}
+EXPORT int cuTexObjectCreate(uint64_t *made, const struct resource *resource, const struct how *how, const struct view *view)
+{
+    if (how->modes[0] > 3 || how->modes[1] > 3 || how->modes[2] > 3 || how->filter > 1 || (how->flags & ~0x73u) != 0)
+        abort();
+    for (int i = 0; i < 12; i++)
+        if (how->reserved[i] != 0)
+            abort();
+    if (view != NULL && (resource->type != 0 || view->format > 0x22 || view->reserved[0] != 0 || view->reserved[15] != 0))
+        abort();
+    return make_image(made, resource);
+}
+EXPORT int cuSurfObjectCreate(uint64_t *made, const struct resource *resource)
+{
+    if (resource->type != 0)
+        abort();
+    return make_image(made, resource);
+}
+EXPORT int cuTexObjectDestroy(uint64_t value) { return end_image(value); }
+EXPORT int cuSurfObjectDestroy(uint64_t value) { return end_image(value); }
+
 EXPORT int cuMemcpy3DAsync_v2(const struct box *b, void *s)
 {
     (void)s;
@@ -557,6 +617,10 @@ EXPORT int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { r
 EXPORT int cuEventSynchronize(void *event) { (void)event; return 1; }
 EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
 {
+    if (limit == 1010) {
+        next_image = value;
+        return 0;
+    }
     if (limit != 1007)
         return plain_set_limit(limit, value);
     atomic_store(&fail_after, (long)value);
@@ -564,9 +628,9 @@ EXPORT int cuCtxSetLimit(unsigned limit, size_t value)
 }
 EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
 {
-    if (limit != 1008 && limit != 1009)
+    if (limit < 1008 || limit > 1010)
         return plain_get_limit(value, limit);
-    *value = limit == 1008 ? in_use : syncs;
+    *value = limit == 1008 ? in_use : limit == 1009 ? syncs : image_count;
     return 0;
 }
 EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t value, unsigned flags)

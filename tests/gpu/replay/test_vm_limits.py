@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -367,6 +368,22 @@ def test_handles_and_modules_have_an_end(account: Account, pair: tuple[Replayed,
     assert guest.ask(CallId.cuEventCreate, events[0], 0).status == 0  # room for one again
     (holding,) = [h for h in account.holdings() if h.session_id == 1]
     assert holding.refused[Resource.HANDLES] == 1
+
+
+def test_textures_are_handles(account: Account, pair: tuple[Replayed, ...]) -> None:
+    """They have no entry in a table of handles, and count as if they had."""
+    guest = pair[0].guest
+    held = account.used(Resource.HANDLES)
+    account.set_limits(Limits(handles=held + 3))
+    payload = struct.pack("<IxxxxQIIQ112x", 2, 0x1000, 0x20, 1, 1024) + bytes(104)
+    values = []
+    while (made := guest.ask(CallId.cuTexObjectCreate, 0, payload=payload)).status == 0:
+        values.append(made.values[0])
+    assert made.status == Code.OUT_OF_MEMORY
+    assert len(values) < 200
+    assert account.used(Resource.HANDLES) == held + 3
+    assert guest.ask(CallId.cuTexObjectDestroy, values[0]).status == 0
+    assert guest.ask(CallId.cuTexObjectCreate, 0, payload=payload).status == 0
 
 
 def test_arena_that_is_registered_has_an_end(account: Account, pair: tuple[Replayed, ...]) -> None:
