@@ -29,7 +29,7 @@ PAGE: Final = ROOT / "docs" / "operations.md"
 CONFIGURATION: Final = '[mediator]\ngpu = "software"\nwarm_workers = 1\n'
 PROGRAM: Final = Path(__file__).resolve().parent / "programs" / "turns.py"
 NOBODY: Final = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-HANG_SECONDS: Final = 2
+HANG_SECONDS: Final = 4
 EVENT_SECONDS: Final = 60.0
 
 
