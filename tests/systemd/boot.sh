@@ -38,7 +38,7 @@ for place in "$@"; do
     fi
 done
 # What belongs to the machine and not to its files.
-rm -rf "$new/var/log/journal" "$new/var/lib/vgpu" "$new/var/vgpu" "$new/etc/vgpu"
+rm -rf "$new/var/log/journal" "$new/var/lib/vgpu" "$new/var/cache/vgpu" "$new/var/vgpu" "$new/etc/vgpu"
 : >"$new/etc/fstab"
 cp -r "$folder/etc/." "$new/etc/"
 # Mounts that would show the machine's kernel; and no more of its services than the basic target has.

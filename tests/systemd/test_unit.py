@@ -152,8 +152,9 @@ def test_it_becomes_ready_and_is_enabled(host: ServiceHost) -> None:
     assert "ready: software GPU, sockets in /var/vgpu" in "\n".join(host.journal(UNIT))
     assert host.journal(UNIT, "--priority=warning") == []
     assert host.run("getent", "group", "vgpu").stdout.startswith("vgpu:")
-    modes = host.run("stat", "-c", "%a %U", "/var/vgpu", "/var/lib/vgpu", "/etc/vgpu").stdout.splitlines()
-    assert modes == ["755 root", "700 root", "755 root"]
+    places = ("/var/vgpu", "/var/lib/vgpu", "/var/cache/vgpu", "/etc/vgpu")
+    modes = host.run("stat", "-c", "%a %U", *places).stdout.splitlines()
+    assert modes == ["755 root", "700 root", "700 root", "755 root"]
     assert host.run("vgpu-admin", "doctor", check=False).stdout.count("FAIL") == 0
 
 
@@ -174,7 +175,7 @@ def test_the_hardening_is_in_force_and_hides_no_device(host: ServiceHost) -> Non
         done = host.run(*inside, "sh", "-c", f"echo new >{refused}", check=False)
         assert done.returncode != 0, refused
         assert "Read-only file system" in done.stderr
-    for writable in ("/var/vgpu", "/var/lib/vgpu", "/dev/shm"):
+    for writable in ("/var/vgpu", "/var/lib/vgpu", "/var/cache/vgpu", "/dev/shm"):
         host.run(*inside, "sh", "-c", f"echo new >{writable}/new && rm {writable}/new")
     # A device that somebody else's driver has: nothing but the file's mode may stand in the way.
     assert host.show(UNIT, "DevicePolicy", "DeviceAllow", "PrivateDevices") == ["auto", "", "no"]
@@ -185,7 +186,11 @@ def test_programs_of_root_and_of_others_compute(host: ServiceHost) -> None:
     other = host.program(user=NOBODY, options=["--run-dir=/var/vgpu"])
     goes_on(program)
     goes_on(other)
-    assert len(host.workers()) == 2
+    workers = host.workers().values()
+    assert len(workers) == 2
+    for worker in workers:
+        said = host.run("cat", f"/proc/{worker}/environ").stdout.split("\0")
+        assert "CUDA_CACHE_PATH=/var/cache/vgpu/compiled" in said
     finish(program)
     finish(other)
 
