@@ -19,26 +19,11 @@
 #include "internal.h"
 
 #define BLOCKS_MOST (1u << 20) /* of 48 bytes and more: a session that never frees must not take the host's memory with it */
-#define ALLOCATION_PINNED 1
-#define LOCATION_DEVICE 1
 #define INSTANTIATE_AUTO_FREE 1u
 #define INSTANTIATE_UPLOAD 2u
 enum { USED_NOW, USED_HIGH, RESERVED_NOW_OF_GRAPHS, RESERVED_HIGH };
 enum { NONE, ACTIVE };
 
-struct allocation_parameters { /* CUDA_MEM_ALLOC_NODE_PARAMS */
-    struct {
-        int allocation, handle_types;
-        CUmemLocation location;
-        void *security;
-        size_t most;
-        unsigned char reserved[56];
-    } properties; /* CUmemPoolProps */
-    const CUmemAccessDesc *access;
-    size_t access_count, size;
-    uint64_t address;
-};
-_Static_assert(sizeof(struct allocation_parameters) == 120, "CUDA_MEM_ALLOC_NODE_PARAMS");
 
 static struct replay_graph_memory *table(struct vgpu_replay *replay)
 {
@@ -349,16 +334,17 @@ CUresult replay_cuGraphAddMemAllocNode(REPLAY_PARAMETERS)
     if (wire.size == 0 || wire.access_count > VGPU_NODE_ACCESS_MOST) status = CUDA_ERROR_INVALID_VALUE;
     for (uint32_t i = 0; status == CUDA_SUCCESS && i < wire.access_count; i++) {
         const int flags = wire.access[i].flags;
-        if (wire.access[i].type != LOCATION_DEVICE || (flags != 0 && flags != 1 && flags != 3)) status = CUDA_ERROR_INVALID_VALUE;
-        access[i] = (CUmemAccessDesc){.location = {.type = LOCATION_DEVICE, .id = replay->device}, .flags = flags};
+        if (wire.access[i].type != CU_MEM_LOCATION_TYPE_DEVICE || (flags != 0 && flags != 1 && flags != 3)) status = CUDA_ERROR_INVALID_VALUE;
+        access[i] = (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = replay->device}, .flags = flags};
     }
     if (status == CUDA_SUCCESS && wire.size > INT64_MAX) status = CUDA_ERROR_OUT_OF_MEMORY;
     struct graph_block *block = status == CUDA_SUCCESS ? prepare(replay, graph, wire.size) : NULL;
     if (status == CUDA_SUCCESS && block == NULL) status = CUDA_ERROR_OUT_OF_MEMORY;
-    struct allocation_parameters p = {.properties = {.allocation = ALLOCATION_PINNED, .location = {.type = LOCATION_DEVICE, .id = replay->device}},
-                                      .access = wire.access_count != 0 ? access : NULL,
-                                      .access_count = wire.access_count,
-                                      .size = wire.size};
+    CUDA_MEM_ALLOC_NODE_PARAMS p = {.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                                  .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = replay->device}},
+                                    .accessDescs = wire.access_count != 0 ? access : NULL,
+                                    .accessDescCount = wire.access_count,
+                                    .bytesize = wire.size};
     if (status == CUDA_SUCCESS)
         status = (CUresult)replay->driver.cuGraphAddMemAllocNode(&node, real, dependencies, call->argument[1], &p);
     free(dependencies);
@@ -366,9 +352,9 @@ CUresult replay_cuGraphAddMemAllocNode(REPLAY_PARAMETERS)
         free(block);
         return status;
     }
-    adopt(replay, graph, block, p.address);
+    adopt(replay, graph, block, p.dptr);
     result->value[0] = code_node_intern(replay, node, graph);
-    result->value[1] = p.address;
+    result->value[1] = p.dptr;
     return result->value[0] == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
@@ -401,14 +387,14 @@ CUresult replay_cuGraphMemAllocNodeGetParams(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *node;
     if (code_graph_of_node(replay, call->argument[0], &node) == NULL) return CUDA_ERROR_INVALID_VALUE;
-    struct allocation_parameters p = {0};
+    CUDA_MEM_ALLOC_NODE_PARAMS p = {0};
     const CUresult status = (CUresult)replay->driver.cuGraphMemAllocNodeGetParams(node, &p);
     if (status != CUDA_SUCCESS) return status;
-    struct wire_allocation_node wire = {.address = p.address, .size = p.size};
-    wire.access_count = p.access == NULL ? 0 : p.access_count < VGPU_NODE_ACCESS_MOST ? (uint32_t)p.access_count : VGPU_NODE_ACCESS_MOST;
+    struct wire_allocation_node wire = {.address = p.dptr, .size = p.bytesize};
+    wire.access_count = p.accessDescs == NULL ? 0 : p.accessDescCount < VGPU_NODE_ACCESS_MOST ? (uint32_t)p.accessDescCount : VGPU_NODE_ACCESS_MOST;
     for (uint32_t i = 0; i < wire.access_count; i++) {
-        wire.access[i].type = p.access[i].location.type;
-        wire.access[i].flags = p.access[i].flags; /* the guest's device is number 0 */
+        wire.access[i].type = p.accessDescs[i].location.type;
+        wire.access[i].flags = p.accessDescs[i].flags; /* the guest's device is number 0 */
     }
     memcpy(reply, &wire, sizeof wire);
     result->payload_length = sizeof wire;

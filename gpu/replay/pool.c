@@ -7,19 +7,7 @@
 #include "graph_memory.h"
 #include "internal.h"
 
-#define LOCATION_DEVICE 1
-#define ALLOCATION_PINNED 1
 #define ACCESS_MOST 16u
-
-struct pool_properties { /* CUmemPoolProps */
-    int allocation, handle_types;
-    CUmemLocation location;
-    void *security;
-    size_t most;
-    unsigned short usage;
-    unsigned char reserved[54];
-};
-_Static_assert(sizeof(struct pool_properties) == 88, "CUmemPoolProps");
 
 static CUresult allocate(struct vgpu_replay *replay, uint64_t size, void *pool, uint64_t id, void *stream, struct vgpu_result *result)
 {
@@ -116,18 +104,18 @@ CUresult replay_cuDeviceGetDefaultMemPool(REPLAY_PARAMETERS)
 CUresult replay_cuMemPoolCreate(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    struct pool_properties asked, properties = {0};
+    CUmemPoolProps asked, properties = {0};
     void *pool = NULL;
     if (call->payload_length < sizeof asked)
         return CUDA_ERROR_INVALID_VALUE;
     memcpy(&asked, payload, sizeof asked);
     /* SAFETY: from here on only the private copy is looked at. */
     __asm__ volatile("" : "+m"(asked) : : "memory");
-    if (asked.allocation != ALLOCATION_PINNED || asked.location.type != LOCATION_DEVICE)
+    if (asked.allocType != CU_MEM_ALLOCATION_TYPE_PINNED || asked.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
         return CUDA_ERROR_INVALID_VALUE;
-    properties.allocation = asked.allocation;
-    properties.location = (CUmemLocation){.type = LOCATION_DEVICE, .id = replay->device};
-    properties.most = asked.most;
+    properties.allocType = asked.allocType;
+    properties.location = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = replay->device};
+    properties.maxSize = asked.maxSize;
     CUresult status = (CUresult)replay->driver.cuMemPoolCreate(&pool, &properties);
     if (status != CUDA_SUCCESS)
         return status;
@@ -204,7 +192,7 @@ CUresult replay_cuMemPoolSetAccess(REPLAY_PARAMETERS)
         return CUDA_ERROR_INVALID_VALUE;
     memcpy(description, payload, count * sizeof description[0]);
     for (uint64_t i = 0; i < count; i++)
-        if (description[i].location.type == LOCATION_DEVICE)
+        if (description[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE)
             description[i].location.id = replay->device;
     return (CUresult)replay->driver.cuMemPoolSetAccess(pool, description, count);
 }
@@ -218,7 +206,7 @@ CUresult replay_cuMemPoolGetAccess(REPLAY_PARAMETERS)
     void *pool;
     if (!replay_lookup(replay, VGPU_KIND_POOL, call->argument[0], &pool))
         return CUDA_ERROR_INVALID_HANDLE;
-    if (location.type == LOCATION_DEVICE)
+    if (location.type == CU_MEM_LOCATION_TYPE_DEVICE)
         location.id = replay->device;
     CUresult status = (CUresult)replay->driver.cuMemPoolGetAccess(&flags, pool, &location);
     result->value[0] = flags;

@@ -10,7 +10,6 @@
 
 #include <stdlib.h>
 
-#define LOCATION_DEVICE 1
 #define ACCESS_MOST 16u
 
 static void drop_if_unused(struct vgpu_replay *replay, struct replay_physical *physical)
@@ -52,7 +51,7 @@ CUresult replay_cuMemCreate(REPLAY_PARAMETERS)
     memcpy(&asked, payload, sizeof asked);
     /* SAFETY: from here on only the private copy is looked at. */
     __asm__ volatile("" : "+m"(asked) : : "memory");
-    if (asked.location.type != LOCATION_DEVICE)
+    if (asked.location.type != CU_MEM_LOCATION_TYPE_DEVICE)
         return CUDA_ERROR_NOT_SUPPORTED;
     properties = asked;
     properties.requestedHandleTypes = 0;
@@ -168,7 +167,7 @@ CUresult replay_cuMemSetAccess(REPLAY_PARAMETERS)
         return CUDA_ERROR_INVALID_VALUE;
     memcpy(description, payload, count * sizeof description[0]);
     for (uint64_t i = 0; i < count; i++)
-        if (description[i].location.type == LOCATION_DEVICE)
+        if (description[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE)
             description[i].location.id = replay->device;
     return (CUresult)replay->driver.cuMemSetAccess(call->argument[0], call->argument[1], description, count);
 }
@@ -179,7 +178,7 @@ CUresult replay_cuMemGetAccess(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     CUmemLocation location = {.type = (int)call->argument[1], .id = (int)call->argument[2]};
     unsigned long long flags = 0;
-    if (location.type == LOCATION_DEVICE)
+    if (location.type == CU_MEM_LOCATION_TYPE_DEVICE)
         location.id = replay->device;
     CUresult status = (CUresult)replay->driver.cuMemGetAccess(&flags, &location, call->argument[0]);
     result->value[0] = flags;

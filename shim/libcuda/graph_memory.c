@@ -27,21 +27,6 @@ struct shim_memory {
     struct blocks left; /* of an instance: what a launch leaves allocated */
 };
 
-struct allocation_parameters { /* CUDA_MEM_ALLOC_NODE_PARAMS */
-    struct {
-        int allocation, handle_types;
-        CUmemLocation location;
-        void *security;
-        size_t most;
-        unsigned char reserved[56];
-    } properties; /* CUmemPoolProps */
-    const CUmemAccessDesc *access;
-    size_t access_count, size;
-    CUdeviceptr address;
-};
-_Static_assert(sizeof(struct allocation_parameters) == 120, "CUDA_MEM_ALLOC_NODE_PARAMS");
-#define LOCATION_DEVICE 1
-#define ALLOCATION_PINNED 1
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct shim_block *blocks;
@@ -249,17 +234,17 @@ CUresult cuGraphAddMemAllocNode(void *phGraphNode, CUgraph hGraph, const void *d
     if (status != CUDA_SUCCESS) return status;
     struct shim_graph *graph = shim_graph_of(hGraph);
     if (nodeParams == NULL || graph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    struct allocation_parameters p;
+    CUDA_MEM_ALLOC_NODE_PARAMS p;
     memcpy(&p, nodeParams, sizeof p);
-    if (p.properties.allocation != ALLOCATION_PINNED || p.size == 0 || (p.access_count != 0 && p.access == NULL)) return CUDA_ERROR_INVALID_VALUE;
+    if (p.poolProps.allocType != CU_MEM_ALLOCATION_TYPE_PINNED || p.bytesize == 0 || (p.accessDescCount != 0 && p.accessDescs == NULL)) return CUDA_ERROR_INVALID_VALUE;
     /* Memory of the host, and memory that other processes can open. */
-    if (p.properties.location.type != LOCATION_DEVICE || p.properties.handle_types != 0) return shim_refuse(VGPU_CALL_cuGraphAddMemAllocNode);
-    if (p.properties.location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
-    if (p.access_count > VGPU_NODE_ACCESS_MOST) return CUDA_ERROR_INVALID_VALUE;
-    struct wire_allocation_node wire = {.size = p.size, .access_count = (uint32_t)p.access_count};
-    for (size_t i = 0; i < p.access_count; i++) {
-        const CUmemAccessDesc one = p.access[i];
-        if (one.location.type != LOCATION_DEVICE) return CUDA_ERROR_INVALID_VALUE;
+    if (p.poolProps.location.type != CU_MEM_LOCATION_TYPE_DEVICE || p.poolProps.handleTypes != 0) return shim_refuse(VGPU_CALL_cuGraphAddMemAllocNode);
+    if (p.poolProps.location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+    if (p.accessDescCount > VGPU_NODE_ACCESS_MOST) return CUDA_ERROR_INVALID_VALUE;
+    struct wire_allocation_node wire = {.size = p.bytesize, .access_count = (uint32_t)p.accessDescCount};
+    for (size_t i = 0; i < p.accessDescCount; i++) {
+        const CUmemAccessDesc one = p.accessDescs[i];
+        if (one.location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_INVALID_VALUE;
         if (one.location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
         wire.access[i].type = one.location.type;
         wire.access[i].flags = one.flags;
@@ -268,10 +253,10 @@ CUresult cuGraphAddMemAllocNode(void *phGraphNode, CUgraph hGraph, const void *d
     uint64_t value[4] = {0};
     status = shim_node_add(VGPU_CALL_cuGraphAddMemAllocNode, phGraphNode, hGraph, dependencies, numDependencies, &wire, sizeof wire, argument, value);
     if (value[1] != 0) { /* the node is there, also where its handle could not be kept */
-        const CUresult made = shim_memory_made(graph, value[1], p.size);
+        const CUresult made = shim_memory_made(graph, value[1], p.bytesize);
         if (status == CUDA_SUCCESS) status = made;
     }
-    if (status == CUDA_SUCCESS) memcpy((uint8_t *)nodeParams + offsetof(struct allocation_parameters, address), &value[1], sizeof value[1]);
+    if (status == CUDA_SUCCESS) memcpy((uint8_t *)nodeParams + offsetof(CUDA_MEM_ALLOC_NODE_PARAMS, dptr), &value[1], sizeof value[1]);
     return status;
 }
 
@@ -300,10 +285,11 @@ CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, void *params_out)
     status = shim_reply(VGPU_CALL_cuGraphMemAllocNodeGetParams, argument, NULL, 0, NULL, &wire, sizeof wire, &length);
     if (status != CUDA_SUCCESS) return status;
     if (length != sizeof wire || wire.access_count > VGPU_NODE_ACCESS_MOST) return CUDA_ERROR_UNKNOWN;
-    struct allocation_parameters p = {.properties = {.allocation = ALLOCATION_PINNED, .location = {.type = LOCATION_DEVICE, .id = 0}},
-                                      .access_count = wire.access_count,
-                                      .size = wire.size,
-                                      .address = wire.address};
+    CUDA_MEM_ALLOC_NODE_PARAMS p = {.poolProps = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                                  .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0}},
+                                    .accessDescCount = wire.access_count,
+                                    .bytesize = wire.size,
+                                    .dptr = wire.address};
     if (wire.access_count != 0 && node->parameters == NULL) { /* they never change */
         CUmemAccessDesc *access = calloc(wire.access_count, sizeof *access);
         if (access == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -311,7 +297,7 @@ CUresult cuGraphMemAllocNodeGetParams(CUgraphNode hNode, void *params_out)
             access[i] = (CUmemAccessDesc){.location = {.type = wire.access[i].type, .id = 0}, .flags = wire.access[i].flags};
         node->parameters = access;
     }
-    if (wire.access_count != 0) p.access = node->parameters;
+    if (wire.access_count != 0) p.accessDescs = node->parameters;
     memcpy(params_out, &p, sizeof p);
     return CUDA_SUCCESS;
 }

@@ -10,22 +10,10 @@
 
 #include "_generated_prototypes.h"
 
-#define LOCATION_DEVICE 1
-#define ALLOCATION_PINNED 1
 #define ATTRIBUTE_FIRST 1u
 #define ATTRIBUTE_LAST 8u
 #define ATTRIBUTE_LAST_INT 3u /* 1 to 3 are ints, the others 64 bits wide */
 #define ACCESS_MOST 16u
-
-struct properties { /* CUmemPoolProps */
-    int allocation, handle_types;
-    CUmemLocation location;
-    void *security;
-    size_t most;
-    unsigned short usage;
-    unsigned char reserved[54];
-};
-_Static_assert(sizeof(struct properties) == 88, "CUmemPoolProps");
 
 static _Atomic uint64_t default_pool;
 
@@ -135,11 +123,11 @@ CUresult cuMemPoolCreate(void *pool, const void *poolProps)
     CUresult status = shim_enter();
     if (status != CUDA_SUCCESS) return status;
     if (pool == NULL || poolProps == NULL) return CUDA_ERROR_INVALID_VALUE;
-    struct properties properties;
+    CUmemPoolProps properties;
     memcpy(&properties, poolProps, sizeof properties);
-    if (properties.allocation != ALLOCATION_PINNED) return CUDA_ERROR_INVALID_VALUE;
+    if (properties.allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
     /* Pools of host memory, and pools whose memory other processes can open. */
-    if (properties.location.type != LOCATION_DEVICE || properties.handle_types != 0) return shim_refuse(VGPU_CALL_cuMemPoolCreate);
+    if (properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE || properties.handleTypes != 0) return shim_refuse(VGPU_CALL_cuMemPoolCreate);
     if (properties.location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
     uint64_t handle = shim_handle_new(VGPU_KIND_POOL, NULL, NULL);
     if (handle == 0) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -199,7 +187,7 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const void *map, size_t count)
     CUmemAccessDesc descriptions[ACCESS_MOST];
     memcpy(descriptions, map, count * sizeof descriptions[0]);
     for (size_t i = 0; i < count; i++)
-        if (descriptions[i].location.type == LOCATION_DEVICE && descriptions[i].location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+        if (descriptions[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && descriptions[i].location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
     const uint64_t argument[8] = {(uint64_t)(uintptr_t)pool, count};
     return shim_reply(VGPU_CALL_cuMemPoolSetAccess, argument, descriptions, (uint32_t)(count * sizeof descriptions[0]), NULL, NULL, 0, NULL);
 }
@@ -211,7 +199,7 @@ CUresult cuMemPoolGetAccess(unsigned int *flags, CUmemoryPool memPool, void *loc
     CUmemLocation where;
     if (flags == NULL || location == NULL || !shim_handle_valid(VGPU_KIND_POOL, (uint64_t)(uintptr_t)memPool)) return CUDA_ERROR_INVALID_VALUE;
     memcpy(&where, location, sizeof where);
-    if (where.type == LOCATION_DEVICE && where.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+    if (where.type == CU_MEM_LOCATION_TYPE_DEVICE && where.id != 0) return CUDA_ERROR_INVALID_DEVICE;
     const uint64_t argument[8] = {(uint64_t)(uintptr_t)memPool, (uint64_t)(uint32_t)where.type, (uint64_t)(uint32_t)where.id};
     uint64_t value[4] = {0};
     status = shim_reply(VGPU_CALL_cuMemPoolGetAccess, argument, NULL, 0, value, NULL, 0, NULL);

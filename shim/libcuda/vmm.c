@@ -13,7 +13,6 @@
 
 #include "_generated_prototypes.h"
 
-#define LOCATION_DEVICE 1
 #define TYPE_PINNED 1
 #define POSIX_FILE_DESCRIPTOR 1
 #define ACCESS_FLAGS_ALL 3u
@@ -51,7 +50,7 @@ static void drop_if_unused(uint64_t handle, struct physical *physical)
 static CUresult check_properties(const CUmemAllocationProp *properties)
 {
     if (properties->type != TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
-    if (properties->location.type != LOCATION_DEVICE) return CUDA_ERROR_NOT_SUPPORTED; /* host memory by handle */
+    if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED; /* host memory by handle */
     return properties->location.id == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
@@ -262,7 +261,7 @@ CUresult cuMemSetAccess(unsigned long long ptr, size_t size, const void *desc, s
     memcpy(descriptions, desc, count * sizeof descriptions[0]);
     for (size_t i = 0; i < count; i++) {
         if ((unsigned)descriptions[i].flags != 0 && descriptions[i].flags != 1 && descriptions[i].flags != 3) return CUDA_ERROR_INVALID_VALUE;
-        if (descriptions[i].location.type == LOCATION_DEVICE && descriptions[i].location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+        if (descriptions[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE && descriptions[i].location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
     }
     if (!whole_mappings(ptr, size, false)) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t argument[8] = {ptr, size, count};
@@ -270,7 +269,7 @@ CUresult cuMemSetAccess(unsigned long long ptr, size_t size, const void *desc, s
     if (status != CUDA_SUCCESS) return status;
     struct shim_range range;
     for (size_t i = 0; i < count; i++) {
-        if (descriptions[i].location.type != LOCATION_DEVICE) continue;
+        if (descriptions[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) continue;
         for (uint64_t at = ptr; shim_map_next(&shim_memory_map, at, &range) && range.base < ptr + size; at = range.base + range.size) {
             range.flags = (range.flags & ~ACCESS_FLAGS_ALL) | (unsigned)descriptions[i].flags;
             shim_map_update(&shim_memory_map, range.base, &range);
@@ -287,7 +286,7 @@ CUresult cuMemGetAccess(unsigned long long *flags, const void *location, unsigne
     CUmemLocation where;
     if (flags == NULL || location == NULL || !shim_map_find(&shim_memory_map, ptr, &range)) return CUDA_ERROR_INVALID_VALUE;
     memcpy(&where, location, sizeof where);
-    if (where.type == LOCATION_DEVICE && where.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+    if (where.type == CU_MEM_LOCATION_TYPE_DEVICE && where.id != 0) return CUDA_ERROR_INVALID_DEVICE;
     const uint64_t argument[8] = {range.device_address + (ptr - range.base), (uint64_t)(uint32_t)where.type, (uint64_t)(uint32_t)where.id};
     uint64_t value[4] = {0};
     status = shim_reply(VGPU_CALL_cuMemGetAccess, argument, NULL, 0, value, NULL, 0, NULL);
