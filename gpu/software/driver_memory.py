@@ -39,9 +39,9 @@ def cuMemAlloc_v2(device: Device, out: int, size: int) -> None:
     put_u64(out, _allocate(device, size))
 
 
-def _allocate(device: Device, size: int, alignment: int = 512) -> int:
-    """Memory that ends with the current context."""
-    address = device.space.allocate(size, alignment)
+def _allocate(device: Device, size: int) -> int:
+    """Memory that ends with the current context, aligned as textures want it."""
+    address = device.space.allocate(size, 512)
     device.context().memory.add(address)
     return address
 
