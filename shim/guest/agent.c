@@ -9,9 +9,10 @@
  * It opens the device to the group that may use the GPU: at its start, for devices plugged in later, and, as
  * `--permit FOLDER`, for the udev rule and the installer.
  *
- * Its own lock is byte 0, so two agents never work on one device. It ends when a device is unplugged: reading a mapping that
- * has gone raises SIGBUS, and a fresh process is surer to forget it than this one. systemd starts it again; without systemd
- * `--stay` does. It must never hold a slot's lock while it waits, and never release what it has not read under that lock.
+ * Its own lock is byte 0, so two agents never work on one device. It ends when a device is unplugged, also where another has
+ * come into its place since it looked last: reading a mapping that has gone raises SIGBUS, and a fresh process is surer to
+ * forget it than this one. systemd starts it again; without systemd `--stay` does. It must never hold a slot's lock while it
+ * waits, and never release what it has not read under that lock.
  */
 #include "../../transport/wire.h"
 
@@ -338,13 +339,21 @@ static bool sweep_guarded(struct device *swept)
     return true;
 }
 
+/* The files are those that are open. A device that was taken out and put in again has new ones: the locks of its owners lie on
+ * those, while the mapping, which kernels since about 5.12 leave in place, reaches the new device at the old addresses. */
+static bool is_still_there(const struct device *looked_at)
+{
+    char path[PATH_MAX];
+    struct stat now, opened;
+    return join(path, looked_at->folder, "resource0") && stat(path, &now) == 0 && fstat(looked_at->resource0, &opened) == 0 &&
+           now.st_ino == opened.st_ino && now.st_dev == opened.st_dev;
+}
+
 /* False: a device has gone. */
 static bool sweep_all(void)
 {
-    char path[PATH_MAX];
-    struct stat status;
     for (size_t i = 0; i < devices; i++) {
-        if (!join(path, device[i].folder, "resource0") || stat(path, &status) != 0 || !sweep_guarded(&device[i])) {
+        if (!is_still_there(&device[i]) || !sweep_guarded(&device[i])) {
             say("%s was unplugged", device[i].folder);
             return false;
         }

@@ -105,6 +105,15 @@ static uint8_t *map_shared(int file, uint64_t size)
     return at;
 }
 
+bool pci_is_still_there(void)
+{
+    char path[256];
+    struct stat now, opened;
+    uint64_t address = (uint64_t)pci.domain << 16 | pci.bus << 8 | pci.device << 3 | pci.function;
+    snprintf(path, sizeof path, "%s/bus/pci/devices/%s/resource0", SHIM_SYSFS, name_of(address));
+    return stat(path, &now) == 0 && fstat(pci.registers_fd, &opened) == 0 && now.st_ino == opened.st_ino && now.st_dev == opened.st_dev;
+}
+
 /* Opens the files of the device in `folder` and maps what is wanted of them. */
 static bool open_files(int folder, uint64_t address)
 {

@@ -46,6 +46,9 @@ extern struct pci_device pci; /* the one this process uses; descriptors are -1 w
  * the caller `claims`, none if it only wants to read the window. */
 CUresult pci_open(bool claims);
 void pci_close(void);
+/* Are the files of the device those that are open? A device taken out and put in again has new ones, and its locks lie on
+ * those, while a mapping that the kernel has left in place reaches it all the same. */
+bool pci_is_still_there(void);
 uint32_t pci_load32(uint64_t offset);
 void pci_store32(uint64_t offset, uint32_t value);
 void pci_store64(uint64_t offset, uint64_t value);
@@ -69,8 +72,8 @@ void pci_unlock(uint32_t slot);
 struct pci_sweep {
     struct pci_suspect { uint32_t token, state; uint64_t heartbeat, since_ns; } suspect[VGPU_DIRECTORY_SLOTS];
 };
-/* Looks at every slot that is taken, but for `own`; gives back those whose owner is dead. Is there an owner
- * that lives? *hopeful: slots that may become free, being given back now, freed by the host, or waiting for a second look. */
+/* Looks at every slot that is taken, but for `own`; gives back those whose owner is dead; none where another device has come
+ * into the place of the one that is open. Is there an owner that lives? *hopeful: slots that may become free, being given back now, freed by the host, or waiting for a second look. */
 bool pci_sweep(struct pci_sweep *sweep, int own, unsigned *hopeful);
 #define PCI_SWEEP_NS 1500000000ull /* how long an owner must have shown no life: three heartbeats */
 

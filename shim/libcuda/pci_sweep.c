@@ -8,6 +8,9 @@
  * other files. Owners say which they see. Where it is ours, having got the lock proves the owner dead. Elsewhere it proves
  * nothing: a session must have had no heartbeat for PCI_SWEEP_NS, and one that is just being made must have stood there for as
  * long; its owner, if there is one after all, finds itself without a slot and asks anew.
+ *
+ * A device that was taken out and put in again has other files too, at the same addresses: whoever has opened the old ones
+ * releases nothing.
  */
 #include "pci.h"
 
@@ -56,6 +59,7 @@ bool pci_sweep(struct pci_sweep *sweep, int own, unsigned *hopeful)
 {
     bool others = false;
     *hopeful = 0;
+    if (!pci_is_still_there()) return false;
     uint64_t now = shim_now_ns();
     for (uint32_t slot = 0; slot < pci.slot_count; slot++) {
         uint32_t state = (int)slot == own ? PCI_FREE : pci_state(slot);

@@ -131,6 +131,10 @@ static CUresult get_slot(void)
     (void)pci_sweep(&sweep, -1, &hopeful); /* the dead hold memory of the GPU that this process may want */
     for (;;) {
         uint64_t hint_ns = 0;
+        if (!pci_is_still_there()) {
+            shim_log(SHIM_ERROR, "the virtual GPU that this process waited for has been taken out");
+            return CUDA_ERROR_DEVICE_UNAVAILABLE;
+        }
         enum outcome outcome = claim_any();
         uint32_t refusal = held >= 0 ? __atomic_load_n(&pci_entry((uint32_t)held)->refusal, __ATOMIC_RELAXED) : 0;
         if (outcome == CLAIM_WON) return CUDA_SUCCESS;

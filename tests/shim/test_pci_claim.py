@@ -321,6 +321,37 @@ def test_a_lock_of_another_sysfs_says_nothing(program: Path, folder: Path) -> No
             assert time.monotonic() - killed > 0.9  # it was given the time of some heartbeats
 
 
+def put_in_again(device: FakeDevice) -> None:
+    """Taken out and put in between two looks. Kernels leave mappings in place, and they reach the new device; its files are new."""
+    (device.place / "new").write_bytes(device.registers[:])
+    (device.place / "new").rename(device.place / "resource0")
+
+
+def test_the_locks_of_a_device_taken_out_say_nothing_of_the_next(program: Path, device: FakeDevice) -> None:
+    with Guest(program, device.folder) as living:
+        assert living.ask("init") == "init 0"
+        put_in_again(device)
+        # Another process's session, as far as the old files tell one whose owner is dead.
+        device.set_entry(1, token=77, pid=1, state=READY)
+        device.set_sysfs(1, device.sysfs(0))
+        time.sleep(5)  # two sweeps
+        assert device.releases == []
+        assert living.ask("launch 20") == "launched 0"
+        living.finish()
+    until(lambda: device.states() == [FREE, READY, FREE, FREE])
+
+
+def test_who_waits_for_a_slot_of_a_device_taken_out_waits_no_longer(program: Path, folder: Path) -> None:
+    with FakeDevice(folder, PythonHost(), slots=1) as device:
+        with Guest(program, folder) as living, Guest(program, folder) as waiting:
+            assert living.ask("init") == "init 0"
+            waiting.say("init")
+            time.sleep(0.3)
+            put_in_again(device)
+            assert waiting.hear() == UNAVAILABLE
+        assert (len(device.claims), device.releases) == (1, [])
+
+
 def test_a_forked_child_does_not_keep_the_slot(program: Path, folder: Path) -> None:
     with FakeDevice(folder, PythonHost(), slots=1) as device:
         with Guest(program, folder) as first:

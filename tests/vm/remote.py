@@ -92,7 +92,9 @@ class Process:
 
         self._agent.wait(ready, seconds, lambda: f"a line of {self}\n{self.errors()}")
         line, newline, _ = self._data[1][self._taken[1] :].partition("\n")
-        assert newline, f"{self} ended without a further line: {self.failure}{self.errors()}"
+        assert newline, (
+            f"{self} ended without a further line: {self.failure}{self.output()[-1000:]}{self.errors()}"
+        )
         self._taken[1] += len(line) + 1
         return line.encode("latin-1").decode(errors="replace")
 

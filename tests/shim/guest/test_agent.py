@@ -178,6 +178,25 @@ def test_memory_that_goes_away_under_it_ends_it(parts: Path, machine: Machine) -
         assert process.wait(60) == 0
 
 
+def test_a_device_put_in_again_is_not_taken_for_the_old_one(parts: Path, machine: Machine) -> None:
+    """Between two looks a device went and came: the old mapping reaches it, but its owners' locks lie on its own files."""
+    device = machine.add_device()
+    with agent(parts, machine, "--stay") as process:
+        assert "looking after" in first_line(process)
+        new = device / "new"
+        shutil.copyfile(device / "resource0", new)
+        with new.open("r+b") as owner, (device / "resource0").open("rb") as old:
+            lock(owner, 1)
+            new.rename(device / "resource0")
+            put(device, (7, 1, READY), (8, 1, READY))  # seen through both mappings
+            assert "was unplugged" in first_line(process)
+            assert "looking after" in first_line(process)
+            wait_for(lambda: released(device, 1) == 8)
+            assert released(device, 0) == 0
+            for slot in range(2):
+                assert os.pread(old.fileno(), 4, PAGE * (slot + 1) + RELEASE) == bytes(4)
+
+
 def test_where_nobody_starts_it_again_it_stays(parts: Path, machine: Machine) -> None:
     device = machine.add_device()
     with agent(parts, machine, "--stay") as process:
