@@ -129,6 +129,9 @@ static CUresult find_side(struct vgpu_replay *replay, struct side *side, const C
     }
     side->array = NULL;
     side->x = side->y = side->z = 0;
+    /* No pitch and no height mean to a driver as much as the box needs, and then it reaches further than what is measured here. */
+    if (side->pitch < box->WidthInBytes || (box->Depth > 1 && side->rows < box->Height))
+        return CUDA_ERROR_INVALID_VALUE;
     if (!box_size(box->WidthInBytes, box->Height, box->Depth, side->pitch, side->rows, &size))
         return CUDA_ERROR_INVALID_VALUE;
     side->type = in_arena ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;

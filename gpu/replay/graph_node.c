@@ -68,11 +68,14 @@ static CUresult read_kernel(struct vgpu_replay *replay, const uint8_t *bytes, ui
     return CUDA_SUCCESS;
 }
 
-/* Bytes from the base to the end of what one side of a copy touches; 0 when that overflows. */
+/* Bytes from the base to the end of what one side of a copy touches; 0 when that overflows, or its rows or slices lie in each other:
+ * no pitch and no height mean to a driver as much as the box needs, and then it reaches further than what is measured here. */
 static uint64_t span(uint64_t x, uint64_t y, uint64_t z, uint64_t pitch, uint64_t height, const CUDA_MEMCPY3D *copy)
 {
     if (copy->WidthInBytes == 0 || copy->Height == 0 || copy->Depth == 0) return 1;
     uint64_t rows, row, bytes;
+    if (__builtin_add_overflow(x, copy->WidthInBytes, &row) || pitch < row) return 0;
+    if (__builtin_add_overflow(y, copy->Height, &row) || ((z != 0 || copy->Depth > 1) && height < row)) return 0;
     if (__builtin_add_overflow(z, copy->Depth - 1, &rows) || __builtin_mul_overflow(rows, height, &rows)) return 0;
     if (__builtin_add_overflow(y, copy->Height - 1, &row) || __builtin_add_overflow(rows, row, &rows)) return 0;
     if (__builtin_mul_overflow(rows, pitch, &bytes) || __builtin_add_overflow(bytes, x, &bytes)) return 0;

@@ -69,6 +69,14 @@ static CUresult plain_body(const void *bytes, size_t length, struct body *body)
     return CUDA_SUCCESS;
 }
 
+/* What is not said of a side in memory is as little as the box needs, as in a copy that is no node. */
+static void fill_in(unsigned type, uint64_t x, uint64_t y, size_t *pitch, size_t *height, const CUDA_MEMCPY3D *copy)
+{
+    if (type == CU_MEMORYTYPE_ARRAY) return;
+    if (*pitch == 0) *pitch = x + copy->WidthInBytes;
+    if ((*height == 0 || copy->Depth == 1) && *height < y + copy->Height) *height = y + copy->Height;
+}
+
 /* Bytes from the base pointer to the end of what a 3D copy touches; 0 when it overflows. */
 static uint64_t span(uint64_t x, uint64_t y, uint64_t z, uint64_t pitch, uint64_t height, const CUDA_MEMCPY3D *copy)
 {
@@ -117,6 +125,8 @@ static CUresult copy_body(const void *parameters, CUcontext context, struct body
     CUDA_MEMCPY3D copy;
     memcpy(&copy, parameters, sizeof copy);
     copy.reserved0 = copy.reserved1 = NULL;
+    fill_in(copy.srcMemoryType, copy.srcXInBytes, copy.srcY, &copy.srcPitch, &copy.srcHeight, &copy);
+    fill_in(copy.dstMemoryType, copy.dstXInBytes, copy.dstY, &copy.dstPitch, &copy.dstHeight, &copy);
     bool from_arena = false, to_arena = false;
     const struct array_box from = {copy.srcArray, copy.srcXInBytes, copy.srcY, copy.srcZ};
     const struct array_box to = {copy.dstArray, copy.dstXInBytes, copy.dstY, copy.dstZ};

@@ -178,6 +178,18 @@ static void graphs(CUstream stream)
     EXPECT(memcmp(back, host + 64, 192) == 0);
     CHECK(cuGraphExecDestroy(plan));
     CHECK(cuGraphDestroy(graph));
+    /* What is not said of memory, pitch and height, is as little as the box needs. */
+    memset(pinned, 0, sizeof host);
+    CUDA_MEMCPY3D brief = {.srcMemoryType = CU_MEMORYTYPE_ARRAY, .srcArray = array, .dstMemoryType = CU_MEMORYTYPE_HOST, .dstHost = pinned,
+                           .WidthInBytes = 64, .Height = 4, .Depth = 1};
+    CHECK(cuGraphCreate(&graph, 0));
+    CHECK(cuGraphAddMemcpyNode(&added, graph, NULL, 0, &brief, context));
+    CHECK(cuGraphInstantiate(&plan, graph, 0));
+    CHECK(cuGraphLaunch(plan, stream));
+    CHECK(cuStreamSynchronize(stream));
+    EXPECT(memcmp(pinned, host, sizeof host) == 0);
+    CHECK(cuGraphExecDestroy(plan));
+    CHECK(cuGraphDestroy(graph));
     CHECK(cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
     CUarray none;
     EXPECT(cuArrayCreate(&none, &forbidden) == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);

@@ -355,9 +355,14 @@ EXPORT int cuSurfObjectCreate(uint64_t *made, const struct resource *resource)
 EXPORT int cuTexObjectDestroy(uint64_t value) { return end_image(value); }
 EXPORT int cuSurfObjectDestroy(uint64_t value) { return end_image(value); }
 
-EXPORT int cuMemcpy3DAsync_v2(const struct box *b, void *s)
+EXPORT int cuMemcpy3DAsync_v2(const struct box *asked, void *s)
 {
     (void)s;
+    struct box filled = *asked, *b = &filled; /* what is not said is as little as the box needs */
+    b->sp = b->sp ? b->sp : b->sx + b->width;
+    b->dp = b->dp ? b->dp : b->dx + b->width;
+    b->srows = b->srows ? b->srows : b->sy + b->height;
+    b->drows = b->drows ? b->drows : b->dy + b->height;
     if (b->st == ARRAY || b->dt == ARRAY) {
         for (size_t z = 0; z < b->depth; z++)
             for (size_t y = 0; y < b->height; y++) {

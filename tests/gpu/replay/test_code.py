@@ -400,12 +400,15 @@ def copy_body(
     height: int = 1,
     pitch: int = 64,
     y: int = 0,
+    depth: int = 1,
+    rows: int | None = None,
 ) -> bytes:
-    one = struct.pack("<4QI4xQQQQQQ", 0, y, 0, 0, source_type, source, source, 0, 0, pitch, height)
+    rows = height if rows is None else rows
+    one = struct.pack("<4QI4xQQQQQQ", 0, y, 0, 0, source_type, source, source, 0, 0, pitch, rows)
     two = struct.pack(
-        "<4QI4xQQQQQQ", 0, y, 0, 0, destination_type, destination, destination, 0, 0, pitch, height
+        "<4QI4xQQQQQQ", 0, y, 0, 0, destination_type, destination, destination, 0, 0, pitch, rows
     )
-    return one + two + struct.pack("<3Q", width, height, 1)
+    return one + two + struct.pack("<3Q", width, height, depth)
 
 
 def test_copy_nodes_name_registered_arena_memory_or_device_memory(guest: Guest) -> None:
@@ -432,6 +435,16 @@ def test_copy_nodes_name_registered_arena_memory_or_device_memory(guest: Guest) 
     assert add(1, source=registered, source_type=1, width=1 << 40) == INVALID_VALUE
     assert add(1, source=registered, source_type=1, height=1 << 40, pitch=1 << 40) == INVALID_VALUE
     assert add(1, source=registered, source_type=1, y=2**64 - 1) == INVALID_VALUE
+    # To a driver no pitch and no height are as much as the box needs, which would be more than has been measured.
+    assert add(1, source=registered, source_type=1, height=1 << 20, pitch=0) == INVALID_VALUE
+    assert add(1, source=registered, source_type=1, height=1 << 20, pitch=63) == INVALID_VALUE
+    assert (
+        add(2, destination=registered, destination_type=1, height=2, rows=0, depth=1 << 20) == INVALID_VALUE
+    )
+    assert (
+        add(2, destination=registered, destination_type=1, height=2, rows=1, depth=1 << 20) == INVALID_VALUE
+    )
+    assert add(1, source=registered, source_type=1, height=2, rows=0) == 0
     body = copy_body(source=0x5000, source_type=2, destination=0x6000, destination_type=2)
     assert (
         add_node(guest, CallId.cuGraphAddMemcpyNode, graph, [], 0, 0, body=body[:-8]).status == INVALID_VALUE

@@ -177,6 +177,10 @@ def test_boxes_are_measured_before_the_driver_sees_them(session: Replayed) -> No
         box(start, 1 << 63, 4, address, 16, 8, 4, 3, 1),
         box(start, 1 << 20, 4, address, 16, 8, 4, 4, 1),  # the last row lies behind what is registered
         box(0, 8, 4, address, 16, 8, 4, 3, 2),
+        # To a driver no pitch and no height are as much as the box needs: more than the last row is measured by.
+        box(start, 0, 4, address, 16, 8, 4, 3, 1),
+        box(start, 8, 0, address, 16, 8, 4, 3, 2),
+        box(start, 8, 4, address, 0, 8, 4, 3, 1),
     ]
     for value, payload in enumerate(wrong, 2):
         assert guest.ask(CallId.wireCopy3D, 0, 1, 7, value, payload=payload).status == Code.INVALID_VALUE
@@ -234,6 +238,10 @@ def test_arrays_are_charged_and_their_bounds_kept(memory_driver: Path) -> None:
             status = guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, value, payload=bad).status
             assert status == Code.INVALID_VALUE, (at, extent)
             assert guest.fence(7) == value
+        for value, (pitch, rows) in enumerate([(0, 10), (159, 10), (160, 0), (160, 9)], 30):
+            bad = array_box(array, (0, 0, 0), start, pitch, rows, 160, 10, 2)
+            status = guest.ask(CallId.wireCopy3D, 0, 1 | ARRAY_TO, 7, value, payload=bad).status
+            assert status == Code.INVALID_VALUE, (pitch, rows)
         # Both an array and an address, an array of nobody, one's own under another kind, and one that is gone.
         assert guest.ask(CallId.wireCopy3D, 0, 3 | ARRAY_TO, 7, 50, payload=good).status == Code.INVALID_VALUE
         for forged in (array + 16, array + (1 << 28), MEMORY, 0, 64):
