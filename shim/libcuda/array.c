@@ -99,11 +99,21 @@ CUresult cuArrayDestroy(CUarray hArray)
     CUresult status = shim_enter_context();
     if (status == CUDA_SUCCESS) status = shim_capture_check();
     if (status != CUDA_SUCCESS) return status;
+    /* Taken out first: once the worker has destroyed it, another thread may be given an array at its place. */
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&mutex);
     struct shim_object *object = object_of(hArray);
+    const uint64_t handle = (uint64_t)(uintptr_t)hArray, context = object == NULL ? 0 : object->context;
+    void *description = object == NULL ? NULL : object->data;
+    shim_handle_free(object == NULL ? 0 : handle);
+    pthread_mutex_unlock(&mutex);
     if (object == NULL) return CUDA_ERROR_INVALID_HANDLE;
-    const uint64_t argument[8] = {object->handle};
+    const uint64_t argument[8] = {handle};
     status = shim_reply(VGPU_CALL_cuArrayDestroy, argument, NULL, 0, NULL, NULL, 0, NULL);
-    if (status == CUDA_SUCCESS) forget(object);
+    if (status != CUDA_SUCCESS && shim_handle_adopt(handle, description))
+        object_of(hArray)->context = context; /* it is still there, and so is its place */
+    else
+        free(description);
     return status;
 }
 

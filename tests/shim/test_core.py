@@ -19,14 +19,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.shim.fake_host import BUSY, DEAD, NAME, RETRY, STICKY, UUID, FakeHost, short_folder
+from tests.gpu.replay.guest import until
+from tests.shim.fake_host import (
+    BUSY,
+    DEAD,
+    NAME,
+    RETRY,
+    STICKY,
+    UUID,
+    Answer,
+    FakeHost,
+    echo,
+    short_folder,
+)
 from vgpu.transport._generated_calls import CallId
+from vgpu.transport.wire import CallHeader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIM = ROOT / "shim" / "libcuda"
 FLAGS = ["-std=gnu11", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{SHIM}"]
 RECORD = CallId.cuMemPoolTrimTo
 SECONDS = 60.0
+ARRAY, HOST_BASE = 14, 1 << 23  # of handles, transport/wire.h
 
 
 def compile_once(folder: Path, name: str, arguments: list[str]) -> Path:
@@ -427,6 +441,38 @@ def test_more_waiting_threads_than_slots(start: Start, run_dir: Path) -> None:
         assert program.finish()["failed"] == "0"
     assert host.problems == []
     assert sum(c.call == RECORD for c, _ in host.session.records) == 100
+
+
+@pytest.mark.parametrize("status", [0, 999])
+def test_a_place_that_is_given_again_before_the_answer_is_read(
+    start: Start, run_dir: Path, status: int
+) -> None:
+    """A worker has the place of what it has destroyed to give, whether or not the thread that asked has been told."""
+    made: list[int] = []
+
+    def respond(call: CallHeader, payload: bytes) -> Answer:
+        if call.call == CallId.cuArray3DCreate_v2:
+            place = HOST_BASE + len(made) * (status != 0)  # what could not be destroyed keeps its place
+            made.append(ARRAY << 42 | (len(made) + 1) << 28 | place << 4)
+            return 0, made[-1:], b""
+        return (status, [], b"") if call.call == CallId.cuArrayDestroy else echo(call, payload)
+
+    with FakeHost(run_dir, responder=respond) as host:
+        program = start("arrays")
+        program.expect("made")
+        host.hold_answers.set()
+        session = host.session
+        for number in (1, 2):
+            program.tell()
+            assert until(lambda number=number: len(session.held) == number)  # type: ignore[misc]
+        destroyed, created = session.held
+        session.answer(created)
+        program.expect("again")
+        host.hold_answers.clear()
+        session.answer(destroyed)
+        said = program.finish()
+    assert host.problems == []
+    assert said == {"destroyed": str(status), "first": "0" if status else "400", "second": "0 77"}
 
 
 # ---- death ----

@@ -186,6 +186,48 @@ static void command_slots(char **argument)
     free(worker);
 }
 
+/* One thread destroys an array, another makes one; the host says when each is told that it is done. */
+struct array_work { pthread_t thread; CUcontext context; CUarray array; CUresult status; };
+
+static void *destroy_body(void *argument)
+{
+    struct array_work *me = argument;
+    CHECK(cuCtxSetCurrent(me->context), 0);
+    me->status = cuArrayDestroy(me->array);
+    return NULL;
+}
+
+static void *create_body(void *argument)
+{
+    struct array_work *me = argument;
+    const CUDA_ARRAY_DESCRIPTOR made = {.Width = 77, .Height = 3, .Format = 1, .NumChannels = 1};
+    CHECK(cuCtxSetCurrent(me->context), 0);
+    CHECK(cuArrayCreate_v2(&me->array, &made), 0);
+    return NULL;
+}
+
+static void command_arrays(char **argument)
+{
+    (void)argument;
+    struct array_work first = {.context = retained()}, second = {.context = first.context};
+    CUDA_ARRAY_DESCRIPTOR said = {0};
+    create_body(&first);
+    puts("made");
+    fflush(stdout);
+    getchar(); /* the host holds back what it answers */
+    CHECK(pthread_create(&first.thread, NULL, destroy_body, &first), 0);
+    getchar();
+    CHECK(pthread_create(&second.thread, NULL, create_body, &second), 0);
+    pthread_join(second.thread, NULL);
+    puts("again");
+    fflush(stdout);
+    pthread_join(first.thread, NULL);
+    printf("destroyed %d\n", (int)first.status);
+    printf("first %d\n", (int)cuArrayGetDescriptor_v2(&said, first.array));
+    const CUresult status = cuArrayGetDescriptor_v2(&said, second.array);
+    printf("second %d %zu\n", (int)status, (size_t)said.Width);
+}
+
 /* ---- death ---- */
 
 static void *fence_body(void *argument)
@@ -717,7 +759,7 @@ int main(int count, char **argument)
 {
     static const struct { const char *name; void (*run)(char **); int arguments; } commands[] = {
         {"init", command_init, 0}, {"stream", command_stream, 2}, {"threads", command_threads, 2},
-        {"contexts-in-threads", command_contexts_in_threads, 1}, {"slots", command_slots, 1}, {"death", command_death, 0},
+        {"contexts-in-threads", command_contexts_in_threads, 1}, {"slots", command_slots, 1}, {"arrays", command_arrays, 0}, {"death", command_death, 0},
         {"sticky", command_sticky, 0}, {"fences", command_fences, 0}, {"handles", command_handles, 0},
         {"contexts", command_contexts, 0}, {"devices", command_devices, 0}, {"visible", command_visible, 1},
         {"fork", command_fork, 0}, {"fork-first", command_fork_first, 0}, {"fork-busy", command_fork_busy, 0}, {"exit", command_exit, 0}, {"figures", command_figures, 0},
