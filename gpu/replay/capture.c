@@ -58,6 +58,7 @@ CUresult replay_cuStreamBeginCaptureToGraph(REPLAY_PARAMETERS)
     status = (CUresult)replay->driver.cuStreamBeginCaptureToGraph(stream, graph, nodes, edges, call->argument[2], RELAXED);
     if (status == CUDA_SUCCESS) {
         known->captured_into = true;
+        (void)code_map_put(&replay->code->captures, call->argument[0], graph);
         replay->private->captures++;
     }
     free(nodes);

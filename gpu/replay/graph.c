@@ -156,12 +156,35 @@ CUresult replay_cuGraphClone(REPLAY_PARAMETERS)
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+/* Does a stream capture into it? Then CUDA permits everything but destroying it and taking out nodes: the capture goes on with
+ * both, and the driver is not said to look whether they are there. */
+static bool is_captured_into(const struct vgpu_replay *replay, const void *real)
+{
+    const struct code_map *captures = &replay->code->captures;
+    for (size_t i = 0; captures->count != 0 && i < captures->capacity; i++)
+        if (captures->slot[i].key != 0 && captures->slot[i].value == real) return true;
+    return false;
+}
+
+/* The same, or into a part of it. */
+static bool is_in_capture(struct vgpu_replay *replay, const struct code_graph *graph, const void *real)
+{
+    if (replay->code->captures.count == 0) return false;
+    if (is_captured_into(replay, real)) return true;
+    for (size_t i = 0; i < graph->children.count; i++) {
+        void *part;
+        const struct code_graph *child = code_graph_of(replay, graph->children.item[i], &part);
+        if (child != NULL && is_in_capture(replay, child, part)) return true;
+    }
+    return false;
+}
+
 CUresult replay_cuGraphDestroy(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
     void *real;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
-    if (graph == NULL || graph->parent != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (graph == NULL || graph->parent != 0 || is_in_capture(replay, graph, real)) return CUDA_ERROR_INVALID_VALUE;
     const bool has_memory = graph->memory != NULL;
     code_graph_forget(replay, call->argument[0]);
     const CUresult status = (CUresult)replay->driver.cuGraphDestroy(real);
@@ -172,21 +195,24 @@ CUresult replay_cuGraphDestroy(REPLAY_PARAMETERS)
 CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
-    void *real;
+    void *real, *whole;
     struct code_graph *graph = code_graph_of_node(replay, call->argument[0], &real);
-    if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (graph == NULL || !replay_lookup(replay, VGPU_KIND_GRAPH, graph->handle, &whole) || is_captured_into(replay, whole))
+        return CUDA_ERROR_INVALID_VALUE;
     if (graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     /* A child graph goes with its node; which one it was is asked before. */
     void *child = NULL;
     unsigned type = 0;
     if (replay->driver.cuGraphNodeGetType(real, &type) == 0 && type == 4) (void)replay->driver.cuGraphChildGraphNodeGetGraph(real, &child);
+    const uint64_t handle = child == NULL ? 0 : replay_intern(replay, VGPU_KIND_GRAPH, child);
+    const struct code_graph *part = code_map_get(&replay->code->graphs, handle);
+    if (part == NULL) replay_unbind(replay, VGPU_KIND_GRAPH, handle); /* the guest has not asked for it */
+    if (part != NULL && is_in_capture(replay, part, child)) return CUDA_ERROR_INVALID_VALUE;
     const CUresult status = (CUresult)replay->driver.cuGraphDestroyNode(real);
     if (status != CUDA_SUCCESS) return status;
-    if (child != NULL) {
-        const uint64_t handle = replay_intern(replay, VGPU_KIND_GRAPH, child);
+    if (part != NULL) {
         code_list_remove(&graph->children, handle);
         code_graph_forget(replay, handle);
-        replay_unbind(replay, VGPU_KIND_GRAPH, handle); /* it may have been interned by the line above only */
     }
     code_list_remove(&graph->nodes, call->argument[0]);
     forget_node(replay, call->argument[0]);

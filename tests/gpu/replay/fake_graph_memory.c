@@ -12,6 +12,8 @@
 #define cuGraphLaunch code_graph_launch
 #define cuGraphExecDestroy code_exec_destroy
 #define cuGraphClone code_clone
+#define cuGraphDestroyNode code_destroy_node
+#define cuStreamIsCapturing code_is_capturing
 #include <stddef.h>
 static int memory_limit(size_t *value, unsigned limit);
 #define other_limit memory_limit
@@ -21,6 +23,8 @@ static int memory_limit(size_t *value, unsigned limit);
 #undef cuGraphLaunch
 #undef cuGraphExecDestroy
 #undef cuGraphClone
+#undef cuGraphDestroyNode
+#undef cuStreamIsCapturing
 
 #include <stdbool.h>
 
@@ -116,13 +120,94 @@ EXPORT int cuGraphClone(void **out, void *graph)
         if (block[i].graph == graph) abort();
     return code_clone(out, graph);
 }
+
+/* ---- one capture at a time ---- */
+
+static void *capturing, *into;
+
+static void check_capture(void)
+{
+    if (capturing != NULL) need(into, GRAPH);
+}
+EXPORT int cuStreamBeginCapture_v2(void *stream, unsigned mode)
+{
+    if (capturing != NULL || mode != 2) return 1;
+    capturing = stream;
+    into = make(GRAPH, NULL);
+    return 0;
+}
+EXPORT int cuStreamBeginCaptureToGraph(void *stream, void *graph, void **dependency, const void *edges, size_t n, unsigned mode)
+{
+    (void)edges;
+    for (size_t i = 0; i < n; i++) need(dependency[i], NODE);
+    if (capturing != NULL || mode != 2) return 1;
+    capturing = stream;
+    into = need(graph, GRAPH);
+    return 0;
+}
+EXPORT int cuStreamIsCapturing(void *stream, unsigned *status)
+{
+    *status = stream != NULL && stream == capturing;
+    return 0;
+}
+EXPORT int cuStreamGetCaptureInfo_v3(void *stream, unsigned *status, uint64_t *id, void **graph, void ***nodes, const void **edges, size_t *n)
+{
+    *status = stream == capturing;
+    *id = 1;
+    if (*status != 0) *graph = into;
+    if (nodes != NULL) *nodes = NULL;
+    if (edges != NULL) *edges = NULL;
+    if (n != NULL) *n = 0;
+    return 0;
+}
+EXPORT int cuStreamEndCapture(void *stream, void **graph)
+{
+    if (stream != capturing) return 401;
+    *graph = need(into, GRAPH);
+    capturing = NULL;
+    return 0;
+}
+EXPORT int cuDeviceGetMemPool(void **pool, int device) { *pool = &capturing; return device; }
+EXPORT int cuMemAllocFromPoolAsync(uint64_t *address, size_t size, void *pool, void *stream)
+{
+    struct parameters p = {.size = size};
+    void *node;
+    if (pool != &capturing || stream != capturing) abort();
+    const int status = cuGraphAddMemAllocNode(&node, into, NULL, 0, &p);
+    *address = p.address;
+    return status;
+}
+
+static bool has_memory(void *graph)
+{
+    for (int i = 0; i < blocks; i++)
+        if (block[i].graph == graph) return true;
+    return false;
+}
+EXPORT int cuGraphExecChildGraphNodeSetParams(void *exec, void *node, void *graph)
+{
+    need(exec, EXEC);
+    need(node, NODE);
+    if (has_memory(need(graph, GRAPH))) abort();
+    return 0;
+}
+EXPORT int cuGraphDestroyNode(void *node)
+{
+    const bool is_last = capturing != NULL && need(node, NODE)->owner == into;
+    const int status = code_destroy_node(node);
+    check_capture();
+    if (is_last) abort();
+    return status;
+}
 EXPORT int cuGraphDestroy(void *graph)
 {
     for (int i = 0; i < blocks; i++)
         if (block[i].graph == graph) block[i].graph = NULL;
     for (int i = 0; i < freeings; i++)
         if (freeing[i].graph == graph) freeing[i].graph = NULL;
-    return code_graph_destroy(graph);
+    const int status = code_graph_destroy(graph);
+    check_capture();
+    return status;
 }
 EXPORT int cuGraphInstantiateWithParams(void **exec, void *graph, uint64_t *p)
 {

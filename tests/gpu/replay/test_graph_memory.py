@@ -147,6 +147,49 @@ def test_a_part_of_another_graph_gets_no_memory_nodes(session: Replayed) -> None
     assert guest.ask(CallId.cuGraphAddMemFreeNode, part, 0, address).status == Code.NOT_SUPPORTED
 
 
+STREAM = 2 << 42 | 1 << 28 | 1 << 4
+
+
+def test_what_is_captured_into_stays_there(library: Path) -> None:
+    """CUDA permits everything then but destroying the graph and taking nodes out, and says nothing of who does it all the same."""
+    with replayed(library, memory_limit=100 * MIB) as session:
+        guest = session.guest
+        guest.retain()
+        assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 1, 0).status == 0
+        assert guest.ask(CallId.cuStreamBeginCapture_v2, STREAM, 0).status == 0
+        made = guest.ask(CallId.cuMemAllocAsync, 101 * MIB, STREAM)
+        graph = guest.ask(CallId.cuStreamGetCaptureInfo_v3, STREAM, 0, 0).values[2]
+        assert made.values[1] == graph != 0
+        assert guest.ask(CallId.cuGraphDestroy, graph).status == Code.INVALID_VALUE
+        ended = guest.ask(CallId.cuStreamEndCapture, STREAM)
+        assert (ended.status, ended.values[0]) == (0, graph)
+        launched = guest.ask(CallId.cuGraphLaunch, instance_of(guest, graph), 0)
+        assert launched.status == Code.OUT_OF_MEMORY  # its allocation is still known
+        assert guest.ask(CallId.cuGraphDestroy, graph).status == 0
+
+
+def test_parts_that_are_captured_into_stay_there(session: Replayed) -> None:
+    guest = session.guest
+    assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 1, 0).status == 0
+    inner, outer = (guest.ask(CallId.cuGraphCreate, 0).values[0] for _ in range(2))
+    first = guest.ask(CallId.cuGraphAddEmptyNode, inner, 0).values[0]
+    child = guest.ask(CallId.cuGraphAddChildGraphNode, outer, 0, inner).values[0]
+    part = guest.ask(CallId.cuGraphChildGraphNodeGetGraph, child).values[0]
+    for target, call, what in [
+        (inner, CallId.cuGraphDestroy, inner),
+        (inner, CallId.cuGraphDestroyNode, first),
+        (part, CallId.cuGraphDestroy, outer),
+        (part, CallId.cuGraphDestroyNode, child),
+    ]:
+        assert guest.ask(CallId.cuStreamBeginCaptureToGraph, STREAM, target, 0, 0).status == 0
+        assert guest.ask(call, what).status == Code.INVALID_VALUE
+        assert guest.ask(CallId.cuStreamEndCapture, STREAM).status == 0
+    assert guest.ask(CallId.cuGraphDestroyNode, child).status == 0
+    assert guest.ask(CallId.cuGraphDestroyNode, first).status == 0
+    for graph in (inner, outer):
+        assert guest.ask(CallId.cuGraphDestroy, graph).status == 0
+
+
 # ---- quota
 
 
