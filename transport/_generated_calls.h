@@ -619,6 +619,6 @@ enum vgpu_call_id {
     VGPU_CALL_COUNT = 612
 };
 
-#define VGPU_TABLE_HASH 0x945fa4a346a804c3ull
+#define VGPU_TABLE_HASH 0x37323588e422105aull
 
 #endif

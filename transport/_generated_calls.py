@@ -1237,4 +1237,4 @@ CALL_KINDS: dict[CallId, str] = {
     CallId.cuWaitExternalSemaphoresAsync: "refused",
 }
 
-TABLE_HASH = 0x945FA4A346A804C3
+TABLE_HASH = 0x37323588E422105A

@@ -838,18 +838,6 @@ static CUresult replay_cuGraphKernelNodeCopyAttributes(REPLAY_PARAMETERS)
     CUresult status = (CUresult)replay->driver.cuGraphKernelNodeCopyAttributes(dst, src);
     return status;
 }
-static CUresult replay_cuGraphExecChildGraphNodeSetParams(REPLAY_PARAMETERS)
-{
-    REPLAY_UNUSED;
-    void *hGraphExec;
-    if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &hGraphExec)) return CUDA_ERROR_INVALID_HANDLE;
-    void *hNode;
-    if (!replay_lookup(replay, VGPU_KIND_NODE, call->argument[1], &hNode)) return CUDA_ERROR_INVALID_HANDLE;
-    void *childGraph;
-    if (!replay_lookup(replay, VGPU_KIND_GRAPH, call->argument[2], &childGraph)) return CUDA_ERROR_INVALID_HANDLE;
-    CUresult status = (CUresult)replay->driver.cuGraphExecChildGraphNodeSetParams(hGraphExec, hNode, childGraph);
-    return status;
-}
 static CUresult replay_cuGraphNodeSetEnabled(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -1080,6 +1068,7 @@ extern replay_handler replay_cuGraphAddChildGraphNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddEventRecordNode __attribute__((weak));
 extern replay_handler replay_cuGraphAddEventWaitNode __attribute__((weak));
 extern replay_handler replay_cuGraphChildGraphNodeGetGraph __attribute__((weak));
+extern replay_handler replay_cuGraphExecChildGraphNodeSetParams __attribute__((weak));
 extern replay_handler replay_cuGraphInstantiateWithFlags __attribute__((weak));
 extern replay_handler replay_cuGraphInstantiateWithParams __attribute__((weak));
 extern replay_handler replay_cuGraphExecUpdate_v2 __attribute__((weak));

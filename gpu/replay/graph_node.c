@@ -277,6 +277,17 @@ CHANGE_HANDLER(cuGraphExecEventRecordNodeSetEvent, true, read_event(replay, call
 CHANGE_HANDLER(cuGraphExecEventWaitNodeSetEvent, true, read_event(replay, call->argument[2], &handle),
                replay->driver.cuGraphExecEventWaitNodeSetEvent(exec, node, handle))
 
+/* arguments: exec, node, graph */
+CUresult replay_cuGraphExecChildGraphNodeSetParams(REPLAY_PARAMETERS)
+{
+    REPLAY_UNUSED;
+    void *exec, *node, *graph;
+    if (!replay_lookup(replay, VGPU_KIND_EXEC, call->argument[0], &exec)) return CUDA_ERROR_INVALID_HANDLE;
+    if (code_graph_of_node(replay, call->argument[1], &node) == NULL) return CUDA_ERROR_INVALID_HANDLE;
+    const CUresult status = read_graph(replay, call->argument[2], &graph);
+    return status != CUDA_SUCCESS ? status : (CUresult)replay->driver.cuGraphExecChildGraphNodeSetParams(exec, node, graph);
+}
+
 /* ---- reading ---- */
 
 static CUresult pack(const struct code_function *function, const struct kernel_parameters *p, uint8_t *packed)

@@ -20,6 +20,7 @@ from .driver_graph import (
     record_run,
     replace_step,
 )
+from .driver_graph_memory import refuse_memory
 from .driver_memory import BOX_BYTES, memset_bytes
 from .driver_module import Launch
 from .driver_stream import host_run
@@ -175,7 +176,9 @@ def cuGraphExecHostNodeSetParams(device: Device, executable: int, handle: int, p
 @entry
 def cuGraphExecChildGraphNodeSetParams(device: Device, executable: int, handle: int, child: int) -> None:
     _node(device, handle, CHILD)
-    replace_step(device, executable, handle, child_run(device.get(child, Graph)))
+    graph = device.get(child, Graph)
+    refuse_memory(graph)
+    replace_step(device, executable, handle, child_run(graph))
 
 
 @entry

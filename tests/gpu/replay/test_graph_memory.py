@@ -145,6 +145,10 @@ def test_a_part_of_another_graph_gets_no_memory_nodes(session: Replayed) -> None
     made = guest.ask(CallId.cuGraphAddMemAllocNode, part, 0, payload=node(64))
     assert made.status == Code.NOT_SUPPORTED
     assert guest.ask(CallId.cuGraphAddMemFreeNode, part, 0, address).status == Code.NOT_SUPPORTED
+    executable, whole = instance_of(guest, outer), graph_of(guest, MIB)[0]
+    for graph, status in [(whole, Code.NOT_SUPPORTED), (inner, 0), (inner + 160, Code.INVALID_VALUE)]:
+        replaced = guest.ask(CallId.cuGraphExecChildGraphNodeSetParams, executable, child.values[0], graph)
+        assert replaced.status == status
 
 
 STREAM = 2 << 42 | 1 << 28 | 1 << 4

@@ -109,6 +109,14 @@ static void inside(void)
     OK(cuGraphAddMemFreeNode(&freed, graph, &more, 1, again));
     EXPECT(801, cuGraphClone(&made, graph));
     EXPECT(801, cuGraphAddChildGraphNode(&more, other, NULL, 0, graph));
+    CUgraph nothing;
+    CUgraphExec plan;
+    OK(cuGraphCreate(&nothing, 0));
+    OK(cuGraphAddChildGraphNode(&more, other, NULL, 0, nothing));
+    OK(cuGraphInstantiateWithFlags(&plan, other, 0));
+    EXPECT(801, cuGraphExecChildGraphNodeSetParams(plan, more, graph));
+    OK(cuGraphExecDestroy(plan));
+    OK(cuGraphDestroy(nothing));
     EXPECT(801, cuGraphDestroyNode(freed));
     EXPECT(801, cuGraphRemoveDependencies(graph, &node, &filled, 1));
     OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
