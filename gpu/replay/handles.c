@@ -276,6 +276,13 @@ void replay_each(struct vgpu_replay *replay, unsigned kind,
         }
 }
 
+/* The driver ends what lies in the context; instances of graphs are its own, and nobody could name them any more. */
+static void end_in_driver(struct vgpu_replay *replay, unsigned kind, void *real)
+{
+    if (kind == VGPU_KIND_EXEC)
+        (void)replay->driver.cuGraphExecDestroy(real);
+}
+
 void replay_handles_end_context(struct vgpu_replay *replay, unsigned slot)
 {
     for (unsigned kind = 1; kind < VGPU_KIND_COUNT; kind++) {
@@ -285,8 +292,10 @@ void replay_handles_end_context(struct vgpu_replay *replay, unsigned slot)
         for (unsigned p = 0; p < PAGE_COUNT; p++)
             for (unsigned i = 0; table->page[p] != NULL && i < PAGE_ENTRIES; i++) {
                 struct entry *entry = &table->page[p][i];
-                if (entry->used && entry->owner == slot)
-                    release(replay, kind, entry, vgpu_handle(kind, entry->generation, p << PAGE_BITS | i));
+                if (!entry->used || entry->owner != slot)
+                    continue;
+                end_in_driver(replay, kind, entry->real);
+                release(replay, kind, entry, vgpu_handle(kind, entry->generation, p << PAGE_BITS | i));
             }
     }
 }

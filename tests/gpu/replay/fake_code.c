@@ -11,6 +11,7 @@
  *   cuCtxGetLimit(1100)  launches so far        cuCtxGetLimit(1103)  modules and libraries alive
  *   cuCtxGetLimit(1101)  sum of the bytes of the last launch's parameters
  *   cuCtxGetLimit(1102)  their number           cuCtxGetLimit(1104)  bytes of the last image
+ *                                               cuCtxGetLimit(1105)  instances of graphs alive
  */
 #define cuCtxGetLimit plain_get_limit
 #include "fake_driver.c"
@@ -372,6 +373,10 @@ EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
         for (const struct object *o = live; o != NULL; o = o->next) *value += o->kind == MODULE || o->kind == LIBRARY;
         return 0;
     case 1104: *value = image_bytes; return 0;
+    case 1105:
+        *value = 0;
+        for (struct object *o = live; o != NULL; o = o->next) *value += o->kind == EXEC;
+        return 0;
     default: return other_limit(value, limit);
     }
 }

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import DEFERRED, HERE, PAGE, Guest, Replayed, build_fake_driver, replayed
+from tests.gpu.replay.guest import CONTEXT, DEFERRED, HERE, PAGE, Guest, Replayed, build_fake_driver, replayed
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.wire import Result
 
-LAUNCHES, SUM, BYTES, ALIVE, IMAGE_BYTES = 1100, 1101, 1102, 1103, 1104
+LAUNCHES, SUM, BYTES, ALIVE, IMAGE_BYTES, INSTANCES = 1100, 1101, 1102, 1103, 1104, 1105
 INVALID_VALUE, INVALID_IMAGE, INVALID_PTX, INVALID_HANDLE, NOT_FOUND, NOT_SUPPORTED = (
     1,
     200,
@@ -465,6 +465,20 @@ def test_instances(guest: Guest) -> None:
 
 
 # ---- links ----
+
+
+def test_instances_end_with_their_context_in_the_driver_too(guest: Guest) -> None:
+    """Nobody could name them any more, and they are in no context that would take them along."""
+    graph, second = guest.ask(CallId.cuGraphCreate, 0).values[0], CONTEXT + 16
+    kept = guest.ask(CallId.cuGraphInstantiateWithParams, graph, 0, 0).values[0]
+    before = look(guest, INSTANCES)
+    assert guest.ask(CallId.wireContextCreate, second, 0).status == 0
+    for _ in range(3):
+        assert guest.ask(CallId.cuGraphInstantiateWithParams, graph, 0, 0).status == 0
+    assert look(guest, INSTANCES) == before + 3
+    assert guest.ask(CallId.wireContextDestroy, second).status == 0
+    assert look(guest, INSTANCES) == before
+    assert guest.ask(CallId.cuGraphLaunch, kept, 0).status == 0
 
 
 def test_link(guest: Guest) -> None:
