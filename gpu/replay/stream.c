@@ -34,7 +34,7 @@ CUresult replay_cuStreamCreateWithPriority(REPLAY_PARAMETERS)
     return CUDA_ERROR_INVALID_HANDLE;
 }
 
-/* argument: handle */
+/* argument: handle; value[0]: the handle of a graph that ended with it, for it was being captured */
 CUresult replay_cuStreamDestroy_v2(REPLAY_PARAMETERS)
 {
     REPLAY_UNUSED;
@@ -45,7 +45,7 @@ CUresult replay_cuStreamDestroy_v2(REPLAY_PARAMETERS)
     replay_unbind(replay, VGPU_KIND_STREAM, call->argument[0]);
     CUresult status = (CUresult)replay->driver.cuStreamDestroy_v2(stream);
     if (replay->private->captures != 0)
-        code_captures_check(replay);
+        result->value[0] = code_capture_lost(replay, call->argument[0]);
     replay_pools_stream_ended(replay, call->argument[0]);
     return status;
 }

@@ -4,6 +4,7 @@
  * trip; what a stream is (flags, priority, context) is answered from the object behind the handle.
  * Waiting for a stream is a fence: the GPU stores a word this thread watches.
  */
+#include "code.h"
 #include "memory.h"
 #include "stream.h"
 
@@ -69,7 +70,12 @@ CUresult cuStreamDestroy_v2(CUstream hStream)
     if (!shim_handle_valid(VGPU_KIND_STREAM, handle)) return CUDA_ERROR_INVALID_HANDLE;
     /* Sent before the handle is free: another thread that is given the same index must be behind this record. */
     const uint64_t argument[8] = {handle};
-    status = memory_submit(VGPU_CALL_cuStreamDestroy_v2, argument, NULL, 0);
+    uint64_t value[4] = {0};
+    if (stream_captures_active())
+        status = shim_reply(VGPU_CALL_cuStreamDestroy_v2, argument, NULL, 0, value, NULL, 0, NULL);
+    else
+        status = shim_async(VGPU_CALL_cuStreamDestroy_v2, argument, NULL, 0);
+    if (value[0] != 0) shim_graph_lost(value[0]); /* what it captured, and the addresses of its allocations */
     shim_capture_stream_gone(handle);
     shim_handle_free(handle);
     return status;

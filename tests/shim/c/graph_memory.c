@@ -246,6 +246,14 @@ static void captured(void)
     CUgraph none = NULL;
     EXPECT(901, cuStreamEndCapture(another, &none));
     CHECK(none == NULL && !is_device(lost));
+    /* So it is when its stream is destroyed. */
+    CUstream gone;
+    OK(cuStreamCreate(&gone, 1));
+    OK(cuStreamBeginCapture_v2(gone, 2));
+    OK(cuMemAllocAsync(&lost, MIB, gone));
+    CHECK(is_device(lost));
+    OK(cuStreamDestroy_v2(gone));
+    CHECK(!is_device(lost));
     OK(cuGraphExecDestroy(frees));
     OK(cuGraphDestroy(freeing));
     OK(cuGraphExecDestroy(exec));
