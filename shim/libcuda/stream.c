@@ -26,7 +26,9 @@ uint64_t stream_context(uint64_t id)
 
 static void collect_stream(struct shim_object *object, void *context)
 {
-    if (object->context == *(uint64_t *)context) shim_handle_free(object->handle);
+    if (object->context != *(uint64_t *)context) return;
+    shim_capture_stream_gone(object->handle);
+    shim_handle_free(object->handle);
 }
 
 static void forget_context(uint64_t context)

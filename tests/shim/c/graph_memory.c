@@ -254,6 +254,15 @@ static void captured(void)
     CHECK(is_device(lost));
     OK(cuStreamDestroy_v2(gone));
     CHECK(!is_device(lost));
+    /* A capture ends with its context, and forbids nothing any more. */
+    CUcontext other;
+    CUdeviceptr free_again = 0;
+    OK(cuCtxCreate_v2(&other, 0, 0));
+    OK(cuStreamCreate(&gone, 1));
+    OK(cuStreamBeginCapture_v2(gone, 0));
+    OK(cuCtxDestroy_v2(other));
+    OK(cuMemAlloc_v2(&free_again, MIB));
+    OK(cuMemFree_v2(free_again));
     OK(cuGraphExecDestroy(frees));
     OK(cuGraphDestroy(freeing));
     OK(cuGraphExecDestroy(exec));
