@@ -147,7 +147,7 @@ CUresult replay_cuGraphClone(REPLAY_PARAMETERS)
     void *original, *real = NULL;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &original);
     if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if (graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
+    if (graph_memory_is_in(graph)) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     const CUresult status = (CUresult)replay->driver.cuGraphClone(&real, original);
     if (status != CUDA_SUCCESS) return status;
     result->value[0] = code_graph_intern(replay, real, 0);
@@ -185,7 +185,7 @@ CUresult replay_cuGraphDestroy(REPLAY_PARAMETERS)
     void *real;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
     if (graph == NULL || graph->parent != 0 || is_in_capture(replay, graph, real)) return CUDA_ERROR_INVALID_VALUE;
-    const bool has_memory = graph->memory != NULL;
+    const bool has_memory = graph_memory_is_in(graph);
     code_graph_forget(replay, call->argument[0]);
     const CUresult status = (CUresult)replay->driver.cuGraphDestroy(real);
     if (has_memory) graph_memory_settle(replay, false);
@@ -199,7 +199,7 @@ CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
     struct code_graph *graph = code_graph_of_node(replay, call->argument[0], &real);
     if (graph == NULL || !replay_lookup(replay, VGPU_KIND_GRAPH, graph->handle, &whole) || is_captured_into(replay, whole))
         return CUDA_ERROR_INVALID_VALUE;
-    if (graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
+    if (graph_memory_is_in(graph)) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     /* A child graph goes with its node; which one it was is asked before. */
     void *child = NULL;
     unsigned type = 0;
@@ -359,7 +359,7 @@ CUresult replay_cuGraphRemoveDependencies_v2(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *real;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
-    if (graph != NULL && graph->memory != NULL) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
+    if (graph != NULL && graph_memory_is_in(graph)) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     return change(replay, call, payload, replay->driver.cuGraphRemoveDependencies_v2);
 }
 

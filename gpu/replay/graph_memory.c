@@ -520,7 +520,7 @@ CUresult graph_memory_instantiate_begin(struct vgpu_replay *replay, const struct
 {
     *instance = NULL;
     *pledge = 0;
-    if (graph->memory == NULL) return CUDA_SUCCESS;
+    if (!graph_memory_is_in(graph)) return CUDA_SUCCESS;
     *instance = instance_of(replay, graph, (flags & INSTANTIATE_AUTO_FREE) != 0);
     if (*instance == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     if ((flags & INSTANTIATE_UPLOAD) == 0 || replay_memory_limit(replay) == 0) return CUDA_SUCCESS;
@@ -562,7 +562,7 @@ CUresult graph_memory_update(struct vgpu_replay *replay, uint64_t handle, const 
                              int (*update)(void *, void *, void *), void *result)
 {
     struct graph_instance *before = graph_memory_instance(replay, handle);
-    if (before == NULL && graph->memory == NULL) return (CUresult)update(exec, real, result);
+    if (before == NULL && !graph_memory_is_in(graph)) return (CUresult)update(exec, real, result);
     struct graph_instance *after = instance_of(replay, graph, before != NULL && before->frees_itself);
     if (after == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     struct replay_graph_memory *memory = replay->code->graph_memory;

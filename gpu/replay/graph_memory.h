@@ -51,6 +51,12 @@ static inline bool graph_memory_is_used(const struct vgpu_replay *replay)
     return replay->code != NULL && replay->code->graph_memory != NULL;
 }
 
+/* Are there memory nodes in it? */
+static inline bool graph_memory_is_in(const struct code_graph *graph)
+{
+    return graph->memory != NULL && (graph->memory->made.count != 0 || graph->memory->freed.count != 0);
+}
+
 /* The graph that the stream captures into; NULL: none. */
 CUresult graph_memory_capturing(struct vgpu_replay *replay, void *stream, struct code_graph **graph);
 /* cuMemAllocFromPoolAsync and cuMemFreeAsync into a capture. value[1], value[0]: its graph. */

@@ -214,7 +214,7 @@ static CUresult read_graph(struct vgpu_replay *replay, uint64_t wire, void **gra
 {
     const struct code_graph *found = code_graph_of(replay, wire, graph);
     if (found == NULL) return CUDA_ERROR_INVALID_VALUE;
-    return found->memory == NULL ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED; /* it would be copied, which CUDA refuses */
+    return graph_memory_is_in(found) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS; /* it would be copied, which CUDA refuses */
 }
 
 ADD_HANDLER(cuGraphAddKernelNode_v2, read_kernel(replay, adding.rest, adding.rest_length, &body),

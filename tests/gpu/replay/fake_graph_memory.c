@@ -74,7 +74,7 @@ EXPORT int cuGraphAddMemAllocNode(void **node, void *graph, void **dependency, s
 {
     static uint64_t next = 1ull << 46;
     if (p->access_count > 16 || (p->access_count != 0 && p->access[1] != 0)) abort();
-    if (blocks == MOST) return 2;
+    if (blocks == MOST || p->size > 1ull << 60) return 2;
     add(node, graph, dependency, n, 10);
     block[blocks++] = (struct block){.address = p->address = next, .size = p->size, .graph = graph, .node = *node};
     next += ((p->size > 1ull << 40 ? 1ull << 40 : p->size) + 0xfffff) & ~0xfffffull;

@@ -135,6 +135,17 @@ def test_what_copies_or_takes_apart_is_refused(session: Replayed) -> None:
     )
 
 
+def test_a_node_that_could_not_be_made_is_in_no_graph(session: Replayed) -> None:
+    guest = session.guest
+    graph, other = (guest.ask(CallId.cuGraphCreate, 0).values[0] for _ in range(2))
+    first = guest.ask(CallId.cuGraphAddEmptyNode, graph, 0).values[0]
+    refused = guest.ask(CallId.cuGraphAddMemAllocNode, graph, 0, payload=node(1 << 61))
+    assert refused.status == Code.OUT_OF_MEMORY
+    assert guest.ask(CallId.cuGraphClone, graph).status == 0
+    assert guest.ask(CallId.cuGraphAddChildGraphNode, other, 0, graph).status == 0
+    assert guest.ask(CallId.cuGraphDestroyNode, first).status == 0
+
+
 def test_a_part_of_another_graph_gets_no_memory_nodes(session: Replayed) -> None:
     """It would be launched with the other, which nothing here knows to have memory."""
     guest = session.guest
