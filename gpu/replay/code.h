@@ -80,6 +80,7 @@ struct replay_code {
     struct code_map nodes;     /* handle -> code_graph it belongs to */
     struct code_map links;     /* handle -> code_link */
     struct code_map host_nodes; /* address -> code_host_node */
+    struct code_map host_pairs; /* function and user, mixed -> the same, a list */
     struct code_map captures;  /* stream that began one -> the driver's pointer to the graph that it captures into */
     struct replay_graph_memory *graph_memory; /* NULL: there has been no memory node yet */
     struct code_map textures, surfaces; /* context and value -> nothing but that they are the session's (texture.c) */

@@ -159,6 +159,7 @@ void replay_code_close(struct vgpu_replay *replay)
     free(code->captures.slot);
     free(code->nodes.slot);
     free_values(&code->host_nodes, free);
+    free(code->host_pairs.slot);
     free(code->textures.slot);
     free(code->surfaces.slot);
     free(code);

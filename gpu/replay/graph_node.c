@@ -17,7 +17,8 @@ struct kernel_parameters { /* CUDA_KERNEL_NODE_PARAMS_v2, handles as the driver'
 _Static_assert(sizeof(struct kernel_parameters) == 72, "CUDA_KERNEL_NODE_PARAMS_v2");
 
 struct host_parameters { void *function, *user; };
-struct code_host_node { struct vgpu_replay *replay; uint64_t function, user; };
+struct code_host_node { struct vgpu_replay *replay; uint64_t function, user; struct code_host_node *next; };
+#define HOST_NODES_MOST (1u << 20) /* records of host nodes: a session must not take the host's memory with it */
 
 /* What a node does, in the driver's terms. It points into itself: not to be copied. */
 struct body {
@@ -138,19 +139,33 @@ static void call_host(void *user)
     replay_host_function(node->replay, 0, node->function, node->user, 0, CUDA_SUCCESS);
 }
 
-/* The record a host node points to stays as long as the session: instances keep using it after the graph is gone. */
+/* What a host node points to: one record for all nodes with that function and user. It stays as long as the session, since
+ * instances keep using it after the graph is gone. */
+static struct code_host_node *host_node_of(struct vgpu_replay *replay, uint64_t function, uint64_t user)
+{
+    struct replay_code *code = code_of(replay);
+    if (code == NULL) return NULL;
+    const uint64_t mixed = (function * 0x9e3779b97f4a7c15ull ^ user) | 1; /* no key is 0 */
+    struct code_host_node *first = code_map_get(&code->host_pairs, mixed);
+    for (struct code_host_node *known = first; known != NULL; known = known->next)
+        if (known->function == function && known->user == user) return known;
+    struct code_host_node *node = code->host_nodes.count >= HOST_NODES_MOST ? NULL : calloc(1, sizeof *node);
+    if (node == NULL || !code_map_put(&code->host_nodes, (uintptr_t)node, node)) {
+        free(node);
+        return NULL;
+    }
+    *node = (struct code_host_node){.replay = replay, .function = function, .user = user, .next = first};
+    (void)code_map_put(&code->host_pairs, mixed, node); /* without a place it is made once more another time */
+    return node;
+}
+
 static CUresult read_host(struct vgpu_replay *replay, const uint8_t *bytes, uint32_t length, struct body *body)
 {
     struct wire_host_node wire;
     if (length < sizeof wire) return CUDA_ERROR_INVALID_VALUE;
     memcpy(&wire, bytes, sizeof wire);
-    struct replay_code *code = code_of(replay);
-    struct code_host_node *node = code == NULL ? NULL : calloc(1, sizeof *node);
-    if (node == NULL || !code_map_put(&code->host_nodes, (uintptr_t)node, node)) {
-        free(node);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    *node = (struct code_host_node){.replay = replay, .function = wire.function, .user = wire.user};
+    struct code_host_node *node = host_node_of(replay, wire.function, wire.user);
+    if (node == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     void (*function)(void *) = call_host;
     memcpy(&body->host.function, &function, sizeof function);
     body->host.user = node;

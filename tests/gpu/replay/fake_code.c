@@ -12,6 +12,7 @@
  *   cuCtxGetLimit(1101)  sum of the bytes of the last launch's parameters
  *   cuCtxGetLimit(1102)  their number           cuCtxGetLimit(1104)  bytes of the last image
  *                                               cuCtxGetLimit(1105)  instances of graphs alive
+ *   cuCtxGetLimit(1106)  different pointers that host nodes were given
  */
 #define cuCtxGetLimit plain_get_limit
 #include "fake_driver.c"
@@ -300,6 +301,21 @@ EXPORT int cuGraphAddMemsetNode(void **node, void *graph, void **dependency, siz
     if (context != NULL && context != (void *)0x1000) abort();
     return add(node, graph, dependency, n, 2);
 }
+static const void *host_users[64];
+EXPORT int cuGraphHostNodeSetParams(void *node, void *const p[2])
+{
+    need(node, NODE);
+    for (int i = 0; i < 64 && p[0] != NULL; i++)
+        if (host_users[i] == NULL || host_users[i] == p[1]) {
+            host_users[i] = p[1];
+            break;
+        }
+    return 0;
+}
+EXPORT int cuGraphAddHostNode(void **node, void *graph, void **dependency, size_t n, void *const p[2])
+{
+    return add(node, graph, dependency, n, 3) != 0 ? 1 : cuGraphHostNodeSetParams(*node, p);
+}
 struct copy { size_t a[4]; unsigned from_type; const uint8_t *from; uint64_t from_device; void *x, *y; size_t b[6]; unsigned to_type; uint8_t *to; };
 EXPORT int cuGraphAddMemcpyNode(void **node, void *graph, void **dependency, size_t n, const struct copy *p, void *context)
 {
@@ -373,6 +389,9 @@ EXPORT int cuCtxGetLimit(size_t *value, unsigned limit)
         for (const struct object *o = live; o != NULL; o = o->next) *value += o->kind == MODULE || o->kind == LIBRARY;
         return 0;
     case 1104: *value = image_bytes; return 0;
+    case 1106:
+        for (*value = 0; *value < 64 && host_users[*value] != NULL; ++*value) {}
+        return 0;
     case 1105:
         *value = 0;
         for (struct object *o = live; o != NULL; o = o->next) *value += o->kind == EXEC;

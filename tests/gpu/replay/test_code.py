@@ -16,7 +16,7 @@ from tests.gpu.replay.guest import CONTEXT, DEFERRED, HERE, PAGE, Guest, Replaye
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.wire import Result
 
-LAUNCHES, SUM, BYTES, ALIVE, IMAGE_BYTES, INSTANCES = 1100, 1101, 1102, 1103, 1104, 1105
+LAUNCHES, SUM, BYTES, ALIVE, IMAGE_BYTES, INSTANCES, HOST_USERS = 1100, 1101, 1102, 1103, 1104, 1105, 1106
 INVALID_VALUE, INVALID_IMAGE, INVALID_PTX, INVALID_HANDLE, NOT_FOUND, NOT_SUPPORTED = (
     1,
     200,
@@ -449,6 +449,17 @@ def test_copy_nodes_name_registered_arena_memory_or_device_memory(guest: Guest) 
     assert (
         add_node(guest, CallId.cuGraphAddMemcpyNode, graph, [], 0, 0, body=body[:-8]).status == INVALID_VALUE
     )
+
+
+def test_host_nodes_that_call_the_same_share_what_is_kept_of_them(guest: Guest) -> None:
+    """It is kept as long as the session, so a program that changes a node again and again must not have it grow."""
+    graph, before = guest.ask(CallId.cuGraphCreate, 0).values[0], look(guest, HOST_USERS)
+    pairs = [struct.pack("<QQ", 0x1000, user) for user in (1, 2, 3)]
+    made = add_node(guest, CallId.cuGraphAddHostNode, graph, [], body=pairs[0])
+    assert made.status == 0
+    for pair in pairs * 10:
+        assert guest.ask(CallId.cuGraphHostNodeSetParams, made.values[0], payload=pair).status == 0
+    assert look(guest, HOST_USERS) == before + len(pairs)
 
 
 def test_instances(guest: Guest) -> None:
