@@ -88,4 +88,15 @@ void graph_memory_context_ended(struct vgpu_replay *replay);
 void graph_memory_settle(struct vgpu_replay *replay, bool keeps_nothing);
 void graph_memory_close(struct replay_code *code);
 
+/* ---- between graph_memory_node.c, which has the blocks, and graph_memory.c ---- */
+
+static inline uint64_t graph_memory_sum(uint64_t a, uint64_t b) { return a + b < a ? UINT64_MAX : a + b; }
+struct replay_graph_memory *graph_memory_table(struct vgpu_replay *replay); /* NULL when out of memory */
+/* So many more (or, negative, fewer) name it, so many of them instances. It is gone when nobody does and nothing is allocated. */
+void graph_block_change(struct replay_graph_memory *memory, struct graph_block *block, int holders, int instances, bool is_live);
+struct graph_block *graph_block_live_at(const struct replay_graph_memory *memory, uint64_t address); /* NULL: nothing is allocated there */
+bool graph_blocks_make_room(struct graph_blocks *blocks, size_t more);
+bool graph_blocks_copy(struct graph_blocks *to, const struct graph_blocks *from); /* the list alone: nobody holds more of them */
+void graph_blocks_release(struct replay_graph_memory *memory, struct graph_blocks *blocks, int instances);
+
 #endif
