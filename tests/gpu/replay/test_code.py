@@ -402,9 +402,10 @@ def copy_body(
     y: int = 0,
     depth: int = 1,
     rows: int | None = None,
+    level: int = 0,
 ) -> bytes:
     rows = height if rows is None else rows
-    one = struct.pack("<4QI4xQQQQQQ", 0, y, 0, 0, source_type, source, source, 0, 0, pitch, rows)
+    one = struct.pack("<4QI4xQQQQQQ", 0, y, 0, level, source_type, source, source, 0, 0, pitch, rows)
     two = struct.pack(
         "<4QI4xQQQQQQ", 0, y, 0, 0, destination_type, destination, destination, 0, 0, pitch, rows
     )
@@ -445,6 +446,7 @@ def test_copy_nodes_name_registered_arena_memory_or_device_memory(guest: Guest) 
         add(2, destination=registered, destination_type=1, height=2, rows=1, depth=1 << 20) == INVALID_VALUE
     )
     assert add(1, source=registered, source_type=1, height=2, rows=0) == 0
+    assert add(1, source=registered, source_type=1, level=1) == INVALID_VALUE
     body = copy_body(source=0x5000, source_type=2, destination=0x6000, destination_type=2)
     assert (
         add_node(guest, CallId.cuGraphAddMemcpyNode, graph, [], 0, 0, body=body[:-8]).status == INVALID_VALUE
