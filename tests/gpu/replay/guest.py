@@ -226,7 +226,7 @@ class Replayed:
     def events(self) -> int:
         return lib.vgpu_replay_events(self.replay) & 0xFF
 
-    def joined(self, seconds: float = 5.0) -> int | None:
+    def joined(self, seconds: float = 60.0) -> int | None:
         """Wait for run() to return; why it did."""
         self.thread.join(seconds)
         return self.ended

@@ -58,6 +58,18 @@ def make_busy(session: Replayed, milliseconds: int) -> None:
     session.guest.ask(CallId.cuStreamCopyAttributes, 0, 0)
 
 
+def told(session: Replayed) -> int:
+    """The next events. The worker writes down what has come about, and tells of it afterwards."""
+    found = [0]
+
+    def look() -> bool:
+        found[0] = session.events()
+        return found[0] != 0
+
+    assert until(look)
+    return found[0]
+
+
 def test_reply_carries_status_values_and_sequence(session: Replayed) -> None:
     guest = session.guest
     result = guest.ask(CallId.cuCtxSetLimit, 3, 12345, slot=5)
@@ -125,7 +137,7 @@ def test_fence_comes_when_the_work_is_done(
     with replayed(fake_driver) as session:
         guest = session.guest
         guest.retain()
-        make_busy(session, 80)
+        make_busy(session, 500)  # long enough to look at what must not be yet, on a busy machine too
         if whole_context:
             guest.send(CallId.wireFenceContext, 3, 41)
         else:
@@ -137,7 +149,7 @@ def test_fence_comes_when_the_work_is_done(
         assert until(lambda: guest.fence(3) == 41)
         assert until(lambda: session.grant.get("fences_done") == 1)
         assert until(lambda: session.grant.get("oldest_fence_ns") == 0)
-        assert 50_000_000 < session.grant.get("gpu_ns") < 1_000_000_000
+        assert 250_000_000 < session.grant.get("gpu_ns") < 10_000_000_000
 
 
 def test_context_fence_over_an_idle_device_is_immediate(session: Replayed) -> None:
@@ -181,16 +193,16 @@ def test_nobody_is_woken_while_nobody_sleeps(session: Replayed) -> None:
 
 def test_fault_becomes_sticky_though_its_fence_never_comes(session: Replayed) -> None:
     guest = session.guest
+    before = guest.u32(WAKE)
     tell(session, FAULT, 50)
     guest.ask(CallId.cuStreamCopyAttributes, 0, 0)
     guest.send(CallId.wireFence, 0, 3, 1)
-    before = guest.u32(WAKE)
     assert until(lambda: guest.u32(STICKY) == Code.ILLEGAL_ADDRESS)
-    assert guest.u32(WAKE) != before
+    assert until(lambda: guest.u32(WAKE) != before)
     assert guest.fence(3) == 0
     assert guest.u32(STATE) == READY
     assert guest.ask(CallId.cuCtxGetLimit, 0).status == Code.ILLEGAL_ADDRESS
-    assert session.events() & FAULTED
+    assert until(lambda: bool(session.events() & FAULTED))
     assert lib.vgpu_replay_error(session.replay) == Code.ILLEGAL_ADDRESS
     assert session.grant.get("last_error") == Code.ILLEGAL_ADDRESS
 
@@ -223,7 +235,7 @@ def test_without_a_lease_nothing_is_consumed_and_nothing_is_lost(fake_driver: Pa
         assert until(lambda: guest.u32(BUSY) == 1)
         assert guest.u64(BUSY_RETRY) == 777
         assert until(lambda: session.grant.get("demand") == 1)
-        assert session.events() & DEMAND
+        assert until(lambda: bool(session.events() & DEMAND))  # is told after it is written down
         time.sleep(0.02)
         assert guest.u64(HEAD) == 0
         session.grant.grant(deadline_ns=0)
@@ -243,7 +255,7 @@ def test_revocation_stops_at_the_next_record_and_is_reported(session: Replayed) 
     assert until(lambda: bool(session.events() & IDLE))
     guest.send(CallId.wireSetContext, CONTEXT)
     assert until(lambda: guest.u32(BUSY) == 1)
-    assert session.events() == DEMAND
+    assert told(session) == DEMAND
     session.grant.grant(deadline_ns=0)
     session.kick()
     assert guest.ask(CallId.cuCtxGetLimit, 0).status == 0
@@ -251,16 +263,16 @@ def test_revocation_stops_at_the_next_record_and_is_reported(session: Replayed) 
 
 def test_a_lease_that_ends_with_work_in_flight_is_reported_when_that_is_done(session: Replayed) -> None:
     guest = session.guest
-    make_busy(session, 100)
-    session.events()
     began = time.monotonic()
+    make_busy(session, 500)
+    session.events()
     session.grant.revoke()
     session.kick()
     guest.send(CallId.wireSetContext, CONTEXT)
     assert until(lambda: session.grant.get("demand") == 1)
-    assert time.monotonic() - began > 0.05
-    assert session.events() == DEMAND
-    assert session.grant.get("gpu_ns") > 50_000_000
+    assert time.monotonic() - began > 0.5
+    assert told(session) == DEMAND
+    assert session.grant.get("gpu_ns") > 250_000_000
 
 
 def test_grant_and_revocation_that_come_together_are_reported(session: Replayed) -> None:
@@ -299,8 +311,11 @@ def test_lease_with_deadline_ends_by_itself(session: Replayed) -> None:
     stop = threading.Event()
 
     def produce() -> None:
-        while not stop.is_set() and guest.tail - guest.u64(HEAD) < guest.ring_size // 2:
-            guest.send(CallId.wireSetContext, CONTEXT)
+        while not stop.is_set():
+            if guest.tail - guest.u64(HEAD) < guest.ring_size // 2:
+                guest.send(CallId.wireSetContext, CONTEXT)
+            else:  # the worker lags; it must still find records when the lease ends
+                time.sleep(0.0005)
 
     producer = threading.Thread(target=produce)
     producer.start()
