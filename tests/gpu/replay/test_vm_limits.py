@@ -90,11 +90,11 @@ def test_a_flooder_gets_its_burst_and_then_its_rate(account: Account, pair: tupl
     assert until(lambda: guest.u32(BUSY) == 1)
     assert 0 < guest.u64(BUSY_RETRY) <= 50_000_000
     time.sleep(SECONDS)
-    slept = time.monotonic() - began
     taken = records(session) - before
-    elapsed = time.monotonic() - began
-    assert taken <= 100 + 100 * elapsed + 1
-    assert taken >= 100 + 100 * slept * 0.95 - 10  # nobody knocks: the worker wakes by itself
+    assert taken <= 100 + 100 * (time.monotonic() - began) + 1
+
+    # Nobody knocks: the worker wakes by itself. It may be late, and then takes what has come together.
+    assert until(lambda: records(session) - before >= 100 + 95 * (time.monotonic() - began) - 10, 4)
     assert guest.u32(DEFERRED) == 0
     account.set_limits(Limits())
     assert until(lambda: records(session) - before == 600, 60)  # nothing was lost
@@ -124,10 +124,10 @@ def test_sessions_share_one_bucket(account: Account, pair: tuple[Replayed, ...])
     for session in pair:
         flood(session, 600)
     time.sleep(SECONDS)
-    slept = time.monotonic() - began
     taken = sum(map(records, pair)) - before
-    elapsed = time.monotonic() - began
-    assert 200 + 190 * slept - 10 <= taken <= 200 + 200 * elapsed + 2
+    assert taken <= 200 + 200 * (time.monotonic() - began) + 2
+    # Late workers take what has come together; the records last five seconds at this rate.
+    assert until(lambda: sum(map(records, pair)) - before >= 200 + 190 * (time.monotonic() - began) - 10, 3)
     account.set_limits(Limits())
     assert until(lambda: sum(map(records, pair)) - before == 1200, 60)
 
@@ -135,10 +135,11 @@ def test_sessions_share_one_bucket(account: Account, pair: tuple[Replayed, ...])
 def test_a_change_holds_at_once(account: Account, pair: tuple[Replayed, ...]) -> None:
     session = pair[0]
     account.set_limits(Limits(calls_per_second=1))
-    before = records(session)
+    began, before = time.monotonic(), records(session)
     flood(session, 300)
     assert until(lambda: session.guest.u32(BUSY) == 1)
-    assert records(session) - before == 1
+    taken = records(session) - before
+    assert 1 <= taken <= 1 + (time.monotonic() - began)
     changed = time.monotonic()
     account.set_limits(Limits(calls_per_second=1_000_000))
     assert until(lambda: records(session) - before == 300)
@@ -167,9 +168,10 @@ def test_bytes_may_be_owed(account: Account, pair: tuple[Replayed, ...]) -> None
     for value in range(1, 5):
         guest.send(CallId.wireCopyToDevice, address, guest.arena, MIB, 0, 3, value)
     guest.send(CallId.cuCtxSetLimit, 3, 7)  # behind them, and not before them
-    assert until(lambda: guest.fence(3) == 3)
-    assert until(lambda: guest.u32(BUSY) == 1)
-    assert guest.fence(3) == 3
+    assert until(lambda: guest.fence(3) >= 3)
+    assert until(lambda: guest.u32(BUSY) == 1 or guest.fence(3) == 4)
+    fence = guest.fence(3)
+    assert fence == 3 or time.monotonic() - began > 0.4
     assert guest.ask(CallId.cuCtxGetLimit, 3).values[0] == 7
     assert guest.fence(3) == 4
     # Two mebibytes are the burst, the third is owed: the fourth goes when that is paid, half a second later.
@@ -180,10 +182,10 @@ def test_a_queue_has_its_depth(account: Account, pair: tuple[Replayed, ...]) -> 
     """Work that the device has not done holds back what comes after it, until it has."""
     session = pair[0]
     guest = session.guest
-    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 400).status == 0
+    began = time.monotonic()
+    assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 1500).status == 0
     account.set_limits(Limits(queue_depth=10))
     before = records(session)
-    began = time.monotonic()
     for _ in range(50):
         guest.put(CallId.wireMemset, 0, 0, 0, 1, 0, 0, 0)
     guest.publish()
@@ -192,7 +194,7 @@ def test_a_queue_has_its_depth(account: Account, pair: tuple[Replayed, ...]) -> 
     time.sleep(0.1)
     assert records(session) - before == 10
     assert until(lambda: records(session) - before == 50)
-    assert time.monotonic() - began > 0.3
+    assert time.monotonic() - began > 1.5
 
 
 def test_what_waits_for_a_later_record_is_not_stuck(account: Account, pair: tuple[Replayed, ...]) -> None:
@@ -219,7 +221,7 @@ def test_a_session_that_rests_leaves_the_queue(account: Account, pair: tuple[Rep
     assert two.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 20_000).status == 0
     before = records(two)
     queue_memsets(two, 8)
-    assert until(lambda: records(two) - before == 8, 5)
+    assert until(lambda: records(two) - before == 8, 15)  # and not only when the device is done with them
     account.set_limits(Limits())
     two.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 0)
 
