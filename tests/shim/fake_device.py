@@ -25,7 +25,7 @@ from typing import Protocol, Self
 
 import attrs
 
-from tests.shim.fake_host import SLOT_SIZE, FakeHost, Session
+from tests.shim.fake_host import SLOT_SIZE, FakeHost, Session, store
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.layout import (
     DEVICE_PAGE_SIZE,
@@ -165,7 +165,7 @@ class FakeDevice:
 
     def set_field(self, name: str, value: int) -> None:
         offset, kind = DIRECTORY_FIELDS[name]
-        struct.pack_into(f"<{kind}", self.memory, DIRECTORY_OFFSET + offset, value)
+        store(self.memory, DIRECTORY_OFFSET + offset, kind, value)
 
     def _entry(self, slot: int) -> int:
         return DIRECTORY_OFFSET + DIRECTORY_HEAD_SIZE + slot * DIRECTORY_SLOT_SIZE
@@ -178,7 +178,7 @@ class FakeDevice:
         """In the order given: put ``state`` last."""
         for name, value in values.items():
             offset, kind = DIRECTORY_SLOT_FIELDS[name]
-            struct.pack_into(f"<{kind}", self.memory, self._entry(slot) + offset, value)
+            store(self.memory, self._entry(slot) + offset, kind, value)
 
     def program(self, slot: int) -> str:
         start = self._entry(slot) + DIRECTORY_PROGRAM[0]
@@ -189,7 +189,7 @@ class FakeDevice:
         return int(struct.unpack_from("<Q", self.memory, self._entry(slot) + sum(DIRECTORY_PROGRAM) - 8)[0])
 
     def set_sysfs(self, slot: int, number: int) -> None:
-        struct.pack_into("<Q", self.memory, self._entry(slot) + sum(DIRECTORY_PROGRAM) - 8, number)
+        store(self.memory, self._entry(slot) + sum(DIRECTORY_PROGRAM) - 8, "Q", number)
 
     def states(self) -> list[int]:
         return [self.entry(slot, "state") for slot in range(self.slots)]

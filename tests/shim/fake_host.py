@@ -50,6 +50,12 @@ Answer = tuple[int, Sequence[int], bytes]
 Responder = Callable[[CallHeader, bytes], Answer]
 
 
+def store(memory: mmap.mmap, at: int, kind: str, value: int) -> None:
+    """One store into memory that others look at. struct.pack_into would be two, of zeros and then of the value: a session whose
+    state is zero has lost its device, a slot whose state is zero is free, and a fence that is zero has gone back."""
+    {"I": ctypes.c_uint32, "Q": ctypes.c_uint64}[kind].from_buffer(memory, at).value = value
+
+
 def echo(call: CallHeader, payload: bytes) -> Answer:
     """Success, the first four arguments, and the payload (as far as a slot holds it)."""
     return 0, call.arguments[:4], payload[: SLOT_SIZE - SLOT_PAYLOAD]
@@ -237,10 +243,10 @@ class Session:
         return int(struct.unpack_from("<Q", self.memory, offset)[0])
 
     def store(self, offset: int, value: int) -> None:
-        struct.pack_into("<I", self.memory, offset, value)
+        store(self.memory, offset, "I", value)
 
     def store64(self, offset: int, value: int) -> None:
-        struct.pack_into("<Q", self.memory, offset, value)
+        store(self.memory, offset, "Q", value)
 
     def fence(self, index: int, value: int) -> None:
         """Store a fence word, as the GPU would: nobody is woken."""

@@ -21,6 +21,7 @@ from typing import Self
 
 import attrs
 
+from tests.shim.fake_host import store
 from vgpu.transport.attach import FLAG_DEVICE_PAGE, HELLO_SIZE, Hello, Status, Welcome
 from vgpu.transport.layout import (
     DEVICE_FIELDS,
@@ -239,7 +240,7 @@ class PageHost:
     def set(self, name: str, value: int) -> None:
         """Store one number, without the sequence lock."""
         offset, kind = DEVICE_FIELDS[name]
-        struct.pack_into(f"<{kind}", self.memory, offset, value)
+        store(self.memory, offset, kind, value)
 
     def replace_page(self, page: bytes) -> None:
         """Store a whole page."""
