@@ -215,7 +215,7 @@ class FakeDevice:
         self.set_present(True)
         self.set_field("magic", DIRECTORY_MAGIC)
         self._stop = threading.Event()
-        self._still = threading.Event()
+        self._still, self._stands = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -228,13 +228,13 @@ class FakeDevice:
         os.close(self.memory_fd)
 
     def stand_still(self) -> None:
-        """As a device process that was stopped: nothing is answered, and its heartbeat stands."""
+        """As a device process that was stopped: nothing is answered, and its heartbeat stands. So it is when this returns."""
         self._still.set()
+        assert self._stands.wait(60)
 
     def vanish(self) -> None:
         """As a device process that has died: registers read as ones."""
         self.stand_still()
-        time.sleep(3 * STEP_SECONDS)
         self.registers[:] = b"\xff" * len(self.registers)
 
     def _end(self) -> None:
@@ -268,6 +268,7 @@ class FakeDevice:
         while not self._stop.is_set():
             time.sleep(STEP_SECONDS)
             if self._still.is_set():
+                self._stands.set()
                 continue
             beat += 1
             if beat % 50 == 0:

@@ -105,7 +105,8 @@ class FakeHost:
     def __exit__(self, *_: object) -> None:
         self.paused.clear()
         for session in list(self.sessions):
-            session.done.wait(2)  # a guest that has ended: what it sent last is still replayed
+            # What a guest that has ended sent last is still replayed, however long that takes.
+            session.done.wait(60 if session.guest_has_ended() else 2)
             session.end(DEAD)
         self._stop.set()
         for thread in self._threads:
@@ -275,6 +276,14 @@ class Session:
         """Die as a killed worker does: the lifeline ends, nothing is written, nobody is woken."""
         self.ended.set()
         self.near_end.close()
+
+    def guest_has_ended(self) -> bool:
+        """Its end of the lifeline is closed, whatever it wrote into it before."""
+        if self.near_end.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.near_end, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         self.near_end.close()
