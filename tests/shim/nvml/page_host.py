@@ -278,7 +278,7 @@ class PageHost:
             with self._lock:  # a guest that has its welcome is one that hang_up finds
                 socket.send_fds(connection, [welcome], [reader])
                 self.connections.append(connection)
-            os.close(reader)
+                os.close(reader)
         else:
             connection.sendall(welcome)
             connection.close()
