@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import select
@@ -118,6 +119,18 @@ class Guest:
     def ask(self, line: str, seconds: float = SECONDS) -> str:
         self.say(line)
         return self.hear(seconds)
+
+    def has_open(self, name: str) -> bool:
+        """Has it a file of that name open?"""
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if link.readlink().name == name:
+                    return True
+        return False
+
+    def has_device_mapped(self) -> bool:
+        """Does a mapping lead to a BAR? None does any more in a process that has given the device up."""
+        return "/resource" in Path(f"/proc/{self.process.pid}/maps").read_text()
 
     def finish(self) -> str:
         """End it as a program ends; what it said on standard error."""

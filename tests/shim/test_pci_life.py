@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -72,9 +73,10 @@ def test_records_go_round_a_small_ring(program: Path, guest: Guest, host: Python
 
 def test_the_heartbeat_beats_and_carries_the_counters(guest: Guest, host: PythonHost) -> None:
     session = only(host)
-    before = session.load64(HEARTBEAT)
+    before, began = session.load64(HEARTBEAT), time.monotonic()
     time.sleep(2.2)
-    assert 3 <= session.load64(HEARTBEAT) - before <= 5
+    assert session.load64(HEARTBEAT) - before <= 2 * (time.monotonic() - began) + 1
+    until(lambda: session.load64(HEARTBEAT) - before >= 3)
     for _ in range(10):
         guest.ask("local")
     until(lambda: session.load64(LOCAL_CALLS) >= 0 and session.load64(LOCAL_CALLS + 24) >= 1)
@@ -106,8 +108,9 @@ def test_only_a_worker_that_sleeps_is_rung_for(program: Path, folder: Path) -> N
 def test_a_worker_that_sleeps_is_rung_for(guest: Guest, device: FakeDevice, host: PythonHost) -> None:
     time.sleep(0.1)
     assert guest.ask("launch 5") == "launched 0"
-    assert device.stores["DOORBELL"] >= 1
-    assert only(host).doorbells >= 1
+    # The worker looks by itself as well, now and then, and may be faster than the bell.
+    until(lambda: device.stores["DOORBELL"] >= 1)
+    until(lambda: only(host).doorbells >= 1)
 
 
 def test_waiting_costs_next_to_nothing(guest: Guest, host: PythonHost) -> None:
@@ -135,10 +138,12 @@ def test_a_host_function_runs_soon_and_nothing_is_asked_afterwards(guest: Guest,
         real(call, payload)
 
     session._replay_one = replay  # type: ignore[method-assign]
-    began = time.monotonic()
+    took = []
     for number in range(1, 21):
+        began = time.monotonic()
         assert guest.ask("host-function") == f"called 0 {number}"
-    assert time.monotonic() - began < 2
+        took.append(time.monotonic() - began)
+    assert statistics.median(took) < 0.05  # 0.1 s where it is looked for as seldom as when none is expected
     time.sleep(0.2)
     assert int(guest.ask("idle-cost")) < 20_000
 
@@ -178,7 +183,7 @@ def test_a_worker_that_dies_ends_the_session(guest: Guest, device: FakeDevice, h
 
 def test_a_device_process_that_dies_is_noticed_without_a_wait(guest: Guest, device: FakeDevice) -> None:
     device.vanish()
-    time.sleep(4.5)
+    until(lambda: not guest.has_device_mapped())
     assert guest.ask("sync") == f"sync {UNAVAILABLE}"
     assert guest.ask("local") == f"0 1 132 {NAME}"
     assert guest.finish() == ""
@@ -239,7 +244,7 @@ def test_a_device_that_is_unplugged_and_whose_mappings_stay(
             assert guest.ask("fill") == f"filled {UNAVAILABLE}"
         assert guest.ask("sync") == f"sync {UNAVAILABLE}"
         assert guest.ask("local") == f"0 1 132 {NAME}"
-        time.sleep(0.7)
+        until(lambda: not guest.has_device_mapped())
         # It has let go: what another device may have there by now is left alone.
         device.memory[:] = bytes(len(device.memory))
         assert guest.ask("fill") == f"filled {UNAVAILABLE}"
@@ -252,9 +257,8 @@ def test_a_slot_that_was_given_to_another_is_left_alone(guest: Guest, device: Fa
     """A host may do that to a process that has shown no life for long."""
     assert guest.ask("pin 100000") == "pinned 0 1"
     device.stand_still()
-    time.sleep(0.01)
     device.set_entry(0, token=12345)
-    time.sleep(0.7)
+    until(lambda: not guest.has_device_mapped())
     left = device.memory[FIRST_SLOT : FIRST_SLOT + device.slot_size]
     assert guest.ask("fill") == f"filled {UNAVAILABLE}"
     time.sleep(0.6)
