@@ -749,9 +749,14 @@ static void command_figures(char **argument)
     puts("pause");
     fflush(stdout);
     getchar();
-    double began = seconds();
-    for (int i = 0; i < 8000; i++) CHECK(shim_async(RECORD, words, words, 16), 0);
-    printf("shim_async %.1f\n", (seconds() - began) * 1e9 / 8000);
+    double best = 1e9;
+    for (int round = 0; round < 8; round++) {
+        double began = seconds();
+        for (int i = 0; i < 1000; i++) CHECK(shim_async(RECORD, words, words, 16), 0);
+        double each = (seconds() - began) * 1e9 / 1000;
+        if (each < best) best = each;
+    }
+    printf("shim_async %.1f\n", best);
     printf("local_calls %llu\n", (unsigned long long)shim.page->local_calls);
 }
 
