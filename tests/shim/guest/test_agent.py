@@ -36,7 +36,7 @@ def released(device: Path, slot: int) -> int:
         return int(struct.unpack("<I", file.read(4))[0])
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """The agent is another process that works once a second: there is nothing to wait on but what it does."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -230,7 +230,8 @@ def test_systemd_is_told(parts: Path, machine: Machine, tmp_path: Path, abstract
             assert listener.recv(200) == b"READY=1\nSTATUS=1 virtual GPU, 1 slots given back"
             put(device)
             process.send_signal(signal.SIGTERM)
-            message = listener.recv(200)
+            while (message := listener.recv(200)).startswith(b"READY=1"):
+                pass  # a second went by, and the slot was given back again, before it was taken away
             assert message == b"STOPPING=1"
 
 
@@ -293,6 +294,6 @@ def test_permit_says_what_is_missing(parts: Path, tmp_path: Path) -> None:
 )
 def test_words(parts: Path, words: list[str], status: int) -> None:
     done = subprocess.run(
-        [str(parts / "vgpu-guest-agent"), *words], capture_output=True, text=True, check=False, timeout=10
+        [str(parts / "vgpu-guest-agent"), *words], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == status

@@ -181,7 +181,7 @@ def test_repeating(smi: Smi, words: tuple[str, ...]) -> None:
         lines = [process.stdout.readline() for _ in range(3)]
         smi.host.set("power_milliwatts", 1000)
         while process.stdout.readline() != "1.00\n":
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
         assert lines == ["power.draw [W]\n", "412.35\n", "412.35\n"]
         assert time.monotonic() - began > 0.05
         process.stdout.close()

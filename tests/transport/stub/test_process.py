@@ -75,9 +75,10 @@ async def test_the_directory_says_what_the_registers_say(tmp_path: Path) -> None
         await link.send(m.command_line(m.Status(True, True, 13000)))
         await until(lambda: guest.directory("status") == 3)
         assert (guest.directory("driver_version"), guest.qemu.read(0, 0x18)) == (13000, 13000)
-        beat = guest.directory("host_heartbeat")
+        beat, began = guest.directory("host_heartbeat"), trio.current_time()
         await trio.sleep(0.6)
-        assert 1 <= guest.directory("host_heartbeat") - beat <= 4
+        assert guest.directory("host_heartbeat") - beat <= 4 * (trio.current_time() - began) + 2
+        await until(lambda: guest.directory("host_heartbeat") > beat)
         await link.aclose()
         await until(lambda: guest.directory("status") == 2)
 
@@ -286,8 +287,12 @@ async def test_whoever_killed_the_worker_may_say_why(tmp_path: Path) -> None:
         guest, link = w.boot(), await w.link()
         worker = await w.own(guest, link, 1, 31)
         page = SessionPage(link.bar1_fd, GEOMETRY.slot_offset(1))
+        assert w.process is not None
+        # The device gives them a twentieth of a second; on a busy machine this test may need more.
+        w.process.send_signal(signal.SIGSTOP)
         worker.process.kill()
         page.set("sticky_error", 702)
+        w.process.send_signal(signal.SIGCONT)
         page.close()
         assert await dead(guest, 1) == 702
 
@@ -334,7 +339,7 @@ async def test_it_leaves_when_told_to(tmp_path: Path, how: str) -> None:
             await link.send(m.command_line(m.Stop()))
         else:
             w.process.send_signal(signal.SIGTERM)
-        assert await trio.to_thread.run_sync(w.process.wait, 5) == 0
+        assert await trio.to_thread.run_sync(w.process.wait, 60) == 0
         assert worker.process.wait(60) == 0, "its lifeline ended with the device"
         assert not vfio_socket_path(tmp_path, "vm1").exists()
         assert list((tmp_path / "devices").iterdir()) == []
