@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import toolchain
 from tests.e2e.mediator import PROGRAMS
@@ -31,6 +32,11 @@ DONE:
 }
 """
 
+
+# Hypothesis measures by the clock how long an example takes, and how long it takes to make one up: on a machine that is busy with
+# other things a fifth of a second goes by in a test of microseconds. The hang guard is there for what does not end.
+settings.register_profile("vgpu", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vgpu")
 
 _GUARD = pytest.StashKey[HangGuard]()
 
