@@ -295,6 +295,9 @@ async def test_sensors_that_hang_hold_up_nobody(caplog: pytest.LogCaptureFixture
     patient = PatientSampler(stuck, seconds=0.05)
     try:
         with trio.fail_after(60):
+            assert await patient.sample({}) == UNKNOWN_SAMPLE
+            while stuck.calls == 0:  # its thread may be later than the patience lasts
+                await trio.sleep(0.01)
             for _ in range(3):
                 assert await patient.sample({}) == UNKNOWN_SAMPLE
         assert stuck.calls == 1  # no second thread joins the first
@@ -303,7 +306,9 @@ async def test_sensors_that_hang_hold_up_nobody(caplog: pytest.LogCaptureFixture
     with trio.fail_after(60):
         while (sample := await patient.sample({})) == UNKNOWN_SAMPLE:
             await trio.sleep(0.01)
-    assert sample.temperature_celsius == 2
+    # What the one that hung found is of no use by now. Another one may be late as well.
+    assert sample.temperature_celsius is not None
+    assert 2 <= sample.temperature_celsius == stuck.calls
     assert len(warnings_of(caplog)) == 1
 
 
