@@ -15,14 +15,18 @@ from collections.abc import Mapping
 
 import trio
 
+# What is said once is waited with until there is room for it, as sd_notify does, but not for ever: a READY that is lost leaves the
+# service starting, or reloading, until systemd gives it up.
+ROOM_SECONDS = 5.0
 
-def notify(*lines: str) -> None:
-    """Say it, if anybody listens; whether anybody hears is not our affair."""
+
+def notify(*lines: str, room_seconds: float = ROOM_SECONDS) -> None:
+    """Say it, if anybody listens; whether anybody hears is not our affair. ``room_seconds``: how long a full queue is waited for."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
+        sock.settimeout(room_seconds)
         sock.connect("\0" + address[1:] if address.startswith("@") else address)
         sock.send("\n".join(lines).encode())
 
@@ -44,5 +48,5 @@ async def keep_watchdog() -> None:
     """Say that this lives, until cancelled; returns at once where nobody wants to hear it."""
     seconds = watchdog_seconds(os.environ, os.getpid())
     while seconds is not None:
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1", room_seconds=0)  # the next beat says the same
         await trio.sleep(seconds)

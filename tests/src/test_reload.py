@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ import trio
 
 from tests.e2e.mediator import Mediator, is_alive, wait_until
 from tests.src.test_commands import command, completions
+from vgpu.actors.worker_look import is_stopped
 from vgpu.gpu.process import _answers
-from vgpu.notify import watchdog_seconds
+from vgpu.notify import notify, watchdog_seconds
 
 ADMIN = "vgpu.admin_main"
 
@@ -60,7 +62,7 @@ def mediator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Configured]:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     with made:
         yield made
-    made.told.close()
+        made.told.close()  # else its last word would wait for somebody to read all that was said before
 
 
 def free_port() -> int:
@@ -136,14 +138,41 @@ def test_systemd_hears_that_the_mediator_lives_until_it_hangs(mediator: Configur
     heard = [mediator.told.recv(4096).decode() for _ in range(4)]
     assert heard.count("WATCHDOG=1") >= 2
     os.kill(mediator.pid, signal.SIGSTOP)
-    mediator.told.settimeout(0.6)
-    with contextlib.suppress(TimeoutError):
-        for _ in range(3):  # what was said already
+    wait_until(lambda: is_stopped(mediator.pid), 60, "the mediator is stopped")
+    mediator.told.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:  # what was said already
             mediator.told.recv(4096)
+    mediator.told.settimeout(0.6)
     with pytest.raises(TimeoutError):
         mediator.told.recv(4096)
     os.kill(mediator.pid, signal.SIGCONT)
+    mediator.told.settimeout(60)
     assert mediator.told.recv(4096) == b"WATCHDOG=1"
+
+
+def test_what_is_said_once_waits_for_room_and_beats_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd has not read for a while: a READY that is lost would leave the service reloading."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
+        systemd.bind("")
+        systemd.settimeout(60)
+        address = systemd.getsockname()
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + address[1:].decode())
+        others.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # once there is no more room
+            while True:
+                others.sendto(b"another", address)
+        notify("WATCHDOG=1", room_seconds=0)
+        says = threading.Thread(target=notify, args=("READY=1",))
+        says.start()
+        heard: list[bytes] = []
+        while heard[-1:] != [b"READY=1"]:
+            heard.append(systemd.recv(4096))
+        says.join()
+    assert set(heard[:-1]) == {b"another"}
 
 
 def test_a_mediator_that_hands_over_ends_with_0_and_its_workers_go_on(mediator: Configured) -> None:
