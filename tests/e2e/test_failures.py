@@ -104,12 +104,11 @@ def test_worker_killed_while_the_guest_waits(
 def test_hung_kernel(impatient: Mediator, driver_program: Build, kernels: Path, steady: Steady) -> None:
     """A kernel that never ends is ended after its VM's deadline; the program is told so and can live on."""
     neighbour = steady.begin(impatient)
+    # That it is not told before its deadline either is looked at in test_watchdog.py, by a program that has a clock.
     guest = impatient.begin(driver_program("spin"), kernels, vm="impatient")
     guest.until("launching")
     worker = impatient.worker_of(guest)
-    begun = time.monotonic()
     assert guest.until("synchronize", 60) == f"synchronize {LAUNCH_TIMEOUT}"
-    assert time.monotonic() - begun > 1.5
     assert guest.line() == f"allocate {LAUNCH_TIMEOUT}"
     assert guest.line() == f"synchronize {LAUNCH_TIMEOUT}"
     assert guest.finish()[0] == 0
@@ -117,6 +116,7 @@ def test_hung_kernel(impatient: Mediator, driver_program: Build, kernels: Path, 
     goes_on(neighbour)
     ends_well(neighbour)
     steady.run(impatient, "impatient")
+    wait_until(lambda: impatient.ask("faults") != [], 60, "the fault is kept")
     (fault,) = impatient.ask("faults")
     assert fault["error"] == LAUNCH_TIMEOUT
     assert fault["vm"] == "impatient"

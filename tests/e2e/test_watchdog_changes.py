@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.mediator import wait_until
 from tests.e2e.test_watchdog import LAUNCH_TIMEOUT, Build, register
 from tests.e2e.vm_device import DeviceMediator
 from vgpu.supervision._progress import PATIENCE
@@ -47,7 +48,8 @@ def test_a_shorter_deadline_ends_what_has_passed_it_already(
     assert float(seconds) >= 2 * SHORT
     assert found_after < 0.1 + PATIENCE * SHORT + SLACK
     print(f"found {found_after:.3f} s after the change was answered")
-    # Nobody else's deadline is another now.
+    # Nobody else's deadline is another now. (The program is told before the fault is kept.)
+    wait_until(lambda: mediator.ask("faults") != [], 60, "the fault is kept")
     assert [fault["vm"] for fault in mediator.ask("faults")] == ["red"]
     assert hung.finish(60)[0] == 0
     other.kill()
