@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from tests import perfetto
-from tests.e2e.mediator import Guest, Mediator
+from tests.e2e.mediator import Guest, Mediator, wait_until
 from tests.src.test_commands import command, completions
 from tests.src.trace_schema import problems
 from vgpu import __version__
@@ -54,7 +54,7 @@ def guest(mediator: Mediator, driver_program: Callable[[str], Path], kernels: Pa
         env=mediator.environment(VM),
     )  # fmt: skip
     running = Guest(process)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not any(s["grant"]["launches"] > 10 for s in mediator.sessions()):
         assert time.monotonic() < deadline, mediator.logs()
         assert process.poll() is None, mediator.logs()
@@ -239,7 +239,9 @@ def test_one_recording_at_a_time_and_none_without_its_client(mediator: Mediator)
         with AdminClient(mediator.run_dir) as first:
             head = first.ask("trace.start", seconds=60)
             assert head["limits"]["seconds"] == 60
-            with pytest.raises(RequestRefused, match="a recording is under way, which ends in 60 s at the"):
+            with pytest.raises(
+                RequestRefused, match=r"a recording is under way, which ends in (60|5\d) s at the"
+            ):
                 second.ask("trace.start")
             with pytest.raises(RequestRefused, match="this connection has no recording"):
                 second.ask("trace.fetch")
@@ -248,10 +250,10 @@ def test_one_recording_at_a_time_and_none_without_its_client(mediator: Mediator)
             result = trace(mediator, "record", "--seconds", 1)
             assert (result.returncode, result.stdout) == (1, "")
             assert "vgpu-trace: a recording is under way" in result.stderr
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while second.ask("trace.status") != {"recording": False}:
             assert time.monotonic() < deadline
-        second.ask("trace.start", seconds=0.2)
+        second.ask("trace.start", seconds=60)  # longer than it can take to stop it
         assert second.ask("trace.stop")["ended"] == "stopped"
         while not (answer := second.ask("trace.fetch"))["done"]:
             assert time.monotonic() < deadline
@@ -284,7 +286,7 @@ def test_an_interrupt_ends_a_recording_in_order(mediator: Mediator, guest: Guest
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with AdminClient(mediator.run_dir) as client:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not client.ask("trace.status")["recording"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -307,7 +309,7 @@ def test_a_session_that_begins_during_the_recording_is_traced(
         )  # fmt: skip
         try:
             rows, calls = "", b""
-            deadline = time.monotonic() + 40
+            deadline = time.monotonic() + 60
             while len(calls) < 20 * EVENT_SIZE:
                 assert time.monotonic() < deadline
                 answer = client.ask("trace.fetch")
@@ -320,6 +322,8 @@ def test_a_session_that_begins_during_the_recording_is_traced(
             process.communicate()
         (session,) = answer["sessions"]
         client.ask("trace.stop")
+    # Those that come after this one know of one session.
+    wait_until(lambda: session not in [s["info"]["session"] for s in mediator.sessions()], 60, "it has ended")
     opened = [
         json.loads(line) for line in rows.splitlines() if '"SessionOpened"' in line and '"sent"' in line
     ]
@@ -370,7 +374,7 @@ def test_top_shows_rates(mediator: Mediator, guest: Guest) -> None:
 def test_a_recording_and_top_at_the_same_time(mediator: Mediator, guest: Guest) -> None:
     with AdminClient(mediator.run_dir) as client:
         first = client.ask("trace.activity")
-        client.ask("trace.start", seconds=5)
+        client.ask("trace.start", seconds=60)
         client.ask("sessions")
         second = client.ask("trace.activity")
         assert (
@@ -409,7 +413,7 @@ def test_on_a_terminal_it_draws_until_it_is_interrupted(mediator: Mediator, gues
     )  # fmt: skip
     os.close(theirs)
     seen = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     try:
         while seen.count(b"CALLS/S") < 3 or VM.encode() not in seen:
             assert time.monotonic() < deadline, seen
