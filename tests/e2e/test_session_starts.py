@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.e2e.mediator import Mediator
+from tests.e2e.mediator import Mediator, wait_until
+from vgpu.gpu.process import _answers
 from vgpu.transport._generated_calls import TABLE_HASH
 from vgpu.transport.attach import WELCOME_SIZE, Hello, Status, Welcome
 
-RATE, BURST = 2.0, 3
+RATE, BURST, WARM = 2.0, 3, 4
 HASTE = 25
 
 
@@ -25,9 +27,16 @@ def mediator() -> Iterator[Mediator]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mediator.toml"
         path.write_text(
-            f"[mediator]\nsession_starts_per_second = {RATE}\nsession_starts_burst = {BURST}\nwarm_workers = 4\n"
+            f"[mediator]\nsession_starts_per_second = {RATE}\nsession_starts_burst = {BURST}\nwarm_workers = {WARM}\n"
         )
         with Mediator(options=["--config", str(path)]) as running:
+            # Whoever waits for a worker to start is slower than the rate by that alone.
+            sockets = running.run_dir / "workers"
+            wait_until(
+                lambda: sum(trio.run(_answers, path) for path in sockets.glob("*.sock")) == WARM,
+                60,
+                "all are warm",
+            )
             yield running
 
 
