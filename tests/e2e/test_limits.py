@@ -26,7 +26,7 @@ from vgpu.transport.host_memory import HostMemory
 MIB = 1 << 20
 OUT_OF_MEMORY = 2
 # A change is promised within 100 ms; the rest is for a loaded machine, and for asking.
-AT_ONCE_SECONDS = 1.0
+AT_ONCE_SECONDS = 5.0
 
 Build = Callable[[str], Path]
 
@@ -82,11 +82,12 @@ def test_a_flooder_slows_to_its_rate_and_its_neighbour_loses_nothing(
     before = records(mediator, flooder)
     began = time.monotonic()
     flooder.say()
-    time.sleep(1.5)
+    # Accounts are looked at twice a second, and it floods for three at least.
+    wait_until(lambda: account(mediator, "flooder")["is_held_back"], 60, "it is held back")
+    time.sleep(1)
     taken = records(mediator, flooder) - before
     elapsed = time.monotonic() - began
     assert taken <= rate * 1.05 * elapsed + rate
-    assert account(mediator, "flooder")["is_held_back"]
     flooder.until("flooded")
     lasted = time.monotonic() - began
     assert lasted >= (count - rate) / (rate * 1.05)
@@ -163,7 +164,7 @@ def test_a_quota_is_changed_while_programs_run(mediator: DeviceMediator, driver_
     assert time.monotonic() - began < AT_ONCE_SECONDS
     change(mediator, "change_vm", vm_name="small", memory_limit_bytes=32 * MIB)
     wait_until(
-        lambda: teller.tell("info") == (0, 0, 32 * MIB, 32 * MIB), 5, "it is smaller than what is held"
+        lambda: teller.tell("info") == (0, 0, 32 * MIB, 32 * MIB), 60, "it is smaller than what is held"
     )
     assert teller.tell(1)[0] == OUT_OF_MEMORY
     assert teller.tell("free") == (0, 32 * MIB, 32 * MIB, 32 * MIB)
