@@ -202,9 +202,14 @@ def test_a_kernel_that_never_ends_keeps_the_gpu_busy(
     with page_of(own_mediator, "red") as page:
         guest = own_mediator.begin(driver_program("spin"), kernels, vm="red")
         guest.until("launching")
-        wait_until(lambda: page["gpu_utilization_percent"] > 90, 60, "the GPU is busy")
-        if GPU == "software":
-            assert page["processes"][0][1] > 90
+
+        def is_busy() -> bool:
+            """Of one round: what the next one measures may be less, where telemetry had no processor for a moment."""
+            now = page.consistent()
+            own = [process[1] for process in now["processes"]]
+            return bool(now["gpu_utilization_percent"] > 90 and (GPU != "software" or (own and own[0] > 90)))
+
+        wait_until(is_busy, 60, "the GPU is busy, with that program")
         guest.kill()
         wait_until(lambda: page["process_count"] == 0, FRESH_SECONDS, "the program has ended")
 
