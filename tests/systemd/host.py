@@ -197,11 +197,17 @@ class SystemdHost:
         return [found.get(name, "") for name in names]  # a list that is empty is not shown
 
     def journal(self, unit: str, *options: str | Path) -> Sequence[str]:
-        """Lines of the journal about a unit: messages alone, unless options say otherwise."""
+        """Lines of the journal about a unit, all that were written so far: messages alone, unless options say otherwise."""
+        self._sync()
         words = ("journalctl", "--no-pager", "--quiet", "--output=cat", f"--unit={unit}", *options)
         return self.run(*words).stdout.splitlines()
 
     def journal_now(self) -> str:
         """A cursor: what comes after is newer than this moment (for ``--after-cursor``)."""
+        self._sync()
         shown = self.run("journalctl", "--quiet", "--lines=1", "--show-cursor", "--output=cat").stdout
         return shown.splitlines()[-1].removeprefix("-- cursor: ")
+
+    def _sync(self) -> None:
+        """Wait until the journal has what it was sent: systemctl does not, and who asks at once may be first."""
+        self.run("journalctl", "--sync")
