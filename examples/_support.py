@@ -32,14 +32,6 @@ WAIT_SECONDS = 60.0
 # A device that leaves room for several on a small machine.
 MEMORY_BYTES = 1 << 30
 LAUNCH_TIMEOUT = 702  # CUDA_ERROR_LAUNCH_TIMEOUT
-# On a busy machine a hang is told later where a worker's time without a processor is not counted: up to four deadlines.
-LATE_DEADLINES = {"software": 4, "nvidia": 1}
-LATE_SECONDS = {"software": 4.0, "nvidia": 1.0}
-
-
-def latest(gpu: str, deadline: float) -> float:
-    """Seconds after a launch by which a program must have been told that its kernel hangs."""
-    return LATE_DEADLINES[gpu] * deadline + LATE_SECONDS[gpu]
 
 
 class NotSo(Exception):

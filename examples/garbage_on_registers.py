@@ -13,7 +13,7 @@ import random
 import socket
 from pathlib import Path
 
-from _support import Example, Host, is_alive, main, wait_until
+from _support import WAIT_SECONDS, Example, Host, is_alive, main, wait_until
 
 from vgpu.transport.errors import RemoteProtocolError
 from vgpu.transport.testing import CONFIGURATION, QemuClient
@@ -79,7 +79,7 @@ def messages(example: Example, socket_path: Path, noise: random.Random) -> None:
     hung_up = 0
     for number in range(MESSAGES):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            peer.settimeout(5)
+            peer.settimeout(WAIT_SECONDS)
             peer.connect(str(socket_path))
             if number % 2:
                 peer.sendall(noise.randbytes(noise.choice((1, 15, 16, 64, 2048))))
@@ -129,7 +129,7 @@ def body(example: Example) -> None:
                 except (OSError, RemoteProtocolError):
                     return False
 
-            wait_until(boots, "the next QEMU boots with the device", 10)
+            wait_until(boots, "the next QEMU boots with the device")
             example.fact(True, "the next QEMU boots with the device")
             wait_until(
                 lambda: not [s for s in host.sessions() if s["info"]["vm"] == "hostile"],

@@ -46,7 +46,7 @@ def ends(host: Host, vm: str, data: bytes, tail: int | None) -> tuple[bool, int]
         guest.put(data)
         guest.publish(tail)
         guest.ring_bell()
-        wait_until(lambda: guest.is_dead, "the session is ended", 10)
+        wait_until(lambda: guest.is_dead, "the session is ended")
         return guest.is_dead, guest.sticky
 
 
@@ -85,9 +85,7 @@ def body(example: Example) -> None:
             # A VM that does so three times is quarantined, so others take turns.
             is_dead, code = ends(host, f"hostile-{number // FAULTS}", data, tail)
             example.fact(is_dead and code == INVALID_VALUE, f"{what}: that session ended, with error {code}")
-        wait_until(
-            lambda: "hostile-0" in host.admin("list-quarantines"), "a VM that did so is quarantined", 10
-        )
+        wait_until(lambda: "hostile-0" in host.admin("list-quarantines"), "a VM that did so is quarantined")
         example.fact(True, f"a VM that did so {FAULTS} times is quarantined")
         wild_calls(example, host, noise)
         reasons = {

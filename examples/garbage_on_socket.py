@@ -9,7 +9,7 @@ import os
 import random
 import socket
 
-from _support import Example, Host, main, wait_until
+from _support import WAIT_SECONDS, Example, Host, main, wait_until
 
 from vgpu.transport.attach import HELLO_SIZE, WELCOME_SIZE, Hello, Status, Welcome
 from vgpu.transport.wire import TABLE_HASH
@@ -20,7 +20,7 @@ SILENT = 40
 
 def connect(host: Host) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    peer.settimeout(10)
+    peer.settimeout(WAIT_SECONDS)
     peer.connect(str(host.run_dir / "mediator.sock"))
     return peer
 
@@ -81,7 +81,7 @@ def body(example: Example) -> None:
         )
         for peer in silent:
             peer.close()
-        wait_until(lambda: open_files(host.pid) <= before + 2, "no descriptor is left open", 10)
+        wait_until(lambda: open_files(host.pid) <= before + 2, "no descriptor is left open")
         example.fact(True, f"the mediator has no more descriptors open than before ({open_files(host.pid)})")
         example.fact(len(host.sessions()) == sessions, "and no session came of any of it")
         example.goes_on(neighbours)

@@ -25,6 +25,8 @@ def body(example: Example) -> None:
             example.fact(again == LAUNCH_TIMEOUT, f"and the error stays ({again})")
             wait_until(lambda: not is_alive(worker), "the worker is gone")
             example.fact(True, "the worker with the kernel is gone")
+            # It is kept after the program was told.
+            wait_until(lambda: host.ask("faults") != [], "the ledger has the fault")
             (fault,) = host.ask("faults")
             example.fact(
                 fault["vm"] == "hangs", f"the ledger has the fault: {fault['error']} {fault['what']}"

@@ -20,7 +20,7 @@ STOPPED_SECONDS = 1.0
 
 def told(example: Example, guest: Guest, began: float, what: str) -> None:
     """Its program gets an error, and had no wrong number before."""
-    status, last = guest.finish_by_itself(10)
+    status, last = guest.finish_by_itself()
     took = time.monotonic() - began
     is_so = status == 1 and '"failed": 1' in last and '"wrong": 0' in last
     example.fact(is_so, f"{what}: its program got an error after {took:.2f} s, and no wrong number")
