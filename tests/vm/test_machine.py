@@ -57,7 +57,8 @@ def test_a_command_is_killed_with_its_children(bare_machine: Machine) -> None:
     child = process.line()
     process.kill()
     assert process.status == -signal.SIGKILL
-    gone = f"for i in 1 2 3 4 5 6 7 8 9; do [ -e /proc/{child} ] || exit 0; sleep 0.1; done; exit 1"
+    # Killed with the shell, and then to be waited for by somebody.
+    gone = f"for i in $(seq 300); do [ -e /proc/{child} ] || exit 0; sleep 0.1; done; exit 1"
     assert bare_machine.run(gone, check=False).status == 0
 
 
@@ -70,7 +71,7 @@ def test_a_silent_command_is_an_error(bare_machine: Machine) -> None:
     began = time.monotonic()
     with pytest.raises(AssertionError, match=r"not so within 0\.5 s"):
         process.line(0.5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     process.kill()
 
 
