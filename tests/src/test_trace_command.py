@@ -219,12 +219,11 @@ def test_a_raw_recording_is_converted_later(mediator: Mediator, guest: Guest, tm
 
 def test_a_recording_ends_at_its_number_of_events(mediator: Mediator, guest: Guest, tmp_path: Path) -> None:
     out = tmp_path / "t.json"
-    began = time.monotonic()
+    # Events of actors for a second at least, of which the worker, too, gets its part on a busy machine.
     text = done(
-        mediator, "record", "--seconds", 30, "--events", 30, "--vm", VM, "--worker-events", 7, "-o", out
+        mediator, "record", "--seconds", 120, "--events", 400, "--vm", VM, "--worker-events", 7, "-o", out
     )
-    assert time.monotonic() - began < 15
-    assert "30 events of actors; ended by: events" in text
+    assert "400 events of actors; ended by: events" in text
     events = json.loads(out.read_text())["traceEvents"]
     assert problems({"traceEvents": events}) == []
     worker = mediator.sessions()[0]["info"]["worker_pid"]
