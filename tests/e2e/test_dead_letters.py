@@ -12,12 +12,13 @@ import pytest
 import trio
 
 from tests.e2e.mediator import SMALL
-from tests.e2e.test_actor_failures import finish, in_thread, running
+from tests.e2e.test_actor_failures import finish, in_thread, pytestmark, running
 from tests.src.test_commands import command
 from vgpu import doctor
 from vgpu.actors.messages import ApplyLimits, ShowDevice, VmRecord
 
 SESSIONS = 8
+__all__ = ["pytestmark"]
 
 
 @pytest.fixture(autouse=True)

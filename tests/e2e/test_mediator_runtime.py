@@ -4,6 +4,7 @@ is held back instead of taking everything with it."""
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -75,6 +76,7 @@ async def running(stuck_seconds: float) -> AsyncIterator[tuple[ActorSystem, Medi
             yield system, outside
     finally:
         outside.__exit__()
+        gc.collect()  # what is left of its workers is found here, and not in somebody else's test
 
 
 async def findings(outside: Mediator) -> dict[str, dict[str, str]]:
