@@ -30,7 +30,9 @@ T = TypeVar("T")
 
 GPU = "mediator/gpus/gpu0"
 VM = "tenant"
-TEST_SECONDS = 40.0
+TEST_SECONDS = 240.0
+# Until a program has said its next line, whatever else the machine does.
+LINE_SECONDS = 60.0
 
 # A worker outlives the pool that started it, on purpose; what the pool had of it is dropped while it runs.
 pytestmark = pytest.mark.filterwarnings(
@@ -51,7 +53,7 @@ class Running:
     async def begin(self) -> Guest:
         """A guest that computes and checks; it has a session and has finished a few turns."""
         guest = self.outside.begin(self.steady, self.kernels, vm=VM)
-        await in_thread(guest.until, "turn 3", 15.0)
+        await in_thread(guest.until, "turn 3", LINE_SECONDS)
         return guest
 
     async def sessions(self) -> list[SessionSample]:
@@ -83,8 +85,8 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
 
 async def goes_on(guest: Guest, turns: int = 20) -> None:
     """It computes on without an error: the next turns follow one another."""
-    turn = int((await in_thread(guest.until, "turn", 15.0)).split()[1])
-    await in_thread(guest.until, f"turn {turn + turns}", 15.0)
+    turn = int((await in_thread(guest.until, "turn", LINE_SECONDS)).split()[1])
+    await in_thread(guest.until, f"turn {turn + turns}", LINE_SECONDS)
 
 
 async def finish(guest: Guest) -> None:
@@ -167,9 +169,9 @@ async def test_an_executor_is_killed(driver_program: Build, kernels: Path) -> No
         guest, neighbour = await mediator.begin(), await mediator.begin()
         worker = (await mediator.session_of(guest)).info.worker_pid
         mediator.system.ref(await mediator.executor_of(guest)).kill("test")
-        code = int((await in_thread(guest.until, "error", 10.0)).split()[1])
+        code = int((await in_thread(guest.until, "error", LINE_SECONDS)).split()[1])
         assert code != 0
-        assert await in_thread(guest.line, 10.0) == f"then {code}"
+        assert await in_thread(guest.line, LINE_SECONDS) == f"then {code}"
         assert (await in_thread(guest.finish))[0] == 3
         while is_alive(worker):
             await trio.sleep(0.02)
@@ -211,7 +213,7 @@ async def test_a_guest_waits_until_workers_can_be_started(
                 await trio.sleep(0.02)
         assert guest.process.poll() is None
         is_broken = False
-        await in_thread(guest.until, "turn 3", 20.0)
+        await in_thread(guest.until, "turn 3", LINE_SECONDS)
         await finish(guest)
 
 
@@ -233,7 +235,7 @@ async def test_a_connection_is_killed_while_its_guest_attaches(driver_program: B
         while (await executors.ask(CountChildren())).active < 2:
             await trio.sleep(0.01)
         may_start.set()
-        await in_thread(guest.until, "turn 3", 20.0)
+        await in_thread(guest.until, "turn 3", LINE_SECONDS)
         with trio.fail_after(60):
             while (await executors.ask(CountChildren())).active > 1 or len(await mediator.sessions()) > 1:
                 await trio.sleep(0.02)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 VM = VmRecord("red", bar1_bytes=16 << 20, slots=4)
-TEST_SECONDS = 60.0
+TEST_SECONDS = 240.0
 T = TypeVar("T")
 
 
