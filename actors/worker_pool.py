@@ -88,16 +88,17 @@ def _end(worker: WorkerHandle) -> None:
         os.kill(worker.pid, signal.SIGKILL)
 
 
-async def _end_silent(path: Path) -> None:
-    """Kill whoever listens there and has said nothing for long."""
-    with contextlib.suppress(OSError), trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+async def _end_silent(path: Path, seconds: float) -> None:
+    """Kill whoever listens there and has said nothing for so long."""
+    with (
+        contextlib.suppress(OSError, trio.TooSlowError),
+        trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link,
+    ):
         with trio.fail_after(1):
             await link.connect(str(path))
         # Of who called listen(), which runs as this user: the directory is this user's.
         pid = int.from_bytes(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
-        _log.error(
-            "worker %s (pid %d) has not answered for %g s; it is ended", path.stem, pid, LATE_HELLO_SECONDS
-        )
+        _log.error("worker %s (pid %d) has not answered for %g s; it is ended", path.stem, pid, seconds)
         os.kill(pid, signal.SIGKILL)
     path.unlink(missing_ok=True)
 
@@ -111,9 +112,13 @@ async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
         if path.name.startswith(prefixes):
             continue
         try:
-            with trio.fail_after(2):
+            with trio.fail_after(HELLO_SECONDS):
                 link = await open_worker_link(str(path))
-        except (OSError, trio.TooSlowError, RemoteProtocolError):
+        except trio.TooSlowError:
+            # Slow, or stopped: it is to be ended whatever it is, and not to go on where nobody finds it.
+            await _end_silent(path, HELLO_SECONDS)
+            continue
+        except (OSError, RemoteProtocolError):
             path.unlink(missing_ok=True)
             continue
         pid = int(link.hello["pid"])
@@ -186,7 +191,7 @@ class WorkerPool(Actor):
                 link = await open_worker_link(str(path))
         except trio.TooSlowError:
             # Its guest would wait for ever for a lease that nobody gives it.
-            await _end_silent(path)
+            await _end_silent(path, LATE_HELLO_SECONDS)
             return None
         except (OSError, RemoteProtocolError):
             path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from vgpu.actors import ActorSystem
 from vgpu.actors.gpu_time import MeasureGpuTime
 from vgpu.actors.messages import ListSessions
 from vgpu.actors.placement import least_used
+from vgpu.actors.worker_look import is_stopped
 from vgpu.actors.worker_pool import Spawn
 from vgpu.gpu.drift import GpuTimeWindow
 from vgpu.gpu.process import WorkerOptions, start_worker
@@ -127,6 +129,11 @@ async def test_warm_workers_left_by_a_killed_mediator_go_to_their_gpu_or_end(fol
         options = WorkerOptions(run_dir, "software", 0, turn=turn_path(run_dir, device))
         left[name] = await start_worker(options, name)
     pids = {name: process.pid for name, (process, _) in left.items()}
+    # One that does not answer is of no GPU of this mediator either.
+    os.kill(pids["nvidia0-c"], signal.SIGSTOP)
+    with trio.fail_after(60):
+        while not is_stopped(pids["nvidia0-c"]):
+            await trio.sleep(0.01)
     async with open_mediator(plan(folder, 1)) as system, trio.open_nursery() as nursery:
         with trio.fail_after(60):
             await left["software0-a"][0].wait()
