@@ -45,6 +45,8 @@ DEFAULT_AGING_NS = 1_000_000_000
 LONGEST_LEASE = 1 << 16
 # A worker that declines so many standby leases in a row gets no more.
 DECLINES = 3
+# An idle high session that owes more than its class may be ahead is looked at so often while another has the device alone.
+ARM_NS = 100_000_000
 # Rounds of deciding anew because a worker changed the word meanwhile.
 ROUNDS = 16
 
@@ -182,7 +184,12 @@ class Schedule:
     def next_event_ns(self) -> int | None:
         """When ``decide`` should be called again if nothing else happens, or None."""
         if not self._tree.root.is_waiting:
-            return None
+            lease = self._lease
+            if not self._unarmed or not self.tuning.standby or len(self._sessions) < 2:
+                return None
+            if lease is None or lease.deadline_ns is not None:
+                return None
+            return lease.settled_ns + ARM_NS
         times = [self._tree.next_aging_ns()]
         if self._lease is not None and self._lease.deadline_ns is not None:
             times.append(self._lease.deadline_ns + self.grace_ns)
@@ -437,6 +444,7 @@ class Schedule:
         """Give standby leases to idle high sessions that fair queuing would choose, had they something to do."""
         if not self.tuning.standby or len(self._sessions) < 2:
             return
+        self._settle_open(now)  # else whoever owes would owe for as long as another has the device alone
         for session in sorted(self._unarmed):
             state = self._sessions.get(session)
             if (

@@ -129,6 +129,26 @@ def test_no_standby_lease_for_who_is_as_far_ahead_as_it_may_be() -> None:
     assert now > 50 * MS
 
 
+def test_who_owed_too_much_gets_a_standby_lease_while_another_is_alone() -> None:
+    """Nothing is heard of a session that has the device alone: the schedule asks to be looked at by itself."""
+    schedule = Schedule()
+    for session, vm in ((SessionId(1), "u"), (SessionId(2), "g")):
+        schedule.set_vm(vm, "default", "medium", 50, 0)
+        schedule.open(session, vm)
+    (first,) = schedule.demand(SessionId(1), 0)
+    schedule.demand(SessionId(2), 10 * MS)
+    schedule.decide(30 * MS)  # passed over, and billed for all the time that it had the device
+    schedule.ended(SessionId(1), 0, 40 * MS, wants_more=False, token=first.token, held_ns=480 * MS)
+    given = schedule.set_vm("u", "default", "high", 50, 41 * MS)
+    now = 41 * MS
+    while not any(grant.standby for grant in given) and now < 10 * SECOND:
+        due = schedule.next_event_ns()
+        assert due is not None
+        now = max(now, due)
+        given = schedule.decide(now)
+    assert [grant.session for grant in given if grant.standby] == [1]
+
+
 def test_a_standby_lease_taken_while_another_one_was_on_its_way() -> None:
     """The worker had taken the turn before it read that it is named by another token: it is told which one counts."""
     world = World()
