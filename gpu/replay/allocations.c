@@ -229,7 +229,14 @@ void replay_pools_stream_ended(struct vgpu_replay *replay, uint64_t stream)
     struct freeing *found = replay->allocations != NULL ? freeing_of(replay->allocations, stream, 0) : NULL;
     if (found == NULL)
         return;
+    struct replay_allocations *allocations = replay->allocations;
     found->has_ended = true;
+    /* One stands for all that have ended: they wait for the same, and a guest may make and destroy any number of streams. */
+    for (size_t i = 0; i < allocations->freeing_count; i++)
+        if (allocations->freeing[i].has_ended && &allocations->freeing[i] != found) {
+            *found = allocations->freeing[--allocations->freeing_count];
+            break;
+        }
     replay_pools_settle(replay, REPLAY_POOLS_COUNT);
 }
 

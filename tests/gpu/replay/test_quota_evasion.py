@@ -167,6 +167,21 @@ def test_what_was_freed_in_a_stream_that_is_destroyed_goes_back(pools: Path) -> 
             assert session.grant.get("memory_used_bytes") == 0
 
 
+def test_streams_destroyed_while_the_device_is_busy_give_back_what_was_freed_in_them(pools: Path) -> None:
+    with replayed(pools, memory_limit=QUOTA) as session:
+        guest = session.guest
+        guest.retain()
+        make_pool(guest)
+        assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 60_000).status == 0
+        for _ in range(50):
+            assert guest.ask(CallId.cuStreamCreateWithPriority, STREAM, 0, 0).status == 0
+            address = guest.ask(CallId.cuMemAllocFromPoolAsync, 80 * MIB, POOL, STREAM).values[0]
+            assert guest.ask(CallId.cuMemFreeAsync, address, STREAM).status == 0
+            assert guest.ask(CallId.cuStreamDestroy_v2, STREAM).status == 0
+        assert guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 0).status == 0
+        assert until(lambda: session.grant.get("memory_used_bytes") == 0)
+
+
 def test_a_program_that_trims_its_pool_finds_it_empty_and_pays_no_more(pools: Path) -> None:
     """As natively: freed, waited for, trimmed; whatever the release threshold is."""
     with replayed(pools, memory_limit=QUOTA) as session:
