@@ -103,6 +103,19 @@ async def _end_silent(path: Path, seconds: float) -> None:
     path.unlink(missing_ok=True)
 
 
+async def _link_to(path: Path, seconds: float) -> WorkerLink | None:
+    """A link to the worker that listens there; None: there is none any more, or it said nothing for so long and is ended."""
+    try:
+        with trio.fail_after(seconds):
+            return await open_worker_link(str(path))
+    except trio.TooSlowError:
+        # Its guest would wait for ever for a lease that nobody gives it.
+        await _end_silent(path, seconds)
+    except (OSError, RemoteProtocolError):
+        path.unlink(missing_ok=True)
+    return None
+
+
 async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
     """End workers that an earlier mediator left and whose GPU this one does not share.
 
@@ -111,15 +124,8 @@ async def end_strangers(directory: Path, prefixes: tuple[str, ...]) -> None:
     for path in sorted(directory.glob("*.sock")):
         if path.name.startswith(prefixes):
             continue
-        try:
-            with trio.fail_after(HELLO_SECONDS):
-                link = await open_worker_link(str(path))
-        except trio.TooSlowError:
-            # Slow, or stopped: it is to be ended whatever it is, and not to go on where nobody finds it.
-            await _end_silent(path, HELLO_SECONDS)
-            continue
-        except (OSError, RemoteProtocolError):
-            path.unlink(missing_ok=True)
+        link = await _link_to(path, HELLO_SECONDS)
+        if link is None:
             continue
         pid = int(link.hello["pid"])
         await link.aclose()
@@ -186,15 +192,8 @@ class WorkerPool(Actor):
 
     async def _greet(self, path: Path) -> WorkerHandle | None:
         """Hear what a worker that was left is: one that has a session is given back, to be adopted."""
-        try:
-            with trio.fail_after(LATE_HELLO_SECONDS):
-                link = await open_worker_link(str(path))
-        except trio.TooSlowError:
-            # Its guest would wait for ever for a lease that nobody gives it.
-            await _end_silent(path, LATE_HELLO_SECONDS)
-            return None
-        except (OSError, RemoteProtocolError):
-            path.unlink(missing_ok=True)
+        link = await _link_to(path, LATE_HELLO_SECONDS)
+        if link is None:
             return None
         hello = link.hello
         self._driver_version = int(hello["device"]["driver_version"])
