@@ -185,9 +185,7 @@ class Schedule:
         """When ``decide`` should be called again if nothing else happens, or None."""
         if not self._tree.root.is_waiting:
             lease = self._lease
-            if not self._unarmed or not self.tuning.standby or len(self._sessions) < 2:
-                return None
-            if lease is None or lease.deadline_ns is not None:
+            if lease is None or lease.deadline_ns is not None or not self._unarmed or not self._gives_standby:
                 return None
             return lease.settled_ns + ARM_NS
         times = [self._tree.next_aging_ns()]
@@ -440,9 +438,13 @@ class Schedule:
 
     # -- standby
 
+    @property
+    def _gives_standby(self) -> bool:
+        return self.tuning.standby and len(self._sessions) > 1
+
     def _arm(self, now: int) -> None:
         """Give standby leases to idle high sessions that fair queuing would choose, had they something to do."""
-        if not self.tuning.standby or len(self._sessions) < 2:
+        if not self._gives_standby:
             return
         self._settle_open(now)  # else whoever owes would owe for as long as another has the device alone
         for session in sorted(self._unarmed):
