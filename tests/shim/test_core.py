@@ -497,15 +497,21 @@ def test_a_place_that_is_given_again_before_the_answer_is_read(
 # ---- death ----
 
 
+def start_waiting(start: Start, host: FakeHost) -> Running:
+    """A program with a thread in each kind of wait, for a host that answers nothing more."""
+    program = start("death")
+    program.expect("waiting")
+    host.paused.set()
+    time.sleep(0.05)
+    program.tell()
+    program.expect("started")
+    return program
+
+
 @pytest.mark.parametrize("way", ["told", "timeout", "vanished", "lost"])
 def test_a_dead_host_wakes_everybody(start: Start, run_dir: Path, way: str) -> None:
     with FakeHost(run_dir, ring_size=1 << 19) as host:
-        program = start("death")
-        program.expect("waiting")
-        host.paused.set()
-        time.sleep(0.05)
-        program.tell()
-        program.expect("started")
+        program = start_waiting(start, host)
         time.sleep(0.3)
         session = host.session
         began = time.monotonic()
@@ -529,12 +535,7 @@ def test_whoever_kills_a_worker_may_say_why_a_moment_later(start: Start, run_dir
     took = HANGUP_GRACE_SECONDS
     while took > 0.75 * HANGUP_GRACE_SECONDS:  # this test is not always as quick as it means to be
         with FakeHost(run_dir, ring_size=1 << 19) as host:
-            program = start("death")
-            program.expect("waiting")
-            host.paused.set()
-            time.sleep(0.05)
-            program.tell()
-            program.expect("started")
+            program = start_waiting(start, host)
             began = time.monotonic()
             host.session.near_end.close()
             time.sleep(0.05)
