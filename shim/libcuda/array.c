@@ -102,12 +102,17 @@ CUresult cuArrayDestroy(CUarray hArray)
     /* Taken out first: once the worker has destroyed it, another thread may be given an array at its place. */
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     pthread_mutex_lock(&mutex);
-    struct shim_object *object = object_of(hArray);
-    const uint64_t handle = (uint64_t)(uintptr_t)hArray, context = object == NULL ? 0 : object->context;
-    void *description = object == NULL ? NULL : object->data;
-    shim_handle_free(object == NULL ? 0 : handle);
+    const struct shim_object *object = object_of(hArray);
+    const uint64_t handle = (uint64_t)(uintptr_t)hArray;
+    uint64_t context = 0;
+    void *description = NULL; /* every array has one */
+    if (object != NULL) {
+        context = object->context;
+        description = object->data;
+        shim_handle_free(handle);
+    }
     pthread_mutex_unlock(&mutex);
-    if (object == NULL) return CUDA_ERROR_INVALID_HANDLE;
+    if (description == NULL) return CUDA_ERROR_INVALID_HANDLE;
     const uint64_t argument[8] = {handle};
     status = shim_reply(VGPU_CALL_cuArrayDestroy, argument, NULL, 0, NULL, NULL, 0, NULL);
     if (status != CUDA_SUCCESS && shim_handle_adopt(handle, description))

@@ -27,7 +27,6 @@ struct shim_memory {
     struct blocks left; /* of an instance: what a launch leaves allocated */
 };
 
-
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct shim_block *blocks;
 

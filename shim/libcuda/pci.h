@@ -73,7 +73,8 @@ struct pci_sweep {
     struct pci_suspect { uint32_t token, state; uint64_t heartbeat, since_ns; } suspect[VGPU_DIRECTORY_SLOTS];
 };
 /* Looks at every slot that is taken, but for `own`; gives back those whose owner is dead; none where another device has come
- * into the place of the one that is open. Is there an owner that lives? *hopeful: slots that may become free, being given back now, freed by the host, or waiting for a second look. */
+ * into the place of the one that is open. Is there an owner that lives? *hopeful: slots that may become free, being given
+ * back now, freed by the host, or waiting for a second look. */
 bool pci_sweep(struct pci_sweep *sweep, int own, unsigned *hopeful);
 #define PCI_SWEEP_NS 1500000000ull /* how long an owner must have shown no life: three heartbeats */
 
