@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -30,6 +30,7 @@ USUAL_FOLDERS = (
     "/usr/lib64/nvidia",
     "/run/opengl-driver/lib",
 )
+NVML = "libnvidia-ml.so.1"
 KERNEL_MODULE_VERSION = Path("/sys/module/nvidia/version")
 CONTROL_DEVICE = Path("/dev/nvidiactl")
 
@@ -77,6 +78,50 @@ def find_library(given: Path | None = None, folders: Iterable[str | Path] | None
         if candidate.is_file() and not is_guest_library(candidate):
             return candidate.resolve()
     raise DriverNotFound("no libcuda.so.1 of a driver among " + ", ".join(seen))
+
+
+def _loader_folders() -> Iterator[Path]:
+    """Where the loader would look: the library path, then its cache."""
+    import subprocess
+
+    for folder in os.environ.get("LD_NVML_PATH", "").split(":"):
+        if folder.startswith("/"):
+            yield Path(folder)
+    for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
+        if not os.access(program, os.X_OK):
+            continue
+        try:
+            done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        for line in done.stdout.splitlines():
+            name, arrow, path = line.partition(" => ")
+            if arrow and name.split()[:1] == [NVML] and "x86-64" in name:
+                yield Path(path.strip()).parent
+        return
+
+
+def find_nvml(libcuda: Path | None = None, folders: Callable[[], Iterable[Path]] = _loader_folders) -> Path:
+    """The host's libnvidia-ml.so.1: beside ``libcuda``, else in ``folders``, else where drivers are put.
+
+    Raises:
+        DriverNotFound: there is none, or only the one that guests load.
+    """
+
+    def candidates() -> Iterator[Path]:
+        if libcuda is not None:
+            yield libcuda.parent
+        yield from folders()
+        yield from map(Path, USUAL_FOLDERS)
+
+    for folder in candidates():
+        path = folder / NVML
+        try:
+            if path.is_file() and not is_guest_library(path):
+                return path.resolve()
+        except OSError:
+            continue
+    raise DriverNotFound(f"this host has no {NVML} of a driver")
 
 
 def choose(wanted: str, library: Path | None = None) -> tuple[Kind, Path | None]:

@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from .driver import USUAL_FOLDERS, is_guest_library
+from .driver import DriverNotFound, find_nvml, is_guest_library
 from .sampling import UNKNOWN_SAMPLE, DeviceIdentity, GpuSample, Sampler, SoftwareSampler, WorkMeter
 
 _log = logging.getLogger("vgpu.nvml")
 
-LIBRARY = "libnvidia-ml.so.1"
 # After a library that did not start (the driver is just being replaced, say).
 RETRY_SECONDS = 30.0
 
@@ -127,48 +124,6 @@ class _ProcessSample(ctypes.Structure):
 
 class NvmlUnusable(Exception):
     """There is no library to ask, or it refuses; the message says why."""
-
-
-def _loader_folders() -> Iterator[Path]:
-    """Where the loader would look: the library path, then its cache."""
-    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
-        if folder.startswith("/"):
-            yield Path(folder)
-    for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
-        if not os.access(program, os.X_OK):
-            continue
-        try:
-            done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=5, check=False)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        for line in done.stdout.splitlines():
-            name, arrow, path = line.partition(" => ")
-            if arrow and name.split()[:1] == [LIBRARY] and "x86-64" in name:
-                yield Path(path.strip()).parent
-        return
-
-
-def find_nvml(libcuda: Path | None = None, folders: Callable[[], Iterable[Path]] = _loader_folders) -> Path:
-    """The host's libnvidia-ml.so.1: beside ``libcuda``, else in ``folders``, else where drivers are put.
-
-    Raises:
-        NvmlUnusable: there is none, or only the one that guests load.
-    """
-
-    def candidates() -> Iterator[Path]:
-        if libcuda is not None:
-            yield libcuda.parent
-        yield from folders()
-        yield from map(Path, USUAL_FOLDERS)
-
-    for folder in candidates():
-        path = folder / LIBRARY
-        try:
-            if path.is_file() and not is_guest_library(path):
-                return path.resolve()
-        except OSError:
-            continue
-    raise NvmlUnusable(f"this host has no {LIBRARY} of a driver")
 
 
 @attrs.define(eq=False)
@@ -316,7 +271,7 @@ class NvmlSampler:
         try:
             path = self.library or find_nvml(self.libcuda)
             device = open_device(path, self.identity)
-        except (NvmlUnusable, OSError) as error:
+        except (DriverNotFound, NvmlUnusable, OSError) as error:
             if str(error) != self._complaint:
                 _log.warning("no sensors: %s; temperature, power and clocks show as unknown", error)
             self._complaint = str(error)

@@ -191,6 +191,7 @@ class Worker:
             if wrong != ffi.NULL:
                 raise WorkerFailed(f"{library}: {ffi.string(wrong).decode()}")
             version = driver.version_text(library)
+            _use_nvml(lib, replay, library)
         spin_us = options.spin_us if options.spin_us is not None else _spin_default_us()
         layout = ffi.new(
             "struct vgpu_replay_options *",
@@ -500,6 +501,15 @@ class Worker:
         if not page.get("sticky_error"):
             page.set("sticky_error", Result.DEVICE_UNAVAILABLE)
         page.set("state", SESSION_DEAD)
+
+
+def _use_nvml(lib: Any, replay: Any, libcuda: Path) -> None:
+    """Say where it can be asked what a process holds of the card; without it small arrays are charged in whole units."""
+    from . import driver
+
+    with contextlib.suppress(driver.DriverNotFound):
+        if lib.vgpu_replay_use_nvml(replay, os.fsencode(driver.find_nvml(libcuda))):
+            raise WorkerFailed("out of memory")
 
 
 def _share_turn(lib: Any, replay: Any, path: Path) -> None:

@@ -156,6 +156,21 @@ def capture_across_streams(p: Probe) -> None:
 
 
 @check
+def captured_into(p: Probe) -> None:
+    """A graph that a stream captures into cannot be destroyed, and the capture goes on."""
+    stream, out = p.stream(), p.device(64)
+    graph = p.value("cuGraphCreate", 0)
+    p.later("cuGraphDestroy", graph)
+    p.ok("cuStreamBeginCaptureToGraph", stream, graph, 0, 0, 0, RELAXED)
+    p.expect(401, "cuGraphDestroy", graph)
+    p.launch(p.function("fill", PTX), 1, 16, "QII", out, 5, 16, stream=stream)
+    p.equal(_end(p, stream), graph, "the graph that was captured into")
+    p.ok("cuGraphLaunch", _instantiate(p, graph), stream)
+    p.ok("cuStreamSynchronize", stream)
+    p.equal(_words(p, out), (5,) * 16, "memory after the launch")
+
+
+@check
 def by_hand(p: Probe) -> None:
     """Kernel, memset, empty and child nodes with dependencies, in the order these ask for."""
     fill, scale = p.function("fill", PTX), p.function("scale", PTX)

@@ -108,6 +108,7 @@ const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS] = {
     "cuMemsetD2D32Async",
     "cuArray3DCreate_v2",
     "cuArrayDestroy",
+    "cuArrayGetMemoryRequirements",
     "cuTexObjectCreate",
     "cuTexObjectDestroy",
     "cuSurfObjectCreate",
@@ -326,6 +327,7 @@ static int refuse_cuMemsetD2D16Async(unsigned long long dstDevice, size_t dstPit
 static int refuse_cuMemsetD2D32Async(unsigned long long dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, void *hStream) { (void)dstDevice; (void)dstPitch; (void)ui; (void)Width; (void)Height; (void)hStream; return 801; }
 static int refuse_cuArray3DCreate_v2(void *pHandle, const void *pAllocateArray) { (void)pHandle; (void)pAllocateArray; return 801; }
 static int refuse_cuArrayDestroy(void *hArray) { (void)hArray; return 801; }
+static int refuse_cuArrayGetMemoryRequirements(void *memoryRequirements, void *array, int device) { (void)memoryRequirements; (void)array; (void)device; return 801; }
 static int refuse_cuTexObjectCreate(void *pTexObject, const void *pResDesc, const void *pTexDesc, const void *pResViewDesc) { (void)pTexObject; (void)pResDesc; (void)pTexDesc; (void)pResViewDesc; return 801; }
 static int refuse_cuTexObjectDestroy(unsigned long long texObject) { (void)texObject; return 801; }
 static int refuse_cuSurfObjectCreate(void *pSurfObject, const void *pResDesc) { (void)pSurfObject; (void)pResDesc; return 801; }
@@ -543,6 +545,7 @@ const struct vgpu_driver vgpu_driver_refusing = {
     .cuMemsetD2D32Async = refuse_cuMemsetD2D32Async,
     .cuArray3DCreate_v2 = refuse_cuArray3DCreate_v2,
     .cuArrayDestroy = refuse_cuArrayDestroy,
+    .cuArrayGetMemoryRequirements = refuse_cuArrayGetMemoryRequirements,
     .cuTexObjectCreate = refuse_cuTexObjectCreate,
     .cuTexObjectDestroy = refuse_cuTexObjectDestroy,
     .cuSurfObjectCreate = refuse_cuSurfObjectCreate,
@@ -995,6 +998,7 @@ extern replay_handler replay_cuMemsetD2D16Async __attribute__((weak));
 extern replay_handler replay_cuMemsetD2D32Async __attribute__((weak));
 extern replay_handler replay_cuArray3DCreate_v2 __attribute__((weak));
 extern replay_handler replay_cuArrayDestroy __attribute__((weak));
+extern replay_handler replay_cuArrayGetMemoryRequirements __attribute__((weak));
 extern replay_handler replay_cuTexObjectCreate __attribute__((weak));
 extern replay_handler replay_cuTexObjectDestroy __attribute__((weak));
 extern replay_handler replay_cuSurfObjectCreate __attribute__((weak));
@@ -1300,6 +1304,7 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuArrayGetDescriptor_v2] = {"cuArrayGetDescriptor_v2", NULL},
     [VGPU_CALL_cuArray3DGetDescriptor_v2] = {"cuArray3DGetDescriptor_v2", NULL},
     [VGPU_CALL_cuArrayDestroy] = {"cuArrayDestroy", replay_cuArrayDestroy},
+    [VGPU_CALL_cuArrayGetMemoryRequirements] = {"cuArrayGetMemoryRequirements", replay_cuArrayGetMemoryRequirements},
     [VGPU_CALL_cuMemcpyHtoA_v2] = {"cuMemcpyHtoA_v2", NULL},
     [VGPU_CALL_cuMemcpyAtoH_v2] = {"cuMemcpyAtoH_v2", NULL},
     [VGPU_CALL_cuMemcpyDtoA_v2] = {"cuMemcpyDtoA_v2", NULL},
@@ -1440,7 +1445,6 @@ const struct replay_entry replay_entries[VGPU_CALL_COUNT] = {
     [VGPU_CALL_cuArray3DGetDescriptor] = {"cuArray3DGetDescriptor", NULL},
     [VGPU_CALL_cuArrayCreate] = {"cuArrayCreate", NULL},
     [VGPU_CALL_cuArrayGetDescriptor] = {"cuArrayGetDescriptor", NULL},
-    [VGPU_CALL_cuArrayGetMemoryRequirements] = {"cuArrayGetMemoryRequirements", NULL},
     [VGPU_CALL_cuArrayGetPlane] = {"cuArrayGetPlane", NULL},
     [VGPU_CALL_cuArrayGetSparseProperties] = {"cuArrayGetSparseProperties", NULL},
     [VGPU_CALL_cuCheckpointProcessCheckpoint] = {"cuCheckpointProcessCheckpoint", NULL},

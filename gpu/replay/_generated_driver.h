@@ -112,6 +112,7 @@ struct vgpu_driver {
     int (*cuMemsetD2D32Async)(unsigned long long dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, void *hStream);
     int (*cuArray3DCreate_v2)(void *pHandle, const void *pAllocateArray);
     int (*cuArrayDestroy)(void *hArray);
+    int (*cuArrayGetMemoryRequirements)(void *memoryRequirements, void *array, int device);
     int (*cuTexObjectCreate)(void *pTexObject, const void *pResDesc, const void *pTexDesc, const void *pResViewDesc);
     int (*cuTexObjectDestroy)(unsigned long long texObject);
     int (*cuSurfObjectCreate)(void *pSurfObject, const void *pResDesc);
@@ -224,7 +225,7 @@ struct vgpu_driver {
     int (*cuGraphMemsetNodeGetParams)(void *hNode, void *nodeParams);
     int (*cuGraphMemsetNodeSetParams)(void *hNode, const void *nodeParams);
 };
-#define VGPU_DRIVER_FUNCTIONS 216
+#define VGPU_DRIVER_FUNCTIONS 217
 extern const char *const vgpu_driver_names[VGPU_DRIVER_FUNCTIONS];
 /* Every entry answers CUDA_ERROR_NOT_SUPPORTED; fields not replaced stay like this. */
 extern const struct vgpu_driver vgpu_driver_refusing;

@@ -3,7 +3,11 @@
  * array.c - CUDA arrays. They lie where no address of the program reaches, so copies name them by handle, and the bounds of
  * each are checked here before the driver checks them again.
  *
- * What counts against the quota is what the driver takes of the device: see cost_of. It is charged before the driver is asked.
+ * What counts against the quota is what the driver takes of the device. An array larger than a unit of its memory has whole units of
+ * its own; the driver says how many bytes it needs (array_needs), and that is charged before it is made. Smaller ones share units,
+ * with which others nobody says. So the most is charged, a unit; and how much more this process holds when the array is there (NVML,
+ * process_memory.c) is what it has cost. What the small arrays of a context have taken together is kept, for the unit goes with the
+ * last of those in it. Where the system does not tell, each small array has cost a unit.
  */
 #include "../../transport/code_wire.h"
 #include "allocations.h"
@@ -11,38 +15,94 @@
 
 #include <stdlib.h>
 
-/* Block-linear memory: a row of blocks is 8 rows high, and a block 64 bytes wide. */
-#define BLOCK_BYTES 64u
-#define BLOCK_ROWS 8u
+#define DEFERRED_MAPPING 0x80u /* CUDA_ARRAY3D_DEFERRED_MAPPING: an array without memory */
 
 struct array {
     void *real;
-    uint64_t charged, size[3]; /* bytes in a row, rows, slices or layers */
+    uint64_t size[3]; /* bytes in a row, rows, slices or layers */
+    uint64_t charged; /* for it alone */
+    bool shares;      /* what it has taken is in its context's arrays_taken */
     uint32_t element;
     unsigned slot; /* of its context */
 };
 
-static bool round_up(uint64_t *value, uint64_t unit)
-{
-    if (*value > UINT64_MAX - (unit - 1))
-        return false;
-    *value = (*value + unit - 1) / unit * unit;
-    return true;
-}
+/* CUDA_ARRAY_MEMORY_REQUIREMENTS */
+struct requirements { size_t size, alignment; unsigned reserved[4]; };
 
-static bool product(const uint64_t size[3], uint64_t *bytes)
+/* The most that the array takes of the device, or why the driver would not make it. */
+static CUresult array_needs(const struct vgpu_replay *replay, const struct array *array, CUDA_ARRAY3D_DESCRIPTOR description, uint64_t *bytes)
 {
-    return !__builtin_mul_overflow(size[0], size[1], bytes) && !__builtin_mul_overflow(*bytes, size[2], bytes);
-}
-
-/* Where the driver counts bytes, the array's own; where it gives memory out in units, whole ones for the array alone. */
-static bool cost_of(const struct vgpu_replay *replay, const struct array *array, uint64_t *cost)
-{
-    uint64_t size[3] = {array->size[0], array->size[1], array->size[2]};
+    const uint64_t *size = array->size;
+    if (__builtin_mul_overflow(size[0], size[1], bytes) || __builtin_mul_overflow(*bytes, size[2], bytes))
+        return CUDA_ERROR_INVALID_VALUE;
     if (replay->memory_unit <= 1)
-        return product(size, cost);
-    return round_up(&size[0], BLOCK_BYTES) && (size[1] == 1 || round_up(&size[1], BLOCK_ROWS)) && product(size, cost) &&
-           round_up(cost, replay->memory_unit);
+        return CUDA_SUCCESS;
+    void *empty;
+    struct requirements needs = {0};
+    description.Flags |= DEFERRED_MAPPING;
+    CUresult status = (CUresult)replay->driver.cuArray3DCreate_v2(&empty, &description);
+    if (status != CUDA_SUCCESS)
+        return status;
+    status = (CUresult)replay->driver.cuArrayGetMemoryRequirements(&needs, empty, replay->device);
+    replay->driver.cuArrayDestroy(empty);
+    if (status != CUDA_SUCCESS)
+        return status;
+    if (needs.size > UINT64_MAX - replay->memory_unit)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *bytes = (needs.size + replay->memory_unit - 1) / replay->memory_unit * replay->memory_unit;
+    return CUDA_SUCCESS;
+}
+
+/* Makes it and charges what it takes. */
+static CUresult make(struct vgpu_replay *replay, const CUDA_ARRAY3D_DESCRIPTOR *description, struct array *array)
+{
+    uint64_t most, before, after;
+    CUresult status = array_needs(replay, array, *description, &most);
+    if (status != CUDA_SUCCESS)
+        return status;
+    const bool is_charged = replay_memory_charge_settling(replay, most);
+    const bool may_share = replay->memory_unit > 1 && most <= replay->memory_unit && replay_process_memory(replay, &before);
+    if (!is_charged && !may_share)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    status = (CUresult)replay->driver.cuArray3DCreate_v2(&array->real, description);
+    if (status != CUDA_SUCCESS) {
+        if (is_charged)
+            replay_memory_release(replay, most);
+        return status;
+    }
+    array->shares = may_share && replay_process_memory(replay, &after);
+    if (!array->shares && is_charged) {
+        array->charged = most;
+        return CUDA_SUCCESS;
+    }
+    const uint64_t taken = array->shares && after > before ? after - before : 0;
+    if (!is_charged && (taken != 0 || !array->shares)) {
+        replay->driver.cuArrayDestroy(array->real);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (is_charged && taken < most)
+        replay_memory_release(replay, most - taken);
+    if (taken > most)
+        replay_memory_charge_always(replay, taken - most);
+    replay->private->context[array->slot].arrays_taken += taken;
+    return CUDA_SUCCESS;
+}
+
+/* Destroys it at the driver and gives back what that gives back. */
+static CUresult unmake(struct vgpu_replay *replay, const struct array *array)
+{
+    uint64_t before, after, *taken = &replay->private->context[array->slot].arrays_taken;
+    const bool told = array->shares && replay_process_memory(replay, &before);
+    CUresult status = (CUresult)replay->driver.cuArrayDestroy(array->real);
+    if (status != CUDA_SUCCESS)
+        return status;
+    uint64_t given = array->charged;
+    if (told && replay_process_memory(replay, &after) && before > after) {
+        given = before - after < *taken ? before - after : *taken;
+        *taken -= given;
+    }
+    replay_memory_release(replay, given);
+    return CUDA_SUCCESS;
 }
 
 /* arguments: width in elements, height, depth, format, channels, flags; value[0]: handle */
@@ -62,30 +122,15 @@ CUresult replay_cuArray3DCreate_v2(REPLAY_PARAMETERS)
     *array = (struct array){.element = bytes * description.NumChannels, .slot = replay->private->current,
                             .size = {0, description.Height != 0 ? description.Height : 1, description.Depth != 0 ? description.Depth : 1}};
     CUresult status = CUDA_ERROR_INVALID_VALUE;
-    if (!__builtin_mul_overflow(description.Width, array->element, &array->size[0]) && array->size[0] != 0 &&
-        cost_of(replay, array, &array->charged))
-        status = replay_memory_charge_settling(replay, array->charged) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-    if (status != CUDA_SUCCESS) {
-        free(array);
-        return status;
-    }
-    status = (CUresult)replay->driver.cuArray3DCreate_v2(&array->real, &description);
+    if (!__builtin_mul_overflow(description.Width, array->element, &array->size[0]) && array->size[0] != 0)
+        status = make(replay, &description, array);
     if (status == CUDA_SUCCESS && (result->value[0] = replay_intern(replay, VGPU_KIND_ARRAY, array)) == 0) {
-        replay->driver.cuArrayDestroy(array->real);
+        (void)unmake(replay, array);
         status = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    if (status != CUDA_SUCCESS) {
-        replay_memory_release(replay, array->charged);
+    if (status != CUDA_SUCCESS)
         free(array);
-    }
     return status;
-}
-
-static void forget(struct vgpu_replay *replay, uint64_t handle, struct array *array)
-{
-    replay_unbind(replay, VGPU_KIND_ARRAY, handle);
-    replay_memory_release(replay, array->charged);
-    free(array);
 }
 
 /* argument: handle */
@@ -96,9 +141,11 @@ CUresult replay_cuArrayDestroy(REPLAY_PARAMETERS)
     if (!replay_lookup(replay, VGPU_KIND_ARRAY, call->argument[0], &found))
         return CUDA_ERROR_INVALID_HANDLE;
     struct array *array = found;
-    CUresult status = (CUresult)replay->driver.cuArrayDestroy(array->real);
-    if (status == CUDA_SUCCESS)
-        forget(replay, call->argument[0], array);
+    CUresult status = unmake(replay, array);
+    if (status == CUDA_SUCCESS) {
+        replay_unbind(replay, VGPU_KIND_ARRAY, call->argument[0]);
+        free(array);
+    }
     return status;
 }
 
@@ -145,11 +192,17 @@ uint64_t replay_array_handle(struct vgpu_replay *replay, void *real)
 
 static void end_with_context(struct vgpu_replay *replay, uint64_t handle, void *real, void *user)
 {
-    if (((const struct array *)real)->slot == *(const unsigned *)user)
-        forget(replay, handle, real);
+    struct array *array = real;
+    if (array->slot != *(const unsigned *)user)
+        return;
+    replay_memory_release(replay, array->charged);
+    replay_unbind(replay, VGPU_KIND_ARRAY, handle);
+    free(array);
 }
 
 void replay_arrays_context_ended(struct vgpu_replay *replay, unsigned slot)
 {
     replay_each(replay, VGPU_KIND_ARRAY, end_with_context, &slot);
+    replay_memory_release(replay, replay->private->context[slot].arrays_taken);
+    replay->private->context[slot].arrays_taken = 0;
 }

@@ -184,7 +184,8 @@ CUresult replay_cuGraphDestroy(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *real;
     const struct code_graph *graph = code_graph_of(replay, call->argument[0], &real);
-    if (graph == NULL || graph->parent != 0 || is_in_capture(replay, graph, real)) return CUDA_ERROR_INVALID_VALUE;
+    if (graph == NULL || graph->parent != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (is_in_capture(replay, graph, real)) return CUDA_ERROR_ILLEGAL_STATE; /* as 580 answers, for the graph itself */
     const bool has_memory = graph_memory_is_in(graph);
     code_graph_forget(replay, call->argument[0]);
     const CUresult status = (CUresult)replay->driver.cuGraphDestroy(real);

@@ -110,7 +110,7 @@ static CUresult read_copy(struct vgpu_replay *replay, const uint8_t *bytes, uint
     if (length < sizeof *copy) return CUDA_ERROR_INVALID_VALUE;
     memcpy(copy, bytes, sizeof *copy);
     copy->reserved0 = copy->reserved1 = NULL;
-    if (copy->srcLOD != 0 || copy->dstLOD != 0) return CUDA_ERROR_INVALID_VALUE; /* CUDA: must be 0 */
+    copy->srcLOD = copy->dstLOD = 0; /* CUDA says that it must be; 580 takes any and does not look at it */
     const uint64_t from[3] = {copy->srcXInBytes, copy->srcY, copy->srcZ}, to[3] = {copy->dstXInBytes, copy->dstY, copy->dstZ};
     CUresult status = (flags & VGPU_COPY_SOURCE_IS_ARRAY) != 0
                           ? place_array(replay, copy->srcMemoryType, &copy->srcArray, from, copy)

@@ -31,6 +31,7 @@ struct replay_context {
     bool primary;
     bool legacy_dirty; /* the legacy stream may hold unfinished work */
     uint64_t limit_charged[2]; /* bytes of printf buffer and heap beyond what they were, as the quota has them */
+    uint64_t arrays_taken;     /* bytes that its small arrays take of the device, together; charged */
     bool retired_dirty; /* helper[0] waits for the work of streams destroyed before it was done */
     struct replay_helper helper[REPLAY_HELPERS];
 };
@@ -132,6 +133,8 @@ struct replay_private {
     uint64_t queue_since_ns;              /* the queue has been full since */
     bool passes_queue;                    /* the next record goes even so */
 
+    struct replay_nvml *nvml; /* process_memory.c; NULL: there is none to ask */
+
     /* Written by any thread. */
     _Atomic(struct vgpu_trace_head *) trace; /* NULL: nobody traces */
     _Atomic uint32_t stop;         /* leave run() */
@@ -230,6 +233,12 @@ void replay_registrations_end(struct vgpu_replay *replay, unsigned slot); /* tha
 bool replay_registered_in(const struct vgpu_replay *replay, unsigned slot);
 CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
 CUresult replay_unregister_all(struct vgpu_replay *replay); /* before the segment is left for another */
+
+/* process_memory.c */
+/* Bytes that this process holds of the device, all contexts together. False: the system does not tell. Some 20 us; 20 ms the first
+ * time. */
+bool replay_process_memory(struct vgpu_replay *replay, uint64_t *bytes);
+void replay_process_memory_close(struct vgpu_replay *replay);
 
 /* callbacks.c */
 void replay_callbacks_close(struct vgpu_replay *replay);

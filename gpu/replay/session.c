@@ -116,6 +116,7 @@ void vgpu_replay_free(struct vgpu_replay *replay)
         free(replay->private->event);
         free(replay->private->event_context);
         replay_limits_close(replay);
+        replay_process_memory_close(replay);
     }
     if (replay->segment != NULL)
         munmap(replay->segment, replay->segment_size);

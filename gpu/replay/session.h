@@ -88,6 +88,10 @@ int vgpu_replay_trace_map(struct vgpu_replay *replay, int trace_fd);
 /* From the thread that mapped it, also while run() runs: trace that many more events; 0 ends it. */
 void vgpu_replay_trace(struct vgpu_replay *replay, uint64_t events);
 
+/* Where the host's libnvidia-ml.so.1 is: not ours. It is opened when it is first needed; one that cannot be used is as none.
+ * Before run(). 0 or ENOMEM. */
+int vgpu_replay_use_nvml(struct vgpu_replay *replay, const char *path);
+
 /* Fills the vtable from a libcuda by path. NULL, or what is wrong with it. Refuses our own guest library. */
 const char *vgpu_driver_open(struct vgpu_driver *driver, const char *path);
 /* Threads that are made from now on get stacks of this size, whatever RLIMIT_STACK was at exec. */

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from . import driver_graph_memory as memory
 from .driver_memory import BOX_BYTES, copy_3d, memset_2d
 from .driver_module import Launch, packed_parameters
-from .driver_stream import host_run
+from .driver_stream import ILLEGAL_STATE, host_run
 from .entries import INVALID_VALUE, NOT_SUPPORTED, entry
 from .host import get_bytes, get_u64, get_u64_list, put_bytes, put_i32, put_u64, unpack
 from .state import CudaError, Device, Event, Executable, Function, Graph, Node
@@ -38,6 +38,8 @@ def cuGraphCreate(device: Device, out: int, flags: int) -> None:
 
 @entry
 def cuGraphDestroy(device: Device, handle: int) -> None:
+    if any(capture.graph is device.get(handle, Graph) for capture in device.captures):
+        raise CudaError(ILLEGAL_STATE, "the graph is captured into")
     graph = device.remove(handle, Graph)
     memory.graph_ended(device, graph)
     mine = {id(n) for n in graph.nodes}

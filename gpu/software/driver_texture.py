@@ -111,8 +111,6 @@ def cuTexObjectCreate(device: Device, out: int, resource: int, texture: int, vie
     if not resource or not texture:
         raise CudaError(INVALID_VALUE)
     kind, first, fields = _resource(device, resource)
-    if view and kind != ARRAY:
-        raise CudaError(INVALID_VALUE, "a view of what is no array")
     if kind == ARRAY:
         array = device.get(first, Array)
         texels = _of_view(array, view) if view else _of_array(array)

@@ -667,6 +667,8 @@ __attribute__((weak)) CUresult cuArray3DGetDescriptor_v2(void *pArrayDescriptor,
 { (void)pArrayDescriptor; (void)hArray; return shim_refuse(VGPU_CALL_cuArray3DGetDescriptor_v2); }
 __attribute__((weak)) CUresult cuArrayDestroy(CUarray hArray)
 { (void)hArray; return shim_refuse(VGPU_CALL_cuArrayDestroy); }
+__attribute__((weak)) CUresult cuArrayGetMemoryRequirements(void *memoryRequirements, CUarray array, int device)
+{ (void)memoryRequirements; (void)array; (void)device; return shim_refuse(VGPU_CALL_cuArrayGetMemoryRequirements); }
 __attribute__((weak)) CUresult cuMemcpyHtoA_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount)
 { (void)dstArray; (void)dstOffset; (void)srcHost; (void)ByteCount; return shim_refuse(VGPU_CALL_cuMemcpyHtoA_v2); }
 CUresult cuMemcpyHtoA_v2_ptds(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount)
@@ -1242,8 +1244,6 @@ VGPU_EXPORT CUresult cuArrayCreate(void);
 CUresult cuArrayCreate(void) { return shim_refuse(VGPU_CALL_cuArrayCreate); }
 VGPU_EXPORT CUresult cuArrayGetDescriptor(void);
 CUresult cuArrayGetDescriptor(void) { return shim_refuse(VGPU_CALL_cuArrayGetDescriptor); }
-VGPU_EXPORT CUresult cuArrayGetMemoryRequirements(void);
-CUresult cuArrayGetMemoryRequirements(void) { return shim_refuse(VGPU_CALL_cuArrayGetMemoryRequirements); }
 VGPU_EXPORT CUresult cuArrayGetPlane(void);
 CUresult cuArrayGetPlane(void) { return shim_refuse(VGPU_CALL_cuArrayGetPlane); }
 VGPU_EXPORT CUresult cuArrayGetSparseProperties(void);
@@ -2723,6 +2723,7 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuArrayGetDescriptor_v2",
     "cuArray3DGetDescriptor_v2",
     "cuArrayDestroy",
+    "cuArrayGetMemoryRequirements",
     "cuMemcpyHtoA_v2",
     "cuMemcpyAtoH_v2",
     "cuMemcpyDtoA_v2",
@@ -2863,7 +2864,6 @@ const char *const shim_call_names[VGPU_CALL_COUNT] = {
     "cuArray3DGetDescriptor",
     "cuArrayCreate",
     "cuArrayGetDescriptor",
-    "cuArrayGetMemoryRequirements",
     "cuArrayGetPlane",
     "cuArrayGetSparseProperties",
     "cuCheckpointProcessCheckpoint",

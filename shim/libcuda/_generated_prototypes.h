@@ -211,6 +211,7 @@ VGPU_EXPORT CUresult cuArray3DCreate_v2(void *pHandle, const void *pAllocateArra
 VGPU_EXPORT CUresult cuArrayGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray);
 VGPU_EXPORT CUresult cuArray3DGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray);
 VGPU_EXPORT CUresult cuArrayDestroy(CUarray hArray);
+VGPU_EXPORT CUresult cuArrayGetMemoryRequirements(void *memoryRequirements, CUarray array, int device);
 VGPU_EXPORT CUresult cuMemcpyHtoA_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount);
 VGPU_EXPORT CUresult cuMemcpyHtoA_v2_ptds(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount);
 VGPU_EXPORT CUresult cuMemcpyAtoH_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount);

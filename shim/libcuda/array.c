@@ -133,6 +133,16 @@ CUresult cuArray3DGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray)
     return CUDA_SUCCESS;
 }
 
+/* It is defined for arrays that are given memory later (CUDA_ARRAY3D_DEFERRED_MAPPING), and there are none here. */
+CUresult cuArrayGetMemoryRequirements(void *memoryRequirements, CUarray array, int device)
+{
+    CUresult status = shim_enter_context();
+    if (status != CUDA_SUCCESS) return status;
+    if (memoryRequirements == NULL) return CUDA_ERROR_INVALID_VALUE;
+    if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
+    return description_of(array) == NULL ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult cuArrayGetDescriptor_v2(void *pArrayDescriptor, CUarray hArray)
 {
     CUDA_ARRAY3D_DESCRIPTOR whole;

@@ -177,16 +177,26 @@ CUresult cuGraphDestroy(CUgraph hGraph)
     struct shim_reference *references[64];
     size_t count = 0;
     const uint64_t argument[8] = {(uint64_t)(uintptr_t)hGraph};
+    /* A graph that is captured into stays; the driver knows which. Else nobody waits. */
+    const bool asks = atomic_load_explicit(&shim_captures_active, memory_order_relaxed) != 0;
     pthread_mutex_lock(&mutex);
     struct shim_graph *graph = shim_graph_of(hGraph);
-    if (graph != NULL && graph->parent == 0) {
-        forget_graph(graph, references, &count, 64);
-    } else {
+    if (graph == NULL || graph->parent != 0)
         status = CUDA_ERROR_INVALID_VALUE; /* unknown, or owned by a node of another graph */
-    }
+    else if (!asks)
+        forget_graph(graph, references, &count, 64);
     pthread_mutex_unlock(&mutex);
     if (status != CUDA_SUCCESS) return status;
-    status = shim_async(VGPU_CALL_cuGraphDestroy, argument, NULL, 0);
+    if (asks) {
+        status = shim_reply(VGPU_CALL_cuGraphDestroy, argument, NULL, 0, NULL, NULL, 0, NULL);
+        if (status != CUDA_SUCCESS) return status;
+        pthread_mutex_lock(&mutex);
+        graph = shim_graph_of(hGraph);
+        if (graph != NULL) forget_graph(graph, references, &count, 64);
+        pthread_mutex_unlock(&mutex);
+    } else {
+        status = shim_async(VGPU_CALL_cuGraphDestroy, argument, NULL, 0);
+    }
     for (size_t i = 0; i < count; i++) shim_references_drop(references[i], false);
     return status;
 }

@@ -135,10 +135,11 @@ CUresult cuTexObjectCreate(void *pTexObject, const void *pResDesc, const void *p
     if (asked.has_view) memcpy(&asked.view, pResViewDesc, sizeof asked.view);
     status = check_resource(&asked.resource, VGPU_CALL_cuTexObjectCreate);
     if (status != CUDA_SUCCESS) return status;
-    if (asked.has_view && asked.resource.resType != CU_RESOURCE_TYPE_ARRAY) return CUDA_ERROR_INVALID_VALUE;
+    /* CUDA documents views for arrays only; 580 takes one of device memory and reads the memory as its resource says. */
+    const bool sends_view = asked.has_view && asked.resource.resType == CU_RESOURCE_TYPE_ARRAY;
     struct { CUDA_RESOURCE_DESC resource; CUDA_TEXTURE_DESC texture; CUDA_RESOURCE_VIEW_DESC view; } payload = {asked.resource, asked.texture, asked.view};
-    const uint32_t length = (uint32_t)(asked.has_view ? sizeof payload : sizeof payload - sizeof payload.view);
-    return make(TEXTURES, VGPU_CALL_cuTexObjectCreate, asked.has_view ? VGPU_TEXTURE_HAS_VIEW : 0, &asked, &payload, length, pTexObject);
+    const uint32_t length = (uint32_t)(sends_view ? sizeof payload : sizeof payload - sizeof payload.view);
+    return make(TEXTURES, VGPU_CALL_cuTexObjectCreate, sends_view ? VGPU_TEXTURE_HAS_VIEW : 0, &asked, &payload, length, pTexObject);
 }
 
 CUresult cuTexObjectDestroy(unsigned long long texObject) { return destroy(TEXTURES, VGPU_CALL_cuTexObjectDestroy, texObject); }

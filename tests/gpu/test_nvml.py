@@ -15,15 +15,8 @@ import attrs
 import pytest
 import trio
 
-from vgpu.gpu.nvml import (
-    LIBRARY,
-    RETRY_SECONDS,
-    NvmlSampler,
-    NvmlUnusable,
-    find_nvml,
-    open_device,
-    sampler_for,
-)
+from vgpu.gpu.driver import NVML, find_nvml
+from vgpu.gpu.nvml import RETRY_SECONDS, NvmlSampler, NvmlUnusable, open_device, sampler_for
 from vgpu.gpu.sampling import (
     UNKNOWN_SAMPLE,
     DeviceIdentity,
@@ -36,7 +29,7 @@ from vgpu.shim.locate import library_directory
 
 UUID = "GPU-00112233-4455-6677-8899-aabbccddeeff"
 CARD = DeviceIdentity(UUID, "0000:41:00.0")
-GUEST_NVML = library_directory() / LIBRARY
+GUEST_NVML = library_directory() / NVML
 
 EXPECTED = GpuSample(
     temperature_celsius=43,
@@ -95,7 +88,7 @@ EXPECTED = GpuSample(
 def build(tmp_path: Path) -> Callable[..., Path]:
     """Compile the library into a folder of the test's own, with the compiler options given."""
 
-    def compile_it(*options: str, name: str = LIBRARY) -> Path:
+    def compile_it(*options: str, name: str = NVML) -> Path:
         out = tmp_path / name
         source = Path(__file__).parent / "fake_nvml.c"
         command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-format-truncation"]
@@ -226,24 +219,24 @@ def test_the_library_is_found_beside_libcuda_and_ours_never(
     ours, theirs, loader = (tmp_path / name for name in ("ours", "theirs", "loader"))
     for folder in (ours, theirs, loader):
         folder.mkdir()
-    shutil.copy(GUEST_NVML, ours / LIBRARY)
+    shutil.copy(GUEST_NVML, ours / NVML)
     real = build()
-    shutil.copy(real, theirs / LIBRARY)
-    shutil.copy(real, loader / LIBRARY)
-    assert find_nvml(theirs / "libcuda.so.580.1", lambda: [loader]) == theirs / LIBRARY
-    assert find_nvml(ours / "libcuda.so.1", lambda: [ours, loader]) == loader / LIBRARY
-    assert find_nvml(None, lambda: [tmp_path / "nowhere", loader]) == loader / LIBRARY
+    shutil.copy(real, theirs / NVML)
+    shutil.copy(real, loader / NVML)
+    assert find_nvml(theirs / "libcuda.so.580.1", lambda: [loader]) == theirs / NVML
+    assert find_nvml(ours / "libcuda.so.1", lambda: [ours, loader]) == loader / NVML
+    assert find_nvml(None, lambda: [tmp_path / "nowhere", loader]) == loader / NVML
     # Also where somebody names it: the mediator must not become its own guest.
     with pytest.raises(NvmlUnusable, match="guest library"):
-        open_device(ours / LIBRARY, CARD)
+        open_device(ours / NVML, CARD)
 
 
 def test_a_host_without_the_library(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vgpu.gpu.nvml.USUAL_FOLDERS", ())
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(GUEST_NVML.parent))
-    monkeypatch.setattr("vgpu.gpu.nvml.subprocess.run", _no_ldconfig)
+    monkeypatch.setattr("vgpu.gpu.driver.USUAL_FOLDERS", ())
+    monkeypatch.setenv("LD_NVML_PATH", str(GUEST_NVML.parent))
+    monkeypatch.setattr(subprocess, "run", _no_ldconfig)
     sampler = sampler_for(CARD, GUEST_NVML.parent / "libcuda.so.1")
     for _ in range(3):
         assert sampler.sample({1: 2}) == UNKNOWN_SAMPLE

@@ -32,7 +32,7 @@ def measure(scene: Scene, found: Findings) -> None:
             "alloc": (1000, 5 * MIB + 7, 1000, 33 * MIB + 12345, 100_000),
             "create": (granule, 8 * granule, 3 * granule),
             "pool": (1000, 5 * MIB + 7, 17 * MIB + 3),
-            "array": (1000, 5 * MIB, 17 * MIB, 64_000),
+            "array": (1000, 5 * MIB, 17 * MIB, 64_000, 64_000, 1000, 400_000, 1000, 900_000, 3 * MIB),
         }
         for how, each in sizes.items():
             _one(witnesses, found.child(how), how, each, granule)

@@ -10,6 +10,8 @@
  *   cuCtxGetLimit(1009)           synchronizing calls of the driver that found the device at work
  *   cuCtxSetLimit(1010, n)        the next texture or surface is given the value n
  *   cuCtxGetLimit(1010)           textures and surfaces that there are
+ *   FAKE_NVML=crowd|stranger|stuck  what the management library in here knows of processes: ours among a hundred, not ours, or always
+ *                                 the same; else ours alone
  */
 #define cuMemAlloc_v2 plain_alloc
 #define cuMemFree_v2 plain_free
@@ -213,8 +215,11 @@ EXPORT int cuMemAllocPitch_v2(uint64_t *address, size_t *pitch, size_t width, si
     *pitch = (width + 511) & ~511ull;
     return cuMemAlloc_v2(address, *pitch * height);
 }
+/* With FAKE_UNITS memory is taken in units, and small arrays share units of their own. */
+static uint64_t small_arrays, large_arrays;
+static uint64_t units(uint64_t bytes) { return (bytes + UNIT - 1) / UNIT * UNIT; }
 #ifdef FAKE_UNITS
-#define TAKEN ((in_use + UNIT - 1) / UNIT * UNIT)
+#define TAKEN (units(in_use) + units(small_arrays) + large_arrays)
 #else
 #define TAKEN in_use
 #endif
@@ -264,8 +269,20 @@ struct box { size_t sx, sy, sz, sl; unsigned st; const void *sh; uint64_t sd; vo
 _Static_assert(sizeof(struct box) == 200, "CUDA_MEMCPY3D");
 
 /* Arrays: rows without gaps. Whoever names one is believed, and so is what is said of where in it: a worker must have looked. */
-struct array { uint64_t magic; size_t size[3]; unsigned char bytes[]; };
+struct array { uint64_t magic; size_t size[3], needs; bool empty; unsigned char bytes[]; };
 #define ARRAY_MAGIC 0x7961727261206120ull
+#define DEFERRED 0x80u
+static void count_array(const struct array *array, int sign)
+{
+    uint64_t bytes = array->size[0] * array->size[1] * array->size[2], *sum = &in_use;
+    if (array->empty)
+        return;
+#ifdef FAKE_UNITS
+    sum = array->needs <= UNIT ? &small_arrays : &large_arrays;
+    bytes = array->needs <= UNIT ? (bytes + 511) / 512 * 512 : units(array->needs);
+#endif
+    *sum += (uint64_t)sign * bytes;
+}
 EXPORT int cuArray3DCreate_v2(void **made, const struct { size_t width, height, depth; unsigned format, channels, flags; } *asked)
 {
     static const unsigned char widths[] = {[0x01] = 1, [0x02] = 2, [0x03] = 4, [0x08] = 1, [0x09] = 2, [0x0a] = 4, [0x10] = 2, [0x20] = 4};
@@ -273,21 +290,62 @@ EXPORT int cuArray3DCreate_v2(void **made, const struct { size_t width, height, 
     size_t slices = asked->depth ? asked->depth : 1, bytes;
     if (__builtin_mul_overflow(row, rows, &bytes) || __builtin_mul_overflow(bytes, slices, &bytes))
         abort(); /* it must have been seen by then */
-    if (bytes > 1u << 30)
+    bool empty = (asked->flags & DEFERRED) != 0;
+    if (row > 1u << 20)
+        return 1;
+    if (bytes > 1u << 30 && !empty)
         return 2;
-    struct array *array = calloc(1, sizeof *array + bytes);
-    *array = (struct array){ARRAY_MAGIC, {row, rows, slices}};
-    in_use += bytes;
+    struct array *array = calloc(1, sizeof *array + (empty ? 0 : bytes));
+    *array = (struct array){ARRAY_MAGIC, {row, rows, slices}, .empty = empty};
+    array->needs = ((row + 63) / 64 * 64 * ((rows + 7) / 8 * 8) * slices + 65535) / 65536 * 65536;
+    count_array(array, 1);
     *made = array;
+    return 0;
+}
+EXPORT int cuArrayGetMemoryRequirements(size_t *requirements, const struct array *array, int device)
+{
+    (void)device;
+    if (array->magic != ARRAY_MAGIC)
+        abort();
+    if (!array->empty)
+        return 1;
+    requirements[0] = array->needs;
+    requirements[1] = 65536;
     return 0;
 }
 EXPORT int cuArrayDestroy(struct array *array)
 {
     if (array->magic != ARRAY_MAGIC)
         abort();
-    in_use -= array->size[0] * array->size[1] * array->size[2];
+    count_array(array, -1);
     array->magic = 0;
     free(array);
+    return 0;
+}
+
+/* The management library. */
+static int card;
+EXPORT int nvmlInit_v2(void) { return 0; }
+EXPORT int nvmlDeviceGetHandleByUUID(const char *name, void **device)
+{
+    *device = &card;
+    return strcmp(name, "GPU-abababab-abab-abab-abab-abababababab") == 0 ? 0 : 6;
+}
+EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struct { unsigned pid; unsigned long long used; unsigned instance[2]; } *found)
+{
+    const char *how = getenv("FAKE_NVML");
+    if (how == NULL)
+        how = "";
+    unsigned there = strcmp(how, "crowd") == 0 ? 100 : 1, room = *count;
+    *count = there;
+    if (device != &card)
+        return 2;
+    if (room < there)
+        return 7;
+    for (unsigned i = 0; i < there; i++) {
+        found[i].pid = (unsigned)getpid() + (strcmp(how, "stranger") == 0 ? 1 : there - 1 - i);
+        found[i].used = 500000000 + (strcmp(how, "stuck") == 0 ? 0 : TAKEN);
+    }
     return 0;
 }
 static unsigned char *inside(const struct array *array, size_t x, size_t y, size_t z)

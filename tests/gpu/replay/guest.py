@@ -178,10 +178,11 @@ class Replayed:
         slot: tuple[int, int, int] | None = None,
         slot_registered: int = 0,
         account: tuple[Path, int] | None = None,
+        nvml: bool = False,
         **changes: int,
     ) -> None:
         """``slot``: a descriptor of a BAR1, and offset and size of a slot in it; replay there. ``account``: the VM's, and the
-        session's entry in it."""
+        session's entry in it. ``nvml``: the library is also the one to ask what the process holds."""
         self._library = ctypes.CDLL(str(library))
         self.replay = lib.vgpu_replay_new()
         if slot is not None:
@@ -195,6 +196,7 @@ class Replayed:
         self.driver = lib.vgpu_replay_driver(self.replay)
         wrong = lib.vgpu_driver_open(self.driver, os.fsencode(library))
         assert wrong == ffi.NULL, ffi.string(wrong)
+        assert not nvml or lib.vgpu_replay_use_nvml(self.replay, os.fsencode(library)) == 0
         assert lib.vgpu_replay_map(self.replay, self.segment_fd, self.grant_fd, layout) == 0
         step = ffi.new("const char **")
         status = lib.vgpu_replay_warm(self.replay, 0, 0, b"1.2.3", step)

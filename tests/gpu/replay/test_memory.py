@@ -257,21 +257,75 @@ def test_arrays_are_charged_and_their_bounds_kept(memory_driver: Path) -> None:
         )
 
 
-def test_arrays_are_charged_in_whole_units(tmp_path: Path) -> None:
-    library = build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
-    with replayed(library, memory_limit=8 * UNIT) as session:
+@pytest.fixture
+def units_driver(tmp_path: Path) -> Path:
+    """A driver that takes memory in units of two mebibytes; nothing is in them yet."""
+    return build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
+
+
+def test_arrays_are_charged_by_what_the_driver_says_that_they_need(units_driver: Path) -> None:
+    with replayed(units_driver, memory_limit=8 * UNIT) as session:
         guest = session.guest
         guest.retain()
         small = guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, FLOAT, 1, 0)
         assert (small.status, session.grant.get("memory_used_bytes")) == (0, UNIT)
-        # Rows of 65 bytes take 128 each.
+        # This driver's rows of 65 bytes take 128 each.
         tall = guest.ask(CallId.cuArray3DCreate_v2, 65, (4 * UNIT) // 128, 0, 1, 1, 0)
         assert (tall.status, session.grant.get("memory_used_bytes")) == (0, 5 * UNIT)
         over = guest.ask(CallId.cuArray3DCreate_v2, 64, 3 * UNIT // 64 + 1, 0, 1, 1, 0)
         assert (over.status, session.grant.get("memory_used_bytes")) == (Code.OUT_OF_MEMORY, 5 * UNIT)
+        # What no driver makes is no matter of the quota.
+        wide = guest.ask(CallId.cuArray3DCreate_v2, (1 << 20) + 1, 1 << 20, 0, 1, 1, 0)
+        assert (wide.status, session.grant.get("memory_used_bytes")) == (Code.INVALID_VALUE, 5 * UNIT)
         for made in (small, tall):
             assert guest.ask(CallId.cuArrayDestroy, made.values[0]).status == 0
         assert session.grant.get("memory_used_bytes") == 0
+
+
+@pytest.mark.parametrize("nvml", ["", "crowd"])
+def test_small_arrays_share_units(units_driver: Path, monkeypatch: pytest.MonkeyPatch, nvml: str) -> None:
+    """By what the process holds: the first of a unit costs it all, and the last one gives it back."""
+    monkeypatch.setenv("FAKE_NVML", nvml)
+    with replayed(units_driver, memory_limit=3 * UNIT, nvml=True) as session:
+        guest = session.guest
+
+        def used() -> int:
+            return session.grant.get("memory_used_bytes")
+
+        guest.retain()
+        half = (1024, 1024, 0, 1, 1, 0)
+        made = []
+        for cost in (1, 1, 2, 2, 3, 3):  # the sixth fits though there is no room for another unit
+            made.append(guest.ask(CallId.cuArray3DCreate_v2, *half))
+            assert (made[-1].status, used()) == (0, cost * UNIT)
+        assert guest.ask(CallId.cuArray3DCreate_v2, *half).status == Code.OUT_OF_MEMORY
+        assert used() == 3 * UNIT
+        for array, cost in zip(made, (3, 2, 2, 1, 1, 0), strict=True):
+            assert guest.ask(CallId.cuArrayDestroy, array.values[0]).status == 0
+            assert used() == cost * UNIT
+        for _ in range(3):
+            assert guest.ask(CallId.cuArray3DCreate_v2, *half).status == 0
+        assert guest.ask(CallId.wirePrimaryReset, CONTEXT).status == 0
+        assert used() == 0
+
+
+@pytest.mark.parametrize("nvml", ["stranger", "stuck"])
+def test_a_number_that_is_not_of_this_process_is_not_believed(
+    units_driver: Path, monkeypatch: pytest.MonkeyPatch, nvml: str
+) -> None:
+    monkeypatch.setenv("FAKE_NVML", nvml)
+    with replayed(units_driver, memory_limit=2 * UNIT, nvml=True) as session:
+        guest = session.guest
+
+        def used() -> int:
+            return session.grant.get("memory_used_bytes")
+
+        guest.retain()
+        made = [guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, FLOAT, 1, 0) for _ in range(3)]
+        assert [answer.status for answer in made] == [0, 0, Code.OUT_OF_MEMORY]
+        assert used() == 2 * UNIT
+        assert guest.ask(CallId.cuArrayDestroy, made[0].values[0]).status == 0
+        assert used() == UNIT
 
 
 def test_sizes_of_arrays_do_not_overflow(session: Replayed) -> None:
