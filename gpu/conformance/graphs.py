@@ -157,12 +157,14 @@ def capture_across_streams(p: Probe) -> None:
 
 @check
 def captured_into(p: Probe) -> None:
-    """A graph that a stream captures into cannot be destroyed, and the capture goes on."""
+    """A graph that a stream captures into cannot be destroyed nor lose a node, and the capture goes on."""
     stream, out = p.stream(), p.device(64)
     graph = p.value("cuGraphCreate", 0)
     p.later("cuGraphDestroy", graph)
+    node = p.value("cuGraphAddEmptyNode", graph, 0, 0)
     p.ok("cuStreamBeginCaptureToGraph", stream, graph, 0, 0, 0, RELAXED)
     p.expect(401, "cuGraphDestroy", graph)
+    p.expect(401, "cuGraphDestroyNode", node)
     p.launch(p.function("fill", PTX), 1, 16, "QII", out, 5, 16, stream=stream)
     p.equal(_end(p, stream), graph, "the graph that was captured into")
     p.ok("cuGraphLaunch", _instantiate(p, graph), stream)

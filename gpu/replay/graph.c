@@ -198,8 +198,8 @@ CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
     REPLAY_UNUSED;
     void *real, *whole;
     struct code_graph *graph = code_graph_of_node(replay, call->argument[0], &real);
-    if (graph == NULL || !replay_lookup(replay, VGPU_KIND_GRAPH, graph->handle, &whole) || is_captured_into(replay, whole))
-        return CUDA_ERROR_INVALID_VALUE;
+    if (graph == NULL || !replay_lookup(replay, VGPU_KIND_GRAPH, graph->handle, &whole)) return CUDA_ERROR_INVALID_VALUE;
+    if (is_captured_into(replay, whole)) return CUDA_ERROR_ILLEGAL_STATE; /* as 580 answers */
     if (graph_memory_is_in(graph)) return CUDA_ERROR_NOT_SUPPORTED; /* as CUDA has it */
     /* A child graph goes with its node; which one it was is asked before. */
     void *child = NULL;
@@ -208,7 +208,7 @@ CUresult replay_cuGraphDestroyNode(REPLAY_PARAMETERS)
     const uint64_t handle = child == NULL ? 0 : replay_intern(replay, VGPU_KIND_GRAPH, child);
     const struct code_graph *part = code_map_get(&replay->code->graphs, handle);
     if (part == NULL) replay_unbind(replay, VGPU_KIND_GRAPH, handle); /* the guest has not asked for it */
-    if (part != NULL && is_in_capture(replay, part, child)) return CUDA_ERROR_INVALID_VALUE;
+    if (part != NULL && is_in_capture(replay, part, child)) return CUDA_ERROR_ILLEGAL_STATE;
     const CUresult status = (CUresult)replay->driver.cuGraphDestroyNode(real);
     if (status != CUDA_SUCCESS) return status;
     if (part != NULL) {

@@ -36,10 +36,14 @@ def cuGraphCreate(device: Device, out: int, flags: int) -> None:
     put_u64(out, device.add(Graph()))
 
 
+def _refuse_captured(device: Device, graph: Graph) -> None:
+    if any(capture.graph is graph for capture in device.captures):
+        raise CudaError(ILLEGAL_STATE, "the graph is captured into")
+
+
 @entry
 def cuGraphDestroy(device: Device, handle: int) -> None:
-    if any(capture.graph is device.get(handle, Graph) for capture in device.captures):
-        raise CudaError(ILLEGAL_STATE, "the graph is captured into")
+    _refuse_captured(device, device.get(handle, Graph))
     graph = device.remove(handle, Graph)
     memory.graph_ended(device, graph)
     mine = {id(n) for n in graph.nodes}
@@ -137,6 +141,7 @@ def cuGraphNodeGetType(device: Device, handle: int, out: int) -> None:
 def cuGraphDestroyNode(device: Device, handle: int) -> None:
     node = device.get(handle, Node)
     graph = _graph_of(device, node)
+    _refuse_captured(device, graph)
     memory.refuse_memory(graph)
     graph.nodes = [n for n in graph.nodes if n is not node]
     for other in graph.nodes:
