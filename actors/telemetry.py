@@ -83,6 +83,9 @@ CUMULATIVE = (
     "lease_wait_ns",
     "gpu_wait_ns",
     "answered_ns",
+    "timed_leases",
+    "timed_charged_ns",
+    "timed_device_ns",
     "fences_issued",
     "fences_done",
 )

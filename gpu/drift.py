@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPU time as workers count it, against what the card says of itself: how far the two are apart, over sliding windows.
 
-Shares are charged in time that workers measure with events around their own work. Whether that is the card's time can only be
-seen from outside, and NVML is outside: its utilisation is the part of its sample period (a sixth of a second to one second) in
+Shares are charged in time that workers measure by the host's clock, around their own work. Whether that is the card's time can only
+be seen from outside, and NVML is outside: its utilisation is the part of its sample period (a sixth of a second to one second) in
 which any kernel of anybody ran. So the two agree but for the windows' edges, while nobody else uses the card; see
 docs/scheduling.md for when they cannot.
 

@@ -74,6 +74,9 @@ GRANT_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "last_mark_ns": (336, "Q"),
     "looked_ns": (344, "Q"),
     "answered_ns": (352, "Q"),
+    "timed_leases": (360, "Q"),
+    "timed_charged_ns": (368, "Q"),
+    "timed_device_ns": (376, "Q"),
 }
 
 # The device page: numbers, then byte strings as (offset, bytes).

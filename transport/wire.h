@@ -289,6 +289,8 @@ struct vgpu_grant_page {
     uint64_t last_mark_ns;   /* when a mark was last seen, of whichever stream */
     uint64_t looked_ns;      /* stored last */
     uint64_t answered_ns;    /* of replay_ns: records whose caller waits for the answer */
+    /* Leases that the device's own clock has timed (gpu/replay/slice_clock.c): how many, what they were charged, and what it says. */
+    uint64_t timed_leases, timed_charged_ns, timed_device_ns;
 };
 #define VGPU_GRANT_PAGE_SIZE 4096u
 _Static_assert(sizeof(struct vgpu_grant_page) <= VGPU_GRANT_PAGE_SIZE, "grant page");

@@ -66,6 +66,7 @@ static void forget(struct vgpu_replay *replay, unsigned slot)
     struct replay_context *context = &replay->private->context[slot];
     replay_forget_context(replay, slot);
     replay_registrations_end(replay, slot);
+    replay_slice_context_ended(replay, slot);
     replay_textures_context_ended(replay, slot);
     replay_arrays_context_ended(replay, slot);
     replay_handles_end_context(replay, slot);

@@ -402,6 +402,24 @@ static void each_dirty(struct vgpu_replay *replay, struct join *join)
     }
 }
 
+bool replay_waits_for_all(struct vgpu_replay *replay, void *stream)
+{
+    struct replay_private *private = replay->private;
+    for (unsigned slot = 0; slot < REPLAY_CONTEXTS; slot++)
+        if (slot != private->current && private->context[slot].real != NULL &&
+            (private->context[slot].legacy_dirty || private->context[slot].retired_dirty))
+            return false;
+    for (unsigned i = 0; i < private->dirty_count; i++) {
+        void *real;
+        unsigned slot;
+        if (replay_stream_owner(replay, private->dirty[i].handle, &real, &slot) && slot != private->current)
+            return false;
+    }
+    struct join join = {.helper = stream, .status = CUDA_SUCCESS};
+    each_dirty(replay, &join);
+    return join.status == CUDA_SUCCESS;
+}
+
 static CUresult fence_context(struct vgpu_replay *replay, uint32_t index, uint64_t value)
 {
     if (index >= replay->fence_count)

@@ -68,6 +68,13 @@ enum replay_event { /* bits of replay_private.events: what the control thread pa
 
 enum replay_waits { REPLAY_WAITS_NOT, REPLAY_WAITS_CALLS, REPLAY_WAITS_BYTES, REPLAY_WAITS_QUEUE };
 
+/* slice_clock.c */
+struct replay_slice_clock {
+    void *stream, *begin, *end; /* of the primary context; NULL: not made yet */
+    uint64_t charged_ns;        /* for the lease between the two events */
+    uint32_t leases, state;
+};
+
 struct replay_private {
     /* Contexts; slot 0 is the primary one. */
     struct replay_context context[REPLAY_CONTEXTS];
@@ -101,6 +108,7 @@ struct replay_private {
     bool watches;       /* somebody may take the place behind this lease, and end it */
     bool owes;          /* begun or declined, over, and not published */
     bool carries;       /* work of an earlier lease is unfinished, and goes on being billed */
+    struct replay_slice_clock slice_clock;
     void *marker; /* throttle.c: event behind the last stride of launches */
     unsigned marker_context, launches_since_marker, stride;
     struct { uint64_t handle; unsigned slot; } launched[8]; /* streams with launches since the marker */
@@ -186,6 +194,8 @@ bool replay_fence_is_done(struct vgpu_replay *replay, uint32_t index, uint64_t v
 void replay_forget_context(struct vgpu_replay *replay, unsigned slot);
 bool replay_probe_gpu_fence(struct vgpu_replay *replay);
 void *replay_helper_stream(struct vgpu_replay *replay, unsigned slot);
+/* Has the stream, of the current context, wait for all unfinished work. False: not all of it can be waited for there. */
+bool replay_waits_for_all(struct vgpu_replay *replay, void *stream);
 
 void *replay_take_event(struct vgpu_replay *replay); /* of the current context; NULL: none to be had */
 void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot);
@@ -193,6 +203,12 @@ void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot);
 /* throttle.c */
 void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call); /* after a launch under a bounded lease */
 void replay_throttle_anew(struct vgpu_replay *replay); /* a lease begins: the device is empty of our work, about */
+
+/* slice_clock.c */
+void replay_slice_begins(struct vgpu_replay *replay); /* a lease has begun, and no work under it */
+void replay_slice_ends(struct vgpu_replay *replay);   /* a lease is lost; its work may be unfinished */
+void replay_slice_charged(struct vgpu_replay *replay, uint64_t charged_ns); /* its work is done; 0: or nobody knows */
+void replay_slice_context_ended(struct vgpu_replay *replay, unsigned slot);
 
 /* trace.c */
 static inline struct vgpu_trace_head *replay_tracing(struct vgpu_replay *replay)

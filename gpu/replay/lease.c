@@ -116,6 +116,7 @@ bool replay_lease_begins(struct vgpu_replay *replay)
         private->billed_ns = private->began_ns;
     set_end(private, replay->grant->deadline_ns);
     replay_throttle_anew(replay);
+    replay_slice_begins(replay);
     not_busy(replay);
     return true;
 }
@@ -125,6 +126,8 @@ void replay_lease_lose(struct vgpu_replay *replay, uint64_t now)
     struct replay_private *private = replay->private;
     if (private->leased && private->token != 0 && replay_tracing(replay) != NULL)
         replay_trace(replay, VGPU_TRACE_LEASE, 0, private->began_ns, now != 0 ? now : replay_now_ns(), private->token);
+    if (private->leased)
+        replay_slice_ends(replay);
     private->owes = private->token != 0 && (private->leased || private->awaits_turn || private->owes);
     private->leased = false;
     private->open_ended = false;
@@ -213,8 +216,9 @@ static void publish(struct vgpu_replay *replay, uint64_t now, bool unfinished)
 {
     struct replay_private *private = replay->private;
     struct vgpu_grant_page *grant = replay->grant;
-    if (private->billed_ns != 0 && now > private->billed_ns)
-        grant->held_ns += now - private->billed_ns;
+    const uint64_t held_ns = private->billed_ns != 0 && now > private->billed_ns ? now - private->billed_ns : 0;
+    grant->held_ns += held_ns;
+    replay_slice_charged(replay, unfinished || private->carries ? 0 : held_ns);
     private->carries = unfinished;
     private->billed_ns = unfinished ? now : 0;
     private->owes = false;

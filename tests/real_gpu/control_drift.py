@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step ``drift`` of ``control.py``: GPU time as it is charged, against what NVML says of the card.
 
-A program keeps the GPU busy, then leaves it alone. Meanwhile the workers' own count (``gpu_ns``, from events around their work)
+A program keeps the GPU busy, then leaves it alone. Meanwhile the workers' own count (``gpu_ns``, by the host's clock)
 is compared with NVML's utilisation over the same time, and with what the mediator itself says of the drift (docs/scheduling.md,
 Drift): it measures that once a second and only while somebody looks, so the metrics are read all the while. The busy stretch begins
-and ends in the middle of the work, where NVML's late sampling does not matter.
+and ends in the middle of the work, where NVML's late sampling does not matter. Then two programs share it, and what their leases were
+charged is compared with what the device's own clock says of them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,28 @@ def measure(scene: Scene, found: Findings) -> None:
         found.judge("the drift is at most a tenth", drift is not None and abs(drift) <= DRIFT, of_speed=True)
         load.answer(seconds + 30)
         found.put("idle", _watched(host, load, scene.long(2.0, 0.5)))
+        _timed(scene, found, host, [load, host.load(scene, "other")])
+
+
+def _timed(scene: Scene, found: Findings, host: Host, loads: list[Load]) -> None:
+    """Both at once: leases by the clock that they are charged by, and by the device's."""
+    names = ("timed_leases", "timed_charged_ns", "timed_device_ns")
+
+    def told() -> list[dict[str, int]]:
+        return [{n: int(host.session_of(load.guest)["grant"][n]) for n in names} for load in loads]
+
+    before = told()
+    seconds, (iterations, batch) = scene.long(4.0, 1.0), (scene.pick(20_000, 100), scene.pick(4, 1))
+    for load in loads:
+        load.say("greedy", seconds, iterations, batch)
+    for load in loads:
+        load.answer(seconds + 30)
+    rises = [{n: then[n] - first[n] for n in names} for first, then in zip(before, told(), strict=True)]
+    ratios = [r["timed_device_ns"] / r["timed_charged_ns"] if r["timed_charged_ns"] else None for r in rises]
+    found.put("shared", {"seconds": seconds, "sessions": rises, "device_of_charged": ratios})
+    found.judge("leases are timed by the device's clock", all(r["timed_leases"] > 0 for r in rises))
+    near = all(ratio is not None and 0.9 <= ratio <= 1.01 for ratio in ratios)
+    found.judge("the device's clock agrees to a tenth", near, of_speed=True)
 
 
 def _watched(host: Host, load: Load, seconds: float) -> dict[str, Any]:

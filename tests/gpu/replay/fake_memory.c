@@ -675,7 +675,6 @@ EXPORT int cuStreamBatchMemOp_v2(void *stream, unsigned count, const uint64_t (*
     }
     return 0;
 }
-EXPORT int cuEventElapsedTime(float *milliseconds, struct event *start, struct event *end) { (void)start; (void)end; *milliseconds = 1.5f; return now() < end->done_at ? NOT_READY : 0; }
 EXPORT int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { return flags == 1 ? 401 : cuEventRecord(event, stream); }
 EXPORT int cuEventSynchronize(void *event) { (void)event; return 1; }
 EXPORT int cuCtxSetLimit(unsigned limit, size_t value)

@@ -81,6 +81,10 @@ def grant(session: Replayed, *, deadline_ns: int = 0, slice_ns: int = 0, in_flig
     session.kick()
 
 
+def has_ended(session: Replayed, token: int) -> bool:
+    return until(lambda: session.grant.get("ended_token") == token)
+
+
 def test_it_waits_for_its_turn_and_begins_without_being_told(session: Replayed, turn: SharedTurn) -> None:
     assert turn.swap(Hands(), Hands(OTHER, MINE))
     grant(session)
@@ -104,6 +108,29 @@ def test_the_turn_is_passed_on_when_the_work_is_done(session: Replayed, turn: Sh
     assert session.grant.get("ended_token") == MINE
     assert BUSY_MS * MS < session.grant.get("held_ns") < 20 * BUSY_MS * MS
     assert not consumed(session)
+
+
+def test_every_eighth_lease_among_others_is_timed_by_the_device(session: Replayed, turn: SharedTurn) -> None:
+    """What its clock says is read when the next lease begins; the fake's events are always 1.5 ms apart."""
+    timed = []
+    for number in range(1, 19):
+        token = 4 * number + 1
+        held = session.grant.get("held_ns")
+        assert turn.swap(turn.load(), Hands(token, 0))
+        among_others = number != 2  # that one is alone, and does not count
+        session.grant.grant(deadline_ns=0, token=token, in_flight_us=500 if among_others else 0)
+        session.kick()
+        assert session.guest.ask(CallId.cuCtxSetLimit, DEVICE_BUSY, 0).status == 0
+        timed.append(session.grant.get("timed_leases"))
+        session.grant.grant(deadline_ns=1, token=token, in_flight_us=500)
+        session.kick()
+        assert has_ended(session, token)
+        if number == 9:
+            charged = session.grant.get("held_ns") - held
+        if number == 10:
+            assert session.grant.get("timed_charged_ns") == charged > 0
+    assert timed == [0] * 9 + [1] * 8 + [2]
+    assert session.grant.get("timed_device_ns") == 2 * 1_500_000
 
 
 def test_a_slice_counts_from_the_beginning(session: Replayed, turn: SharedTurn) -> None:

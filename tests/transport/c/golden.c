@@ -46,6 +46,7 @@ int main(void)
     GRANT(memory_used_bytes); GRANT(memory_peak_bytes); GRANT(last_error); GRANT(worker_pid); GRANT(held_ns);
     GRANT(ended_token); GRANT(replay_ns); GRANT(lease_wait_ns); GRANT(gpu_wait_ns);
     GRANT(oldest_mark_ns); GRANT(last_mark_ns); GRANT(looked_ns); GRANT(answered_ns);
+    GRANT(timed_leases); GRANT(timed_charged_ns); GRANT(timed_device_ns);
     SESSION(magic); SESSION(session_id); SESSION(tail); SESSION(head); SESSION(state); SESSION(sticky_error);
     SESSION(deferred_error); SESSION(busy); SESSION(wake); SESSION(device_lost); SESSION(local_calls);
     SESSION(async_calls); SESSION(fence_calls); SESSION(reply_calls); SESSION(refused_calls); SESSION(refused); SESSION(times);
