@@ -162,15 +162,18 @@ class Telemetry(Actor):
         return SessionSurvey(living, ended)
 
     async def _look(self) -> list[SessionId]:
-        """Sample the living; those that answered. One that did not is just ending, and says so with Unwatch."""
-        answered = []
-        for session, executor in sorted(self._living.items()):
-            try:
+        """Sample the living, all at once; those that answered. One that did not is just ending, and says so with Unwatch."""
+        answered: list[SessionId] = []
+
+        async def ask(session: SessionId, executor: Ref[object]) -> None:
+            with contextlib.suppress(ActorGone, AskTimeout):
                 self._last[session] = await executor.ask(Sample(), timeout_seconds=1)
-            except (ActorGone, AskTimeout):
-                continue
-            answered.append(session)
-        return answered
+                answered.append(session)
+
+        async with trio.open_nursery() as nursery:
+            for session, executor in self._living.items():
+                nursery.start_soon(ask, session, executor)
+        return sorted(answered)
 
     # -- device pages
 

@@ -14,6 +14,7 @@
 
 #define LEASES_A_SAMPLE 8u
 #define STREAM_NON_BLOCKING 1u
+#define LAST_QUERIES 32u
 
 enum { OFF, BEGUN, ENDED, CHARGED };
 
@@ -79,6 +80,10 @@ void replay_slice_charged(struct vgpu_replay *replay, uint64_t charged_ns)
     struct replay_slice_clock *clock = &replay->private->slice_clock;
     if (clock->state != ENDED)
         return;
+    /* The work is done, and so is the event but for a microsecond or two: left behind, it would have the device turn back to this
+     * session in the middle of the next one's lease. */
+    for (unsigned i = 0; i < LAST_QUERIES && replay->driver.cuEventQuery(clock->end) == CUDA_ERROR_NOT_READY; i++)
+        ;
     clock->charged_ns = charged_ns;
     clock->state = charged_ns != 0 ? CHARGED : OFF;
 }

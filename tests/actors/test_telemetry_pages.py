@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.shim.nvml.page_host import TEXTS, UUID_TEXT, page_bytes
 from vgpu.actors import Actor, ActorSpec, ActorSystem, Refused, handles, open_system
@@ -31,9 +33,11 @@ from vgpu.actors.messages import (
     MarkVm,
     MeasureUse,
     OpenPage,
+    Sample,
     SampleGpu,
     SessionId,
     SessionInfo,
+    SessionSample,
     SessionUse,
     VmRecord,
     Watch,
@@ -545,6 +549,33 @@ async def test_gpu_time_is_compared_with_the_card_while_somebody_asks(tmp_path: 
         assert short.nvml_ratio == pytest.approx(0.8)
         assert short.workers_ratio == pytest.approx(0.4)
         assert short.drift_ratio == pytest.approx(short.counted_ratio - 0.8)
+
+
+@attrs.define(eq=False)
+class Sampled(Actor):
+    """Stands for an executor; without a sample it answers far too late."""
+
+    sample: SessionSample | None
+
+    @handles(Sample)
+    async def measure(self, message: Sample) -> SessionSample | None:
+        if self.sample is None:
+            await trio.sleep(60)
+        return self.sample
+
+
+async def test_sessions_that_do_not_answer_are_waited_for_together(autojump_clock: MockClock) -> None:
+    """Many that are ending at the same time must not make whoever lists the sessions give up."""
+    async with open_system() as system:
+        telemetry = await system.spawn(ActorSpec("mediator/telemetry", Telemetry))
+        silent = [None] * 9
+        answer = SessionSample(SessionInfo(SessionId(5), "vm1", 77, "train", "w1", 905), 1, {}, {}, {})
+        for number, sample in enumerate([*silent[:4], answer, *silent[4:]], 1):
+            executor = await system.spawn(ActorSpec(f"session{number}", partial(Sampled, sample)))
+            assert await telemetry.send(Watch(SessionId(number), executor))
+        began = trio.current_time()
+        assert await telemetry.ask(ListSessions()) == (answer,)
+        assert trio.current_time() - began == pytest.approx(1.0)
 
 
 async def test_workers_that_nvml_does_not_name_are_not_taken_for_idle() -> None:
