@@ -102,7 +102,7 @@ def all_programs() -> list[Program]:
     programs = [_cuda("runtime_basic", "static", "sass")]
     for cudart, code in (("shared", "sass"), ("static", "ptx")):
         programs.append(_cuda("runtime_basic", cudart, code))
-    for name in ("runtime_launch", "runtime_graph"):
+    for name in ("runtime_launch", "runtime_graph", "runtime_graph_memory", "runtime_textures"):
         programs += [_cuda(name, "static", "sass"), _cuda(name, "shared", "sass")]
     programs.append(_cuda("runtime_errors", "static", "sass"))
     programs.append(_cuda("runtime_errors", "static", "sass", "trap", suffix=" trap"))
