@@ -109,19 +109,21 @@ static int first(void)
 #define COPY_BYTES (8u << 20)
 #define COPY_TURNS 31
 
-static double gigabytes_a_second(void *to, const void *from)
+static uint64_t copy_time(void *to, const void *from)
 {
-    uint64_t took[COPY_TURNS];
-    for (int i = 0; i < COPY_TURNS; i++) {
-        uint64_t began = now_ns();
-        memcpy(to, from, COPY_BYTES);
-        __asm__ volatile("" : : "r"(to) : "memory");
-        took[i] = now_ns() - began;
-    }
+    uint64_t began = now_ns();
+    memcpy(to, from, COPY_BYTES);
+    __asm__ volatile("" : : "r"(to) : "memory");
+    return now_ns() - began;
+}
+
+static double gigabytes_a_second(uint64_t took[COPY_TURNS])
+{
     qsort(took, COPY_TURNS, sizeof *took, ascending);
     return COPY_BYTES / (double)took[COPY_TURNS / 2];
 }
 
+/* In turns, so that what slows the machine for a while slows all three. */
 static int copies(void)
 {
     set_up();
@@ -131,9 +133,13 @@ static int copies(void)
     for (size_t i = 0; i < COPY_BYTES; i++) a[i] = (unsigned char)(i * 2654435761u >> 13);
     memset(b, 0, COPY_BYTES);
     memset(pinned, 0, COPY_BYTES);
-    double ordinary = gigabytes_a_second(b, a), to = gigabytes_a_second(pinned, a);
-    memset(b, 0, COPY_BYTES);
-    double from = gigabytes_a_second(b, pinned);
+    uint64_t took[3][COPY_TURNS];
+    for (int i = 0; i < COPY_TURNS; i++) {
+        took[0][i] = copy_time(b, a);
+        took[1][i] = copy_time(pinned, a);
+        took[2][i] = copy_time(b, pinned);
+    }
+    double ordinary = gigabytes_a_second(took[0]), to = gigabytes_a_second(took[1]), from = gigabytes_a_second(took[2]);
     CUdeviceptr device;
     CHECK(cuMemAlloc_v2(&device, COPY_BYTES));
     CHECK(cuMemcpyHtoD_v2(device, pinned, COPY_BYTES));
