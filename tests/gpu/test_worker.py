@@ -28,6 +28,7 @@ from tests.gpu.replay.guest import (
     build_fake_driver,
 )
 from vgpu.gpu.control import WorkerLink, open_worker_link
+from vgpu.gpu.driver import NVML
 from vgpu.gpu.process import WorkerNotStarted, WorkerOptions, WorkerProcess, start_worker
 from vgpu.transport._generated_calls import CallId
 from vgpu.transport.layout import GrantPage, SessionPage
@@ -147,6 +148,17 @@ async def test_hello_describes_a_warm_worker(options: WorkerOptions) -> None:
         assert await process.wait() == 0
         assert not Path(path).exists()
         await link.aclose()
+
+
+async def test_it_asks_the_management_library_beside_the_driver(options: WorkerOptions, tmp_path: Path) -> None:
+    """Two small arrays share a unit of the driver's; who is not told that would charge each with one."""
+    library = build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
+    (library.parent / NVML).symlink_to(library)  # the fake is both
+    async with assigned(attrs.evolve(options, library=library)) as worker:
+        assert await in_thread(worker.guest, CallId.wirePrimaryRetain, CONTEXT, 0) == 0
+        for _ in range(2):
+            assert await in_thread(worker.guest, CallId.cuArray3DCreate_v2, 64, 64, 0, 1, 1, 0) == 0
+        assert worker.grant.get("memory_used_bytes") == 2 * MIB
 
 
 async def test_device_page(options: WorkerOptions) -> None:
