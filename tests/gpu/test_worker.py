@@ -150,7 +150,9 @@ async def test_hello_describes_a_warm_worker(options: WorkerOptions) -> None:
         await link.aclose()
 
 
-async def test_it_asks_the_management_library_beside_the_driver(options: WorkerOptions, tmp_path: Path) -> None:
+async def test_it_asks_the_management_library_beside_the_driver(
+    options: WorkerOptions, tmp_path: Path
+) -> None:
     """Two small arrays share a unit of the driver's; who is not told that would charge each with one."""
     library = build_fake_driver(tmp_path, "fake_memory.c", "-DFAKE_UNITS")
     (library.parent / NVML).symlink_to(library)  # the fake is both
