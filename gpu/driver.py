@@ -84,7 +84,7 @@ def _loader_folders() -> Iterator[Path]:
     """Where the loader would look: the library path, then its cache."""
     import subprocess
 
-    for folder in os.environ.get("LD_NVML_PATH", "").split(":"):
+    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
         if folder.startswith("/"):
             yield Path(folder)
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):

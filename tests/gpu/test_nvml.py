@@ -231,11 +231,19 @@ def test_the_library_is_found_beside_libcuda_and_ours_never(
         open_device(ours / NVML, CARD)
 
 
+def test_the_library_is_looked_for_where_the_loader_would(
+    build: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = build()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{GUEST_NVML.parent}:{tmp_path}")
+    assert find_nvml() == library
+
+
 def test_a_host_without_the_library(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vgpu.gpu.driver.USUAL_FOLDERS", ())
-    monkeypatch.setenv("LD_NVML_PATH", str(GUEST_NVML.parent))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(GUEST_NVML.parent))
     monkeypatch.setattr(subprocess, "run", _no_ldconfig)
     sampler = sampler_for(CARD, GUEST_NVML.parent / "libcuda.so.1")
     for _ in range(3):
