@@ -16,6 +16,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import TypeVar
 
 import attrs
 import trio
@@ -25,7 +26,18 @@ from vgpu.gpu.nvml import sampler_for
 from vgpu.gpu.sampling import DeviceIdentity, GpuSample, Sampler
 from vgpu.gpu.schedule import SessionId
 
-from . import Actor, ActorError, ActorGone, AskTimeout, ExitReason, Ref, Reply, WhichChildren, handles
+from . import (
+    Actor,
+    ActorError,
+    ActorGone,
+    AskTimeout,
+    ExitReason,
+    Ref,
+    Reply,
+    Request,
+    WhichChildren,
+    handles,
+)
 from .gpu_time import INTEREST_SECONDS, LOOK_SECONDS, GpuTimes, MeasureGpuTime, gpu_of
 from .guest_times import GUEST_COUNTS, GUEST_TIMES
 from .messages import (
@@ -65,6 +77,8 @@ USE_SECONDS = 0.2
 
 # Enough to see what a busy host has been doing; older sessions are in the ledger.
 REMEMBERED_SESSIONS = 256
+
+A = TypeVar("A")
 
 # Counters of the grant page that only rise, so that adding them up over sessions means something.
 CUMULATIVE = (
@@ -162,18 +176,23 @@ class Telemetry(Actor):
         return SessionSurvey(living, ended)
 
     async def _look(self) -> list[SessionId]:
-        """Sample the living, all at once; those that answered. One that did not is just ending, and says so with Unwatch."""
-        answered: list[SessionId] = []
+        """Sample the living; those that answered."""
+        answered = await self._ask_all(Sample(), 1)
+        self._last.update(answered)
+        return list(answered)
+
+    async def _ask_all(self, question: Request[A], seconds: float) -> dict[SessionId, A]:
+        """Ask the living, all at once; answers in the order of the sessions. One without is just ending, and says so with Unwatch."""
+        found: dict[SessionId, A] = {}
 
         async def ask(session: SessionId, executor: Ref[object]) -> None:
             with contextlib.suppress(ActorGone, AskTimeout):
-                self._last[session] = await executor.ask(Sample(), timeout_seconds=1)
-                answered.append(session)
+                found[session] = await executor.ask(question, timeout_seconds=seconds)
 
         async with trio.open_nursery() as nursery:
             for session, executor in self._living.items():
                 nursery.start_soon(ask, session, executor)
-        return sorted(answered)
+        return {session: found[session] for session in sorted(found)}
 
     # -- device pages
 
@@ -356,14 +375,4 @@ class Telemetry(Actor):
         await self._gpu_times.measure(gpu, self._on_gpu(gpu, await self._uses()))
 
     async def _uses(self) -> tuple[SessionUse, ...]:
-        found: dict[SessionId, SessionUse] = {}
-
-        async def ask(session: SessionId, executor: Ref[object]) -> None:
-            # One that does not answer is just ending, and says so with Unwatch.
-            with contextlib.suppress(ActorGone, AskTimeout):
-                found[session] = await executor.ask(MeasureUse(), timeout_seconds=USE_SECONDS)
-
-        async with trio.open_nursery() as nursery:
-            for session, executor in self._living.items():
-                nursery.start_soon(ask, session, executor)
-        return tuple(found[session] for session in sorted(found))
+        return tuple((await self._ask_all(MeasureUse(), USE_SECONDS)).values())

@@ -325,9 +325,8 @@ def device_memory(p: Probe) -> None:
     words = struct.unpack("<200i", _fetch(p, image, row, at, "i"))
     p.equal(_channels(words, 2), [v for (k,) in at for v in values[2 * k : 2 * k + 2]], "elements of a row")
     view = p.pack("<IxxxxQQQIIII64x", 0, 50, 0, 0, 0, 0, 0, 0)
-    viewed = _texture(
-        p, _of_row(p, memory, 0x0A, 2, 400), _how(p), view
-    )  # documented for arrays; taken, and no matter
+    # Views are documented for arrays; one of memory is taken, and no matter.
+    viewed = _texture(p, _of_row(p, memory, 0x0A, 2, 400), _how(p), view)
     p.equal(
         _fetch(p, image, viewed, at, "i"), _fetch(p, image, row, at, "i"), "elements of a row with a view"
     )

@@ -94,7 +94,7 @@ static void fill_topology(struct vgpu_replay *replay, struct vgpu_device_page *p
 
 static void fill_granularity(struct vgpu_replay *replay, struct vgpu_device_page *page)
 {
-    const CUmemAllocationProp pinned_here = {.type = 1, .location = {.type = 1, .id = replay->device}};
+    const CUmemAllocationProp pinned_here = replay_pinned_here(replay);
     size_t size = 0;
     if (replay->driver.cuMemGetAllocationGranularity(&size, &pinned_here, 0) == 0)
         page->vmm_granularity_minimum = size;

@@ -3,7 +3,7 @@
  * event.c - events, under handles the guest chose. Synchronising is the loop's wireFenceEvent; cuEventSynchronize
  * here is only for events that were captured, for which the driver answers without waiting.
  */
-#include "replay.h"
+#include "internal.h"
 
 /* arguments: handle, flags */
 CUresult replay_cuEventCreate(REPLAY_PARAMETERS)
@@ -65,6 +65,14 @@ CUresult replay_cuEventSynchronize(REPLAY_PARAMETERS)
     return (CUresult)replay->driver.cuEventSynchronize(event);
 }
 
+CUresult replay_elapsed(struct vgpu_replay *replay, void *start, void *end, float *milliseconds)
+{
+    int status = replay->driver.cuEventElapsedTime_v2(milliseconds, start, end);
+    if (status == CUDA_ERROR_NOT_SUPPORTED) /* a driver before 12.8 */
+        status = replay->driver.cuEventElapsedTime(milliseconds, start, end);
+    return (CUresult)status;
+}
+
 /* arguments: start, end; value[0]: the bits of the float */
 CUresult replay_cuEventElapsedTime_v2(REPLAY_PARAMETERS)
 {
@@ -75,10 +83,8 @@ CUresult replay_cuEventElapsedTime_v2(REPLAY_PARAMETERS)
     if (!replay_lookup(replay, VGPU_KIND_EVENT, call->argument[0], &start) ||
         !replay_lookup(replay, VGPU_KIND_EVENT, call->argument[1], &end))
         return CUDA_ERROR_INVALID_HANDLE;
-    int status = replay->driver.cuEventElapsedTime_v2(&milliseconds, start, end);
-    if (status == CUDA_ERROR_NOT_SUPPORTED) /* a driver before 12.8 */
-        status = replay->driver.cuEventElapsedTime(&milliseconds, start, end);
+    CUresult status = replay_elapsed(replay, start, end, &milliseconds);
     memcpy(&bits, &milliseconds, sizeof bits);
     result->value[0] = bits;
-    return (CUresult)status;
+    return status;
 }

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #define EVENT_WITHOUT_TIMING 2u
-#define STREAM_NON_BLOCKING 1u
 #define QUERIES_PER_POLL 16u
 #define PROBE_NS 2000000000ull
 

@@ -156,8 +156,8 @@ CUresult replay_cuGraphClone(REPLAY_PARAMETERS)
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-/* Does a stream capture into it? Then CUDA permits everything but destroying it and taking out nodes: the capture goes on with
- * both, and the driver is not said to look whether they are there. */
+/* Does a stream capture into it? Then CUDA permits everything but destroying it and taking out nodes. The driver refuses that too (580),
+ * but not for what a part of the graph is captured into; and nothing here is to be forgotten of one that stays. */
 static bool is_captured_into(const struct vgpu_replay *replay, const void *real)
 {
     const struct code_map *captures = &replay->code->captures;

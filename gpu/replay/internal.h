@@ -16,6 +16,7 @@
 #define REPLAY_HELPERS 4
 #define REPLAY_CHUNKS 1024
 
+#define STREAM_NON_BLOCKING 1u
 #define SPIN_WORTHWHILE_NS 1000000ull /* spin_ns of a host with processors to spare: short waits spin there */
 
 /* A stream of ours that carries joins; free again when its last fence word holds the value. */
@@ -204,6 +205,9 @@ void replay_give_event(struct vgpu_replay *replay, void *event, unsigned slot);
 void replay_throttle(struct vgpu_replay *replay, const struct vgpu_call *call); /* after a launch under a bounded lease */
 void replay_throttle_anew(struct vgpu_replay *replay); /* a lease begins: the device is empty of our work, about */
 
+/* event.c */
+CUresult replay_elapsed(struct vgpu_replay *replay, void *start, void *end, float *milliseconds); /* the driver's events */
+
 /* slice_clock.c */
 void replay_slice_begins(struct vgpu_replay *replay); /* a lease has begun, and no work under it */
 void replay_slice_ends(struct vgpu_replay *replay);   /* a lease is lost; its work may be unfinished */
@@ -249,6 +253,12 @@ void replay_registrations_end(struct vgpu_replay *replay, unsigned slot); /* tha
 bool replay_registered_in(const struct vgpu_replay *replay, unsigned slot);
 CUresult replay_register(struct vgpu_replay *replay, uint64_t offset, uint64_t size);
 CUresult replay_unregister_all(struct vgpu_replay *replay); /* before the segment is left for another */
+
+/* Memory of the device, for what asks about cuMemCreate or calls it. */
+static inline CUmemAllocationProp replay_pinned_here(const struct vgpu_replay *replay)
+{
+    return (CUmemAllocationProp){.type = 1, .location = {.type = 1, .id = replay->device}};
+}
 
 /* process_memory.c */
 /* Bytes that this process holds of the device, all contexts together. False: the system does not tell. Some 20 us; 20 ms the first

@@ -104,7 +104,7 @@ static void *device_of(struct vgpu_replay *replay, void *library)
 /* Whether the number follows what this process allocates. */
 static bool follows(struct vgpu_replay *replay, struct replay_nvml *nvml)
 {
-    const CUmemAllocationProp pinned_here = {.type = 1, .location = {.type = 1, .id = replay->device}};
+    const CUmemAllocationProp pinned_here = replay_pinned_here(replay);
     uint64_t memory, before, with, after;
     if (!ask(nvml, &before) || replay->driver.cuMemCreate(&memory, replay->memory_unit, &pinned_here, 0) != 0) return false;
     const bool was_told = ask(nvml, &with);

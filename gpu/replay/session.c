@@ -262,7 +262,7 @@ int vgpu_replay_rebase(struct vgpu_replay *replay, int bar1_fd, uint64_t offset,
  * others allocate at the same time. So only what can be true is believed. */
 static void find_memory_unit(struct vgpu_replay *replay, uint32_t device_flags)
 {
-    const CUmemAllocationProp pinned_here = {.type = 1, .location = {.type = 1, .id = replay->device}};
+    const CUmemAllocationProp pinned_here = replay_pinned_here(replay);
     size_t unit = 0, before = 0, after = 0, total = 0;
     uint64_t address = 0;
     replay->memory_unit = 1;

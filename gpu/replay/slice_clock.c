@@ -13,7 +13,6 @@
 #include "internal.h"
 
 #define LEASES_A_SAMPLE 8u
-#define STREAM_NON_BLOCKING 1u
 #define LAST_QUERIES 32u
 
 enum { OFF, BEGUN, ENDED, CHARGED };
@@ -32,10 +31,7 @@ static bool open_clock(struct vgpu_replay *replay, struct replay_slice_clock *cl
 static void read_clock(struct vgpu_replay *replay, struct replay_slice_clock *clock)
 {
     float milliseconds = 0;
-    int status = replay->driver.cuEventElapsedTime_v2(&milliseconds, clock->begin, clock->end);
-    if (status == CUDA_ERROR_NOT_SUPPORTED) /* a driver that does not have it */
-        status = replay->driver.cuEventElapsedTime(&milliseconds, clock->begin, clock->end);
-    if (status != 0 || !(milliseconds >= 0))
+    if (replay_elapsed(replay, clock->begin, clock->end, &milliseconds) != CUDA_SUCCESS || !(milliseconds >= 0))
         return; /* not done yet, or nothing that can be said */
     replay->grant->timed_leases++;
     replay->grant->timed_charged_ns += clock->charged_ns;

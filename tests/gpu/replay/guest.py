@@ -258,3 +258,8 @@ def replayed(library: Path, **how: Any) -> Iterator[Replayed]:
         yield session
     finally:
         session.close()
+
+
+def used(session: Replayed) -> int:
+    """Bytes of device memory that the session is charged with."""
+    return session.grant.get("memory_used_bytes")

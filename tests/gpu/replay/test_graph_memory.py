@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.replay.guest import HERE, Guest, Replayed, build_fake_driver, replayed
+from tests.gpu.replay.guest import HERE, Guest, Replayed, build_fake_driver, replayed, used
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
 
@@ -66,10 +66,6 @@ def instance_of(guest: Guest, graph: int, flags: int = 0) -> int:
     made = guest.ask(CallId.cuGraphInstantiateWithParams, graph, flags, 0)
     assert made.status == 0
     return made.values[0]
-
-
-def used(session: Replayed) -> int:
-    return session.grant.get("memory_used_bytes")
 
 
 # ---- fields

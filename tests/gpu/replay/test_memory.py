@@ -24,6 +24,7 @@ from tests.gpu.replay.guest import (
     build_fake_driver,
     replayed,
     until,
+    used,
 )
 from vgpu.gpu.errors import Result as Code
 from vgpu.transport._generated_calls import CallId
@@ -288,25 +289,21 @@ def test_small_arrays_share_units(units_driver: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FAKE_NVML", nvml)
     with replayed(units_driver, memory_limit=3 * UNIT, nvml=True) as session:
         guest = session.guest
-
-        def used() -> int:
-            return session.grant.get("memory_used_bytes")
-
         guest.retain()
         half = (1024, 1024, 0, 1, 1, 0)
         made = []
         for cost in (1, 1, 2, 2, 3, 3):  # the sixth fits though there is no room for another unit
             made.append(guest.ask(CallId.cuArray3DCreate_v2, *half))
-            assert (made[-1].status, used()) == (0, cost * UNIT)
+            assert (made[-1].status, used(session)) == (0, cost * UNIT)
         assert guest.ask(CallId.cuArray3DCreate_v2, *half).status == Code.OUT_OF_MEMORY
-        assert used() == 3 * UNIT
+        assert used(session) == 3 * UNIT
         for array, cost in zip(made, (3, 2, 2, 1, 1, 0), strict=True):
             assert guest.ask(CallId.cuArrayDestroy, array.values[0]).status == 0
-            assert used() == cost * UNIT
+            assert used(session) == cost * UNIT
         for _ in range(3):
             assert guest.ask(CallId.cuArray3DCreate_v2, *half).status == 0
         assert guest.ask(CallId.wirePrimaryReset, CONTEXT).status == 0
-        assert used() == 0
+        assert used(session) == 0
 
 
 @pytest.mark.parametrize("nvml", ["stranger", "stuck"])
@@ -316,16 +313,12 @@ def test_a_number_that_is_not_of_this_process_is_not_believed(
     monkeypatch.setenv("FAKE_NVML", nvml)
     with replayed(units_driver, memory_limit=2 * UNIT, nvml=True) as session:
         guest = session.guest
-
-        def used() -> int:
-            return session.grant.get("memory_used_bytes")
-
         guest.retain()
         made = [guest.ask(CallId.cuArray3DCreate_v2, 4, 4, 0, FLOAT, 1, 0) for _ in range(3)]
         assert [answer.status for answer in made] == [0, 0, Code.OUT_OF_MEMORY]
-        assert used() == 2 * UNIT
+        assert used(session) == 2 * UNIT
         assert guest.ask(CallId.cuArrayDestroy, made[0].values[0]).status == 0
-        assert used() == UNIT
+        assert used(session) == UNIT
 
 
 def test_sizes_of_arrays_do_not_overflow(session: Replayed) -> None:
