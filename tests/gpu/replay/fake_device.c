@@ -6,7 +6,9 @@
 #define cuLaunchKernel code_launch
 #define cuStreamQuery code_stream_query
 #define cuStreamWriteValue64_v2 code_stream_write
+#define fakeForgetWrites code_forget_writes
 #include "fake_code.c"
+#undef fakeForgetWrites
 #undef cuLaunchKernel
 #undef cuStreamQuery
 #undef cuStreamWriteValue64_v2
@@ -18,7 +20,7 @@
 #define WRITES 65536
 
 static struct { void *stream; uint64_t free_at; } busy[STREAMS];
-static struct { uint64_t at, value; _Atomic uint64_t *word; } write_at[WRITES];
+static struct { uint64_t at, value; _Atomic uint64_t *word; pthread_t asker; } write_at[WRITES];
 static unsigned writes_waiting;
 
 static uint64_t *free_at(void *stream)
@@ -66,6 +68,7 @@ EXPORT int cuStreamWriteValue64_v2(void *stream, uint64_t address, uint64_t valu
         return 999;
     pthread_mutex_lock(&lock);
     if (writes_waiting < WRITES) {
+        write_at[writes_waiting].asker = pthread_self();
         write_at[writes_waiting].at = *free_at(stream);
         write_at[writes_waiting].word = (_Atomic uint64_t *)address;
         write_at[writes_waiting++].value = value;
@@ -79,6 +82,17 @@ EXPORT int cuStreamQuery(void *stream)
     int status = *free_at(stream) > now() ? 600 : 0;
     pthread_mutex_unlock(&lock);
     return status;
+}
+EXPORT void fakeForgetWrites(pthread_t asker)
+{
+    code_forget_writes(asker);
+    pthread_mutex_lock(&lock);
+    unsigned kept = 0;
+    for (unsigned i = 0; i < writes_waiting; i++)
+        if (!pthread_equal(write_at[i].asker, asker))
+            write_at[kept++] = write_at[i];
+    writes_waiting = kept;
+    pthread_mutex_unlock(&lock);
 }
 EXPORT void fakeReset(void)
 {

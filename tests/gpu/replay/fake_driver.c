@@ -30,7 +30,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t busy_until, fault_at, calls;
 static _Atomic int writes_supported = 1;
-static struct { uint64_t at, value; _Atomic uint64_t *word; } queue[QUEUE];
+static struct { uint64_t at, value; _Atomic uint64_t *word; pthread_t asker; } queue[QUEUE];
 static unsigned queued;
 static uint64_t limits[16];
 static __thread void *current;
@@ -69,6 +69,18 @@ static void *write_late(void *unused)
         nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
     }
     return NULL;
+}
+
+/* What that thread asked for and is still to be written is not: its memory is about to go. */
+EXPORT void fakeForgetWrites(pthread_t asker)
+{
+    pthread_mutex_lock(&lock);
+    unsigned kept = 0;
+    for (unsigned i = 0; i < queued; i++)
+        if (!pthread_equal(queue[i].asker, asker))
+            queue[kept++] = queue[i];
+    queued = kept;
+    pthread_mutex_unlock(&lock);
 }
 
 EXPORT int cuInit(unsigned flags)
@@ -216,6 +228,7 @@ static int write_word(uint64_t address, uint64_t value)
     pthread_mutex_lock(&lock);
     status = queued < QUEUE ? 0 : 2;
     if (status == 0) {
+        queue[queued].asker = pthread_self();
         queue[queued].at = atomic_load(&busy_until);
         queue[queued].word = (_Atomic uint64_t *)address;
         queue[queued++].value = value;

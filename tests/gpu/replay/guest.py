@@ -241,6 +241,7 @@ class Replayed:
         assert not self.thread.is_alive()
         # The driver's threads look whether the session has ended; a worker process simply goes, and they with it.
         assert until(lambda: self._library.fakeHostCalls() == 0)
+        self._library.fakeForgetWrites(ctypes.c_ulong(self.thread.ident or 0))
         self.guest.close()
         self.guest.lifeline.close()
         self._ours.close()
